@@ -1,0 +1,98 @@
+"""Typed progress events and the observer that hears them.
+
+The engine never prints and never knows who listens: the command line draws a bar, a task updates an artifact,
+a test collects. `Observer` is also how a caller cancels: a `Cancel` that was set makes the next `checkpoint`
+raise.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from seawall.errors import Cancelled
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """Base of everything that an observer hears."""
+
+
+@dataclass(frozen=True, slots=True)
+class Began(Event):
+    """A step began; `total_bytes` is an estimate, 0 when unknown."""
+
+    step: str
+    total_bytes: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Advanced(Event):
+    """`plain_bytes` more of the step's input were handled and became `stored_bytes`."""
+
+    step: str
+    plain_bytes: int
+    stored_bytes: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Ended(Event):
+    """A step ended after `seconds`."""
+
+    step: str
+    seconds: float
+    detail: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Noticed(Event):
+    """Something the administrator should know; `severity` is low, medium, high or critical."""
+
+    severity: str
+    code: str
+    message: str
+
+
+class Cancel:
+    """A request to stop that any thread may make and every worker looks at between two pieces of work."""
+
+    def __init__(self) -> None:
+        self._event = threading.Event()
+
+    def set(self) -> None:
+        self._event.set()
+
+    def is_set(self) -> bool:
+        return self._event.is_set()
+
+    def wait(self, seconds: float) -> bool:
+        """Sleep up to `seconds`; true as soon as somebody asked to stop."""
+        return self._event.wait(seconds)
+
+
+@dataclass(frozen=True, slots=True)
+class Observer:
+    """Who hears events, and whether to stop.
+
+    Args:
+        hear: called with each event, from any worker thread; must be quick and must not raise.
+        cancel: looked at by `checkpoint`.
+    """
+
+    hear: Callable[[Event], None] = field(default=lambda _event: None)
+    cancel: Cancel = field(default_factory=Cancel)
+
+    def checkpoint(self) -> None:
+        """Raise if somebody asked to stop.
+
+        Raises:
+            Cancelled: somebody did.
+        """
+        if self.cancel.is_set():
+            raise Cancelled("stopped on request")
+
+
+def silent() -> Observer:
+    """An observer that hears nothing and is never cancelled."""
+    return Observer()

@@ -1,0 +1,247 @@
+"""TOML and environment to frozen settings.
+
+One file describes repository, sealing, catalog and sources. Secrets are never values in it: a passphrase or
+password is a file's path (mode 0600) or the name of an environment variable. `SEAWALL_CONFIG` names the file;
+`SEAWALL_<SECTION>_<KEY>` overrides one value of the sections `repository`, `sealing`, `catalog` and `server`.
+"""
+
+from __future__ import annotations
+
+import os
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, replace
+from datetime import timedelta
+from enum import StrEnum
+from pathlib import Path
+from typing import Any, TypeVar
+
+from seawall.errors import SettingsError
+from seawall.model import Compression, CopyMode, SealingMode, checked_name
+
+DEFAULT_FILE = Path("/etc/seawall/seawall.toml")
+_OVERRIDABLE = ("repository", "sealing", "catalog", "server")
+
+
+@dataclass(frozen=True, slots=True)
+class RepositorySettings:
+    """Where backups lie: `url` is `file:///absolute/path`, an absolute path, or `memory:`."""
+
+    url: str = ""
+    bandwidth_bytes_per_second: int = 0
+    concurrency: int = 8
+    attempts: int = 5
+
+
+@dataclass(frozen=True, slots=True)
+class SealingSettings:
+    """How objects are compressed and sealed, and for whom.
+
+    `operations` and `escrow` are full OpenPGP fingerprints; `recipients` may name more. The key ring needs
+    their public keys to take backups, and one of the private keys to read them.
+    """
+
+    mode: SealingMode = SealingMode.AES_256_GCM
+    compression: Compression = Compression.ZSTD
+    level: int = 1
+    keyring: Path = Path("/var/lib/seawall/keyring")
+    operations: str = ""
+    escrow: str = ""
+    recipients: tuple[str, ...] = ()
+    passphrase_file: Path | None = None
+    wal_key_hours: int = 24
+
+    @property
+    def all_recipients(self) -> tuple[str, ...]:
+        named = (self.operations, self.escrow, *self.recipients)
+        return tuple(dict.fromkeys(fingerprint for fingerprint in named if fingerprint))
+
+
+@dataclass(frozen=True, slots=True)
+class CatalogSettings:
+    """Where the catalog lies: an SQLAlchemy URL without a password (libpq's passfile supplies that)."""
+
+    url: str = "sqlite:////var/lib/seawall/catalog.db"
+
+
+@dataclass(frozen=True, slots=True)
+class ServerSettings:
+    """This host: the unprivileged account for servers that Seawall starts, and the working directory."""
+
+    account: str = ""
+    work_directory: Path = Path("/var/lib/seawall/work")
+    time_zone: str = "UTC"
+    rpo_minutes: int = 15
+    rto_hours: int = 4
+
+
+@dataclass(frozen=True, slots=True)
+class SourceSettings:
+    """One PostgreSQL cluster.
+
+    Args:
+        conninfo: libpq keywords or URI without a password; `passfile` holds that.
+        data_directory: only where the server's own answer is not the path on this host.
+        bin_directory: where this major version's `postgres` and `pg_ctl` lie; searched for when omitted.
+        retention_days: how long backups of this source are kept.
+    """
+
+    name: str
+    conninfo: str = ""
+    passfile: Path | None = None
+    data_directory: Path | None = None
+    bin_directory: Path | None = None
+    mode: CopyMode = CopyMode.DIRECT
+    workers: int = 2
+    slot: str = ""
+    max_rate_bytes_per_second: int = 0
+    retention_days: int = 30
+    wal_timeout: timedelta = timedelta(seconds=120)
+
+    @property
+    def slot_name(self) -> str:
+        return self.slot or f"seawall_{self.name.replace('-', '_')}"
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """Everything that a command or task needs to know."""
+
+    repository: RepositorySettings = field(default_factory=RepositorySettings)
+    sealing: SealingSettings = field(default_factory=SealingSettings)
+    catalog: CatalogSettings = field(default_factory=CatalogSettings)
+    server: ServerSettings = field(default_factory=ServerSettings)
+    sources: Mapping[str, SourceSettings] = field(default_factory=dict)
+
+    def source(self, name: str) -> SourceSettings:
+        """The settings of one source.
+
+        Raises:
+            SettingsError: none of that name is configured.
+        """
+        try:
+            return self.sources[name]
+        except KeyError as error:
+            known = ", ".join(sorted(self.sources)) or "none"
+            raise SettingsError(f"no source {name!r} is configured (known: {known})") from error
+
+    def spool(self, source: str) -> Path:
+        """Where WAL of a source waits on this host, readable for the server's account."""
+        return self.server.work_directory / "spool" / source
+
+
+_S = TypeVar("_S", RepositorySettings, SealingSettings, CatalogSettings, ServerSettings, SourceSettings)
+
+
+def load(path: Path | None = None, environ: Mapping[str, str] | None = None) -> Settings:
+    """Read settings from a TOML file and the environment.
+
+    Args:
+        path: the file; else `SEAWALL_CONFIG`, else `/etc/seawall/seawall.toml`.
+        environ: the environment; the process's own when omitted.
+
+    Raises:
+        SettingsError: the file is missing or malformed, or a key or value in it is wrong.
+    """
+    environ = os.environ if environ is None else environ
+    chosen = path or Path(environ.get("SEAWALL_CONFIG", DEFAULT_FILE))
+    document = _read(chosen)
+    for section in _OVERRIDABLE:
+        prefix = f"SEAWALL_{section.upper()}_"
+        for variable, value in environ.items():
+            if variable.startswith(prefix):
+                document.setdefault(section, {})[variable.removeprefix(prefix).lower()] = value
+    return parse(document, origin=str(chosen))
+
+
+def parse(document: Mapping[str, Any], *, origin: str = "settings") -> Settings:
+    """Settings from an already decoded TOML document; `origin` names it in messages.
+
+    Raises:
+        SettingsError: a section, key or value is wrong.
+    """
+    known = {f.name for f in fields(Settings)}
+    for section in document:
+        if section not in known:
+            raise SettingsError(f"{origin}: unknown section [{section}]; known are {', '.join(sorted(known))}")
+    sources = document.get("sources", {})
+    if not isinstance(sources, Mapping):
+        raise SettingsError(f"{origin}: write each source as a section of its own, [sources.NAME]")
+    return Settings(
+        repository=_section(RepositorySettings(), document.get("repository", {}), f"{origin}: [repository]"),
+        sealing=_section(SealingSettings(), document.get("sealing", {}), f"{origin}: [sealing]"),
+        catalog=_section(CatalogSettings(), document.get("catalog", {}), f"{origin}: [catalog]"),
+        server=_section(ServerSettings(), document.get("server", {}), f"{origin}: [server]"),
+        sources={
+            checked_name(name, what="source name"): _section(
+                SourceSettings(name=name), values, f"{origin}: [sources.{name}]"
+            )
+            for name, values in sources.items()
+        },
+    )
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise SettingsError(
+            f"no settings file at {path}",
+            hint="Make one with `seawall init`, or name it with --config or SEAWALL_CONFIG.",
+        ) from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise SettingsError(f"{path}: {error}") from error
+    except OSError as error:
+        raise SettingsError(f"{path} cannot be read: {error.strerror}") from error
+
+
+def _section(default: _S, values: object, where: str) -> _S:
+    if not isinstance(values, Mapping):
+        raise SettingsError(f"{where} must be a section")
+    known = {f.name for f in fields(default)}
+    changes: dict[str, Any] = {}
+    for key, value in values.items():
+        if key not in known or key == "name":
+            raise SettingsError(f"{where}: unknown key {key!r}; known are {', '.join(sorted(known - {'name'}))}")
+        changes[key] = _converted(getattr(default, key), value, _hint_of(default, key), f"{where} {key}")
+    return replace(default, **changes)
+
+
+def _hint_of(default: object, key: str) -> str:
+    return str(next(f.type for f in fields(default) if f.name == key))  # type: ignore[arg-type]
+
+
+def _converted(default: object, value: Any, hint: str, where: str) -> object:
+    """`value` in the type that the setting has; the environment gives text for everything."""
+    try:
+        if isinstance(default, StrEnum):
+            return type(default)(value)
+        if hint.startswith("Path"):
+            return _absolute(value, where)
+        if hint == "timedelta":
+            return timedelta(seconds=float(value))
+        if hint == "int":
+            return _count(value)
+        if hint.startswith("tuple"):
+            return tuple(value.split(",")) if isinstance(value, str) else tuple(str(v) for v in value)
+        if not isinstance(value, str):
+            raise ValueError("text is wanted")
+    except (ValueError, TypeError) as error:
+        raise SettingsError(f"{where} = {value!r}: {error}") from error
+    return value
+
+
+def _count(value: object) -> int:
+    if isinstance(value, bool) or not isinstance(value, int | str):
+        raise ValueError("a whole number is wanted")
+    number = int(value)
+    if number < 0:
+        raise ValueError("a number of at least 0 is wanted")
+    return number
+
+
+def _absolute(value: object, where: str) -> Path:
+    path = Path(str(value)).expanduser()
+    if not path.is_absolute():
+        raise SettingsError(f"{where} = {value!r}: an absolute path is wanted")
+    return path
