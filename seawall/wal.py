@@ -195,12 +195,8 @@ def segments_between(
     copies its beginning there at promotion and recovery prefers it (PostgreSQL `xlogrecovery.c`,
     XLogFileReadAnyTLI).
     """
-    last = (
-        Segment.ending_at(stop, history.timeline, segment_bytes).number
-        if stop > start
-        else start.value // segment_bytes
-    )
-    for number in range(start.value // segment_bytes, last + 1):
+    last_byte = max(stop.value - 1, start.value)
+    for number in range(start.value // segment_bytes, last_byte // segment_bytes + 1):
         end_of_segment = min((number + 1) * segment_bytes - 1, last_byte)
         yield Segment(history.timeline_at(Lsn(end_of_segment)), number, segment_bytes)
 
