@@ -1,0 +1,351 @@
+"""One source's part of a repository: who it is, its backup sets, keys, holds and leases.
+
+A backup set exists from the moment its manifest does, and not before. `BackupSetWriter.commit` keeps the order
+that makes this true: bundles, key, head, copy of the manifest, manifest.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
+from datetime import datetime, timedelta
+
+from seawall.codec import BundleReader, BundleWriter, DataKey
+from seawall.errors import BackupMissing, ClusterMismatch, Damaged, ObjectExists, ObjectMissing
+from seawall.keys import KeyRing
+from seawall.model import BackupLabel, ClusterIdentity, FileEntry, Head, Hold, SealingMode, StoredObject
+from seawall.repository import documents, heads, lease, manifest, sealed
+from seawall.repository.keychain import Keychain
+from seawall.repository.layout import BUNDLE_LEAF, SourceLayout
+from seawall.repository.wal_area import WalArea
+from seawall.storage.base import Storage
+
+
+class SourceArea:
+    """One source's part of a repository.
+
+    Args:
+        storage: where the repository lies.
+        name: the source's name; it need not exist yet.
+    """
+
+    def __init__(self, storage: Storage, name: str) -> None:
+        self.name = name
+        self.storage = storage
+        self.layout = SourceLayout(name)
+        self.keychain = Keychain(storage, self.layout)
+        self.wal = WalArea(storage, self.layout, self.keychain)
+
+    # ---- identity
+
+    def identity(self) -> ClusterIdentity | None:
+        """The cluster that this source was made for, or None while nothing was stored."""
+        names = [stat.name for stat in self.storage.list(self.layout.identities)]
+        if not names:
+            return None
+        document = documents.get(self.storage, names[-1])
+        try:
+            return ClusterIdentity(
+                int(document["system_identifier"]), int(document["major_version"]), tuple(document["timelines"])
+            )
+        except (KeyError, ValueError, TypeError) as error:
+            raise Damaged(f"{names[-1]} is no identity record") from error
+
+    def claim(self, identity: ClusterIdentity, now: datetime) -> None:
+        """Record whose source this is, or prove that it is still the same cluster.
+
+        Raises:
+            ClusterMismatch: the source belongs to a cluster with another system identifier, or an older
+                major version than the recorded one shows up.
+        """
+        known = self.identity()
+        if known is not None:
+            _refuse_other_cluster(self.name, known, identity)
+            if known.major_version == identity.major_version and set(identity.timelines) <= set(known.timelines):
+                return
+        timelines = sorted({*identity.timelines, *(known.timelines if known else ())})
+        self._record_identity(
+            ClusterIdentity(identity.system_identifier, identity.major_version, tuple(timelines)), now
+        )
+
+    def _record_identity(self, identity: ClusterIdentity, now: datetime) -> None:
+        number = 1 + sum(1 for _ in self.storage.list(self.layout.identities))
+        document = {
+            "system_identifier": str(identity.system_identifier),
+            "major_version": identity.major_version,
+            "timelines": list(identity.timelines),
+            "recorded_at": now.isoformat(),
+        }
+        try:
+            documents.put(self.storage, self.layout.identity(number), document)
+        except ObjectExists:
+            # Another writer recorded at the same moment; whatever it wrote must agree.
+            self.claim(identity, now)
+
+    # ---- backup sets
+
+    def labels(self, *, with_expired: bool = False) -> tuple[BackupLabel, ...]:
+        """Labels of the sets that are committed, in the order of time."""
+        committed = []
+        for child in self.storage.children(self.layout.backups):
+            label = BackupLabel.parse(child)
+            if self._exists(self.layout.manifest(label)) and (with_expired or not self.is_expired(label)):
+                committed.append(label)
+        return tuple(sorted(committed, key=lambda label: label.begun_at))
+
+    def begun(self) -> tuple[BackupLabel, ...]:
+        """Labels of everything that was ever begun and still has an object, committed or not."""
+        return tuple(sorted((BackupLabel.parse(c) for c in self.storage.children(self.layout.backups)), key=str))
+
+    def heads(self, *, with_expired: bool = False) -> tuple[Head, ...]:
+        """The heads of all committed sets, in the order of time.
+
+        Raises:
+            Damaged: a head is not what was written; `seawall verify` names what else is wrong.
+        """
+        return tuple(self.head(label) for label in self.labels(with_expired=with_expired))
+
+    def head(self, label: BackupLabel) -> Head:
+        """The head of one committed set.
+
+        Raises:
+            BackupMissing: there is no such set, or it was never committed.
+            Damaged: it is not what was written.
+        """
+        if not self._exists(self.layout.manifest(label)):
+            raise BackupMissing(f"{self.name} has no backup {label}")
+        name = self.layout.head(label)
+        try:
+            head = heads.from_document(documents.get(self.storage, name), name=name)
+        except ObjectMissing as error:
+            raise Damaged(f"{name} is missing, but the manifest beside it is there") from error
+        if head.label != label or head.source != self.name:
+            raise Damaged(f"{name} is the head of {head.source} {head.label}")
+        return head
+
+    def manifest(self, label: BackupLabel, ring: KeyRing, *, copy: bool = False) -> manifest.Reader:
+        """The manifest of a set, proved against its head; `copy` reads the second one.
+
+        Raises:
+            BackupMissing, Damaged, KeyMissing: as named.
+        """
+        head = self.head(label)
+        name = self.layout.manifest_copy(label) if copy else self.layout.manifest(label)
+        reader = sealed.open_sealed(
+            self.storage,
+            name,
+            logical=self.layout.logical(self.layout.manifest(label)),
+            mode=head.sealing,
+            ring=ring,
+            key_for=self.keychain.source(ring, head.key_id),
+        )
+        result = manifest.Reader(reader, name=name)
+        _refuse_other_head(head, result.head_document, name=name)
+        return result
+
+    def bundle(self, head: Head, name: str, ring: KeyRing) -> BundleReader:
+        """A reader of one bundle's extents, in the order they were written.
+
+        Raises:
+            ObjectMissing, Damaged, KeyMissing: as named.
+        """
+        chunks = sealed.plain_envelope(self.storage.get(name), head.sealing, ring, name=name)
+        reader = BundleReader(chunks, self.layout.logical(name), self.keychain.source(ring, head.key_id))
+        sealed.refuse_other_mode(reader.envelope.seal, head.sealing, name=name)
+        return reader
+
+    def begin(self, label: BackupLabel, sealing: sealed.Sealing, now: datetime) -> BackupSetWriter:
+        """Start a set: make its data key and store it wrapped, so that no bundle is ever without its key.
+
+        Raises:
+            KeyMissing, KeyUnusable: a recipient cannot be sealed for.
+            ObjectExists: the label was used before.
+        """
+        key: DataKey | None = None
+        if sealing.mode is SealingMode.AES_256_GCM:
+            key = self.keychain.create(str(label), sealing, now)
+        return BackupSetWriter(self, label, sealing, key)
+
+    # ---- marks, holds, leases
+
+    def is_expired(self, label: BackupLabel) -> bool:
+        return self._exists(self.layout.expiry(label))
+
+    def holds(self, now: datetime) -> tuple[Hold, ...]:
+        """The holds in force at `now`."""
+        names = {stat.name for stat in self.storage.list(self.layout.holds)}
+        live = [name for name in sorted(names) if not name.endswith(".released.json")]
+        held = [self._hold(name) for name in live if f"{name.removesuffix('.json')}.released.json" not in names]
+        return tuple(hold for hold in held if hold.until is None or hold.until > now)
+
+    def _hold(self, name: str) -> Hold:
+        document = documents.get(self.storage, name)
+        until = document["until"]
+        return Hold(
+            id=document["id"],
+            label=BackupLabel.parse(document["label"]),
+            reason=document["reason"],
+            owner=document["owner"],
+            placed_at=documents.moment(document["placed_at"], name=name),
+            until=None if until is None else documents.moment(until, name=name),
+        )
+
+    def place_hold(
+        self, label: BackupLabel, *, reason: str, owner: str, now: datetime, until: datetime | None = None
+    ) -> Hold:
+        """Keep a set without regard to policy.
+
+        Raises:
+            BackupMissing: there is no such set.
+        """
+        self.head(label)
+        hold = Hold(f"{now:%Y%m%dT%H%M%SZ}-{secrets.token_hex(4)}", label, reason, owner, now, until)
+        document = {
+            "id": hold.id,
+            "label": str(label),
+            "reason": reason,
+            "owner": owner,
+            "placed_at": now.isoformat(),
+            "until": until.isoformat() if until else None,
+        }
+        documents.put(self.storage, self.layout.hold(hold.id), document)
+        return hold
+
+    def release_hold(self, hold_id: str, *, owner: str, now: datetime) -> None:
+        """End a hold; ending it twice is an error.
+
+        Raises:
+            ObjectMissing: there is no such hold.
+            ObjectExists: it was released before.
+        """
+        self.storage.stat(self.layout.hold(hold_id))
+        documents.put(self.storage, self.layout.hold_release(hold_id), {"owner": owner, "released_at": now.isoformat()})
+
+    def lease(self, holder: str, purpose: str, *, ttl: timedelta = lease.DEFAULT_TTL) -> lease.Lease:
+        """Become the one writer of this source; use it as a context manager.
+
+        Raises:
+            LeaseHeld: another writer's lease still runs.
+        """
+        return lease.acquire(self.storage, self.name, holder=holder, purpose=purpose, ttl=ttl)
+
+    def _exists(self, name: str) -> bool:
+        try:
+            self.storage.stat(name)
+        except ObjectMissing:
+            return False
+        return True
+
+
+class BackupSetWriter:
+    """A set being written; `commit` makes it exist. Until then everything it stored is garbage.
+
+    `put_bundle` may be called from several threads at once.
+    """
+
+    def __init__(self, area: SourceArea, label: BackupLabel, sealing: sealed.Sealing, key: DataKey | None) -> None:
+        self.label = label
+        self.sealing = sealing
+        self.key_id = key.id if key else ""
+        self._area = area
+        self._key = key
+
+    def bundle_writer(self, number: int) -> tuple[str, BundleWriter]:
+        """A new bundle's object name, and the writer to fill it with."""
+        name = self._area.layout.bundle(self.label, number, secrets.token_hex(4))
+        writer = BundleWriter(
+            self._area.layout.logical(name),
+            compression=self.sealing.compression,
+            level=self.sealing.level,
+            key=self._key,
+        )
+        return name, writer
+
+    def put_bundle(
+        self, name: str, writer: BundleWriter, chunks: Iterable[bytes | bytearray | memoryview]
+    ) -> StoredObject:
+        """Store a bundle while `writer` produces its chunks.
+
+        Raises:
+            StorageError: it is not there, or not with the size that was sent.
+        """
+        if self.sealing.mode is SealingMode.OPENPGP:
+            chunks = self.sealing.ring.encrypt_stream(chunks, self.sealing.recipients)
+        return sealed.put_confirmed(self._area.storage, name, chunks, lambda: writer.plain_bytes)
+
+    def commit(
+        self,
+        facts: Head,
+        *,
+        objects: Sequence[StoredObject],
+        specials: dict[str, str],
+        files: Iterable[FileEntry],
+        held: lease.Lease,
+    ) -> Head:
+        """Make the set exist.
+
+        Args:
+            facts: the head without what only the manifest's writing tells (key id, hash, size).
+            objects: every bundle that was stored.
+            specials: `backup_label` and the like, byte for byte.
+            files: in the order of their paths.
+            held: the lease under which all this was written.
+
+        Raises:
+            LeaseLost: another writer took over; nothing was committed.
+        """
+        layout, storage = self._area.layout, self._area.storage
+        facts = replace(facts, key_id=self.key_id, sealing=self.sealing.mode, compression=self.sealing.compression)
+        name = layout.manifest(self.label)
+        # The copy comes first and the manifest is made from reading it back: what commits was read once already.
+        copy = sealed.put_sealed(
+            storage,
+            layout.manifest_copy(self.label),
+            manifest.encode(_sealed_head(facts), objects, specials, files),
+            kind="manifest",
+            logical=layout.logical(name),
+            sealing=self.sealing,
+            key=self._key,
+        )
+        head = replace(facts, manifest_sha256=copy.stored_sha256, manifest_bytes=copy.stored_bytes)
+        documents.put(storage, layout.head(self.label), heads.to_document(head))
+        # The last look at the lease: from here to the commit point there is one write.
+        held.check()
+        self._put_manifest(name, head)
+        return head
+
+    def _put_manifest(self, name: str, head: Head) -> None:
+        storage, layout = self._area.storage, self._area.layout
+        counted = sealed.Counted(storage.get(layout.manifest_copy(self.label)))
+        storage.put(name, _refusing_other(counted, head.manifest_sha256, layout.manifest_copy(self.label)))
+
+
+def _refuse_other_cluster(source: str, known: ClusterIdentity, found: ClusterIdentity) -> None:
+    if known.system_identifier != found.system_identifier:
+        raise ClusterMismatch(
+            f"source {source} belongs to the cluster with system identifier {known.system_identifier}, "
+            f"but this one has {found.system_identifier}"
+        )
+    if found.major_version < known.major_version:
+        raise ClusterMismatch(
+            f"source {source} was last seen with PostgreSQL {known.major_version}, but this is {found.major_version}"
+        )
+
+
+def _refuse_other_head(head: Head, sealed_head: object, *, name: str) -> None:
+    """The head is readable without a key and so can be forged; the manifest repeats it under seal."""
+    if _sealed_head(head) != sealed_head:
+        raise Damaged(f"the head beside {name} does not say what the manifest says")
+
+
+def _sealed_head(head: Head) -> dict[str, object]:
+    document = heads.to_document(head)
+    return {member: value for member, value in document.items() if not member.startswith("manifest_")}
+
+
+def _refusing_other(counted: sealed.Counted, sha256: str, name: str) -> Iterator[bytes | bytearray | memoryview]:
+    """The chunks, and an error before the last of them is accepted if they are not what was written."""
+    yield from counted
+    if counted.sha256 != sha256:
+        raise Damaged(f"{name} came back with other content than was written")

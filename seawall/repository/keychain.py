@@ -1,0 +1,132 @@
+"""Data keys of a source, wrapped for OpenPGP recipients, and their rotation.
+
+A data key is 32 random bytes made for one backup set or one period of WAL. What lies in the storage is an
+OpenPGP message for every recipient. Rotation writes the next generation of that message for other recipients;
+data is never rewritten. The host that takes backups wraps, and cannot unwrap.
+"""
+
+from __future__ import annotations
+
+import base64
+import threading
+from collections.abc import Sequence
+from datetime import datetime
+
+from seawall.codec import DataKey, new_data_key
+from seawall.errors import Damaged, KeyMissing, ObjectExists
+from seawall.keys import KeyRing
+from seawall.repository import documents
+from seawall.repository.layout import SourceLayout
+from seawall.repository.sealed import KeySource, Sealing
+from seawall.storage.base import Storage
+
+KEY_FORMAT = 1
+
+
+class Keychain:
+    """The wrapped data keys of one source."""
+
+    def __init__(self, storage: Storage, layout: SourceLayout) -> None:
+        self._storage = storage
+        self._layout = layout
+        self._open: dict[str, DataKey] = {}
+        self._lock = threading.Lock()
+
+    def ids(self) -> tuple[str, ...]:
+        return self._storage.children(self._layout.keys)
+
+    def generations(self, key_id: str) -> tuple[str, ...]:
+        """The names of a key's wraps, oldest first."""
+        return tuple(stat.name for stat in self._storage.list(f"{self._layout.keys}{key_id}/"))
+
+    def create(self, key_id: str, sealing: Sealing, now: datetime) -> DataKey:
+        """Make a data key and store it wrapped for the recipients.
+
+        Raises:
+            ObjectExists: a key of this id exists already.
+            KeyMissing, KeyUnusable: a recipient cannot be sealed for.
+        """
+        key = new_data_key(key_id)
+        self._put(key, 1, sealing.ring, sealing.recipients, now)
+        return key
+
+    def _put(self, key: DataKey, generation: int, ring: KeyRing, recipients: Sequence[str], now: datetime) -> None:
+        # Base64 keeps the wrapped payload printable, so that a person can follow docs/recover-by-hand.md.
+        wrapped = ring.wrap(base64.b64encode(key.secret), recipients)
+        document = {
+            "key": KEY_FORMAT,
+            "id": key.id,
+            "generation": generation,
+            "recipients": list(recipients),
+            "wrapped": wrapped,
+            "wrapped_at": now.isoformat(),
+        }
+        documents.put(self._storage, self._layout.key(key.id, generation), document)
+
+    def source(self, ring: KeyRing, only: str = "") -> KeySource:
+        """What a reader asks for keys; with `only`, any other key's id is damage."""
+
+        def key_for(key_id: str) -> DataKey:
+            if only and key_id != only:
+                raise Damaged(f"an object is sealed with key {key_id!r} where {only!r} belongs")
+            return self.unwrap(key_id, ring)
+
+        return key_for
+
+    def unwrap(self, key_id: str, ring: KeyRing) -> DataKey:
+        """The data key of that id, opened with a private key of the ring.
+
+        Raises:
+            KeyMissing: the ring has none of the private keys that open it.
+            Damaged: the key is missing in the storage, or is not what was written.
+        """
+        with self._lock:
+            if key_id not in self._open:
+                self._open[key_id] = self._unwrap(key_id, ring)
+            return self._open[key_id]
+
+    def _unwrap(self, key_id: str, ring: KeyRing) -> DataKey:
+        names = self.generations(key_id)
+        if not names:
+            raise Damaged(f"data key {key_id} of source {self._layout.source} is missing in the storage")
+        refused: KeyMissing | None = None
+        for name in reversed(names):
+            document = documents.get(self._storage, name)
+            documents.refuse_newer(document.get("key"), KEY_FORMAT, name=name)
+            try:
+                return DataKey(key_id, base64.b64decode(ring.unwrap(document["wrapped"]), validate=True))
+            except KeyMissing as error:
+                refused = refused or error
+            except (ValueError, KeyError) as error:
+                raise Damaged(f"{name} does not hold a data key") from error
+        if refused is None:
+            raise Damaged(f"data key {key_id} could not be read")
+        raise refused
+
+    def rewrap(self, key_id: str, ring: KeyRing, recipients: Sequence[str], now: datetime) -> bool:
+        """Wrap a key for other recipients; false if its newest wrap is for exactly these already.
+
+        Raises:
+            KeyMissing: the ring cannot open the key.
+        """
+        names = self.generations(key_id)
+        if names and set(documents.get(self._storage, names[-1])["recipients"]) == set(recipients):
+            return False
+        key = self.unwrap(key_id, ring)
+        try:
+            self._put(key, len(names) + 1, ring, recipients, now)
+        except ObjectExists:
+            return self.rewrap(key_id, ring, recipients, now)
+        return True
+
+    def retire(self, key_id: str, recipients: Sequence[str]) -> int:
+        """Delete older wraps that open for anyone but `recipients`; returns how many.
+
+        The newest wrap is never deleted: it must be for `recipients` (see `rewrap`), else nothing happens.
+        """
+        names = self.generations(key_id)
+        if not names or set(documents.get(self._storage, names[-1])["recipients"]) != set(recipients):
+            return 0
+        for name in names[:-1]:
+            self._storage.delete(name)
+        return len(names) - 1

@@ -1,0 +1,185 @@
+"""Leases: at most one writer for a source, across hosts, with a time to live and a fencing token.
+
+A lease is an object whose number is one more than the last one's. Creating it is atomic because objects are
+never overwritten: of two hosts that try, one gets `ObjectExists`. A lease ends by a release, or when neither
+it nor a renewal is younger than its time to live. Its number is the fencing token: a writer that was paused
+longer than its time to live finds a higher number, and stops before its commit.
+
+Not guaranteed: that a paused writer stops at once. It stops at its next `check`, and every commit checks.
+Ages are taken from the storage's clock, so that the clocks of hosts need not agree.
+"""
+
+from __future__ import annotations
+
+import logging
+import secrets
+import threading
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from types import TracebackType
+
+from seawall.errors import LeaseHeld, LeaseLost, ObjectExists, ObjectMissing, SeawallError, StorageError
+from seawall.repository import documents
+from seawall.repository.layout import SourceLayout
+from seawall.storage.base import Storage
+
+log = logging.getLogger(__name__)
+DEFAULT_TTL = timedelta(minutes=5)
+
+
+@dataclass(frozen=True, slots=True)
+class LeaseRecord:
+    """The newest lease of a source as it lies in the storage."""
+
+    token: int
+    holder: str
+    purpose: str
+    ttl: timedelta
+    renewed_at: datetime
+    released: bool
+    renewals: int = 0
+
+    def runs_at(self, moment: datetime) -> bool:
+        return not self.released and moment < self.renewed_at + self.ttl
+
+
+def newest(storage: Storage, layout: SourceLayout) -> LeaseRecord | None:
+    """The lease with the highest token, or None if there never was one."""
+    stats = {stat.name.removeprefix(layout.leases): stat for stat in storage.list(layout.leases)}
+    tokens = [int(name[:12]) for name in stats if len(name) == len("000000000000.json")]
+    if not tokens:
+        return None
+    token = max(tokens)
+    document = documents.get(storage, layout.lease(token))
+    own = [stat for name, stat in stats.items() if name.startswith(f"{token:012d}.")]
+    return LeaseRecord(
+        token=token,
+        holder=str(document["holder"]),
+        purpose=str(document["purpose"]),
+        ttl=timedelta(seconds=float(document["ttl_seconds"])),
+        renewed_at=max(stat.modified_at for stat in own),
+        released=any(stat.name == layout.lease_end(token) for stat in own),
+        renewals=sum(".r" in stat.name and not stat.name.endswith(".released.json") for stat in own),
+    )
+
+
+class Lease:
+    """One held lease; a context manager that renews in the background and releases at the end.
+
+    Use `acquire` to get one.
+    """
+
+    def __init__(self, storage: Storage, layout: SourceLayout, token: int, holder: str, ttl: timedelta) -> None:
+        self.token = token
+        self.holder = holder
+        self._storage = storage
+        self._layout = layout
+        self._ttl = ttl
+        self._renewals = 0
+        self._lost: str | None = None
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._keep, name=f"lease-{layout.source}", daemon=True)
+
+    def __enter__(self) -> Lease:
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stop.set()
+        self._thread.join()
+        self._release()
+
+    def check(self) -> None:
+        """Prove that this lease is still the newest one and still runs.
+
+        Raises:
+            LeaseLost: another writer took over, or renewing failed for longer than the time to live.
+        """
+        if self._lost:
+            raise LeaseLost(self._lost)
+        record = newest(self._storage, self._layout)
+        if record is None or record.token != self.token:
+            held = "is gone" if record is None else f"was taken over by {record.holder}"
+            raise LeaseLost(f"the lease of {self._layout.source} {held}")
+        if not record.runs_at(self._storage.now()):
+            raise LeaseLost(f"the lease of {self._layout.source} ran out at {record.renewed_at + self._ttl}")
+
+    def renew(self) -> None:
+        """Extend the lease by its time to live from now.
+
+        Raises:
+            LeaseLost: another writer took over meanwhile.
+        """
+        record = newest(self._storage, self._layout)
+        if record is None or record.token != self.token:
+            self._lost = f"the lease of {self._layout.source} was taken over"
+            raise LeaseLost(self._lost)
+        self._renewals += 1
+        name = self._layout.lease_renewal(self.token, self._renewals)
+        documents.put(self._storage, name, {"holder": self.holder})
+
+    def _keep(self) -> None:
+        # A third of the time to live leaves two more tries before the lease runs out.
+        while not self._stop.wait(self._ttl.total_seconds() / 3):
+            try:
+                self.renew()
+            except LeaseLost:
+                return
+            except SeawallError as error:
+                log.warning("renewing the lease of %s failed: %s", self._layout.source, error)
+
+    def _release(self) -> None:
+        try:
+            documents.put(self._storage, self._layout.lease_end(self.token), {"holder": self.holder})
+        except StorageError as error:
+            # Not released is safe: the lease runs out by itself.
+            log.warning("releasing the lease of %s failed: %s", self._layout.source, error)
+
+
+def acquire(storage: Storage, source: str, *, holder: str, purpose: str, ttl: timedelta = DEFAULT_TTL) -> Lease:
+    """Become the one writer of a source.
+
+    Args:
+        source: its name.
+        holder: who asks, shown to whoever is refused; host and process.
+        purpose: what for, such as `backup`.
+        ttl: how long the lease runs without a renewal.
+
+    Raises:
+        LeaseHeld: another writer's lease still runs.
+    """
+    layout = SourceLayout(source)
+    current = newest(storage, layout)
+    if current is not None and current.runs_at(storage.now()):
+        until = current.renewed_at + current.ttl
+        raise LeaseHeld(f"{source} is leased by {current.holder} for {current.purpose} until {until:%H:%M:%S %Z}")
+    token = 1 if current is None else current.token + 1
+    try:
+        documents.put(
+            storage,
+            layout.lease(token),
+            {
+                "holder": holder,
+                "purpose": purpose,
+                "ttl_seconds": ttl.total_seconds(),
+                "token": token,
+                "nonce": secrets.token_hex(8),
+            },
+        )
+    except ObjectExists as error:
+        raise LeaseHeld(f"{source} was leased by another writer at this moment") from error
+    _forget_older(storage, layout, token)
+    return Lease(storage, layout, token, holder, ttl)
+
+
+def _forget_older(storage: Storage, layout: SourceLayout, token: int) -> None:
+    """Remove the traces of leases long past; the two newest stay, so that numbers never start again."""
+    for stat in list(storage.list(layout.leases)):
+        number = stat.name.removeprefix(layout.leases)[:12]
+        if number.isdigit() and int(number) < token - 1:
+            try:
+                storage.delete(stat.name)
+            except (ObjectMissing, StorageError) as error:
+                log.debug("an old lease stays: %s", error)

@@ -1,0 +1,176 @@
+"""The manifest of a backup set as a stream of JSON lines, written and read without holding it in memory.
+
+The order is: one line with the head, a line for each stored object, a line for each special text, a line for
+each file in the order of paths, and one line with the counts (docs/repository-format.md, section "Manifest").
+Paths that are no UTF-8 survive: they carry surrogate escapes, which ASCII JSON keeps.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+from seawall.errors import Damaged
+from seawall.model import Extent, FileEntry, StoredObject
+from seawall.repository import documents
+
+MANIFEST_FORMAT = 1
+
+
+def encode(
+    head: Mapping[str, Any],
+    objects: Sequence[StoredObject],
+    specials: Mapping[str, str],
+    files: Iterable[FileEntry],
+) -> Iterator[bytes]:
+    """The manifest's lines, each with its line feed.
+
+    Args:
+        head: the head's document without the members about the manifest itself.
+        objects: what the set stored, in the order that extents refer to.
+        specials: texts by name, such as `backup_label`.
+        files: every file, directory and link, in the order of their paths.
+    """
+    index = {stored.name: number for number, stored in enumerate(objects)}
+    yield _line({"manifest": MANIFEST_FORMAT, "head": head})
+    for stored in objects:
+        yield _line({"o": [stored.name, stored.stored_bytes, stored.stored_sha256, stored.plain_bytes]})
+    for name, text in specials.items():
+        yield _line({"s": {"name": name, "text": text}})
+    count = total = 0
+    for entry in files:
+        count += 1
+        total += entry.size_bytes
+        yield _line({"f": _file(entry, index)})
+    yield _line({"end": {"objects": len(objects), "files": count, "bytes": total}})
+
+
+def _line(value: Mapping[str, Any]) -> bytes:
+    return json.dumps(value, separators=(",", ":")).encode("ascii") + b"\n"
+
+
+def _file(entry: FileEntry, index: Mapping[str, int]) -> dict[str, Any]:
+    value: dict[str, Any] = {
+        "path": entry.path,
+        "kind": entry.kind,
+        "mode": entry.mode,
+        "size": entry.size_bytes,
+        "mtime": entry.modified_at,
+    }
+    if entry.extents:
+        value["extents"] = [[index[e.object], e.offset, e.length, e.blake3] for e in entry.extents]
+    if entry.link:
+        value["link"] = entry.link
+    if entry.bad_pages:
+        value["bad_pages"] = list(entry.bad_pages)
+    return value
+
+
+class Reader:
+    """A manifest being read: head, objects and specials at once, files one by one.
+
+    Args:
+        frames: the manifest's verified plain bytes in pieces of any size.
+        name: the object's name, for messages.
+
+    Raises:
+        FormatTooNew, Damaged: while reading.
+    """
+
+    def __init__(self, frames: Iterable[bytes], *, name: str) -> None:
+        self._name = name
+        self._lines = self._parsed(_lines(frames))
+        first = next(self._lines, None)
+        if first is None or "manifest" not in first:
+            raise Damaged(f"{name} is not a manifest")
+        documents.refuse_newer(first["manifest"], MANIFEST_FORMAT, name=name)
+        self.head_document: Mapping[str, Any] = first.get("head", {})
+        self.objects: list[StoredObject] = []
+        self.specials: dict[str, str] = {}
+        self._pending = self._read_front()
+
+    def files(self) -> Iterator[FileEntry]:
+        """Every file, directory and link in the order of their paths; can be read once.
+
+        Raises:
+            Damaged: the manifest contradicts itself, or its end is missing.
+        """
+        count = total = 0
+        previous = ""
+        value = self._pending
+        while value is not None and "f" in value:
+            entry = self._file(value["f"])
+            if count and entry.path <= previous:
+                raise Damaged(f"{self._name} lists {entry.path!r} out of order")
+            previous, count, total = entry.path, count + 1, total + entry.size_bytes
+            yield entry
+            value = next(self._lines, None)
+        self._check_end(value, count, total)
+
+    def _read_front(self) -> Mapping[str, Any] | None:
+        for value in self._lines:
+            try:
+                if "o" in value:
+                    name, stored, sha256, plain = value["o"]
+                    self.objects.append(StoredObject(str(name), int(stored), str(sha256), int(plain)))
+                elif "s" in value:
+                    self.specials[str(value["s"]["name"])] = str(value["s"]["text"])
+                else:
+                    return value
+            except (ValueError, TypeError, KeyError) as error:
+                raise Damaged(f"{self._name} has a malformed line: {error}") from error
+        return None
+
+    def _file(self, value: Mapping[str, Any]) -> FileEntry:
+        try:
+            return FileEntry(
+                path=_safe_path(value["path"]),
+                kind=str(value["kind"]),
+                mode=int(value["mode"]),
+                size_bytes=int(value["size"]),
+                modified_at=float(value["mtime"]),
+                extents=tuple(
+                    Extent(self.objects[number].name, int(offset), int(length), str(blake3))
+                    for number, offset, length, blake3 in value.get("extents", ())
+                ),
+                link=str(value.get("link", "")),
+                bad_pages=tuple(int(page) for page in value.get("bad_pages", ())),
+            )
+        except (KeyError, ValueError, TypeError, IndexError) as error:
+            raise Damaged(f"{self._name} has a malformed file entry: {error}") from error
+
+    def _check_end(self, value: Mapping[str, Any] | None, files: int, total: int) -> None:
+        expected = {"objects": len(self.objects), "files": files, "bytes": total}
+        if value is None or value.get("end") != expected:
+            raise Damaged(f"{self._name} does not end as it should: {expected} were read")
+        if next(self._lines, None) is not None:
+            raise Damaged(f"{self._name} goes on after its end")
+
+    def _parsed(self, lines: Iterator[bytes]) -> Iterator[Mapping[str, Any]]:
+        for line in lines:
+            try:
+                value = json.loads(line)
+            except (ValueError, RecursionError) as error:
+                raise Damaged(f"{self._name} has a line that is no JSON") from error
+            if not isinstance(value, dict):
+                raise Damaged(f"{self._name} has a line that is no object")
+            yield value
+
+
+def _safe_path(path: object) -> str:
+    """A relative path that stays below its root, whoever wrote the manifest."""
+    if not isinstance(path, str) or path.startswith("/") or "\0" in path:
+        raise ValueError(f"path {path!r} is not relative")
+    if path and any(part in ("", ".", "..") for part in path.split("/")):
+        raise ValueError(f"path {path!r} leaves its root")
+    return path
+
+
+def _lines(frames: Iterable[bytes]) -> Iterator[bytes]:
+    rest = b""
+    for frame in frames:
+        *whole, rest = (rest + frame).split(b"\n")
+        yield from whole
+    if rest:
+        yield rest

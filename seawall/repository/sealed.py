@@ -1,0 +1,157 @@
+"""Writing and reading sealed objects: frames through the codec, whole messages through GnuPG, hashes of both.
+
+Every read of a sealed object goes through `open_sealed`, which insists on the mode that the backup's head
+states: an object that suddenly is not sealed any more is damage, not a convenience.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+
+from seawall.codec import FRAME_BYTES, DataKey, FrameReader, FrameWriter
+from seawall.errors import Damaged, StorageError
+from seawall.keys import KeyRing, open_ring
+from seawall.model import Compression, SealingMode, StoredObject
+from seawall.settings import SealingSettings
+from seawall.storage.base import Bytes, Storage
+
+KeySource = Callable[[str], DataKey]
+
+
+@dataclass(frozen=True, slots=True)
+class Sealing:
+    """How new objects are compressed and sealed, and for whom.
+
+    Args:
+        recipients: full OpenPGP fingerprints, at least two for the modes that seal.
+        ring: holds at least the recipients' public keys.
+    """
+
+    mode: SealingMode
+    compression: Compression
+    level: int
+    recipients: tuple[str, ...]
+    ring: KeyRing
+
+
+def sealing_of(settings: SealingSettings) -> Sealing:
+    """The sealing that settings ask for.
+
+    Raises:
+        KeyUnusable: the key ring cannot be opened.
+    """
+    return Sealing(settings.mode, settings.compression, settings.level, settings.all_recipients, open_ring(settings))
+
+
+class Counted:
+    """Chunks on their way to the storage, with their number of bytes and SHA-256."""
+
+    def __init__(self, chunks: Iterable[Bytes]) -> None:
+        self._chunks = chunks
+        self._hash = hashlib.sha256()
+        self.stored_bytes = 0
+
+    def __iter__(self) -> Iterator[Bytes]:
+        for chunk in self._chunks:
+            self._hash.update(chunk)
+            self.stored_bytes += len(chunk)
+            yield chunk
+
+    @property
+    def sha256(self) -> str:
+        return self._hash.hexdigest()
+
+
+def put_confirmed(storage: Storage, name: str, chunks: Iterable[Bytes], plain_bytes: Callable[[], int]) -> StoredObject:
+    """Store an object and confirm that the storage holds as many bytes as were sent.
+
+    Raises:
+        StorageError: the storage holds another number of bytes.
+    """
+    counted = Counted(chunks)
+    stat = storage.put(name, counted)
+    if stat.size_bytes != counted.stored_bytes:
+        raise StorageError(f"{name}: {counted.stored_bytes} bytes were sent, {stat.size_bytes} are stored")
+    return StoredObject(name, counted.stored_bytes, counted.sha256, plain_bytes())
+
+
+def put_sealed(
+    storage: Storage,
+    name: str,
+    pieces: Iterable[bytes],
+    *,
+    kind: str,
+    logical: str,
+    sealing: Sealing,
+    key: DataKey | None,
+    extra: dict[str, str | int] | None = None,
+) -> StoredObject:
+    """Compress, seal and store plain pieces as one object.
+
+    Args:
+        pieces: plain bytes in pieces of any size.
+        kind: what it is: `manifest`, `wal` or `history`.
+        logical: the name that is sealed in and that a reader must expect.
+        key: the data key in mode aes-256-gcm, else None.
+        extra: facts to state in the clear header.
+    """
+    writer = FrameWriter(
+        kind, logical, compression=sealing.compression, level=sealing.level, key=key, extra=extra or {}
+    )
+    chunks: Iterable[Bytes] = _framed(writer, pieces)
+    if sealing.mode is SealingMode.OPENPGP:
+        chunks = sealing.ring.encrypt_stream(chunks, sealing.recipients)
+    return put_confirmed(storage, name, chunks, lambda: writer.plain_bytes)
+
+
+def _framed(writer: FrameWriter, pieces: Iterable[bytes]) -> Iterator[Bytes]:
+    yield writer.begin()
+    buffer = bytearray()
+    for piece in pieces:
+        buffer += piece
+        while len(buffer) > FRAME_BYTES:
+            yield from writer.frame(bytes(buffer[:FRAME_BYTES]))
+            del buffer[:FRAME_BYTES]
+    yield from writer.frame(bytes(buffer), final=True)
+
+
+def plain_envelope(chunks: Iterable[bytes], mode: SealingMode, ring: KeyRing | None, *, name: str) -> Iterator[bytes]:
+    """The envelope's bytes: as they lie there, or from within the OpenPGP message.
+
+    Raises:
+        Damaged: the object is not sealed in the mode it should be.
+        KeyMissing: no key ring was given for an OpenPGP message.
+    """
+    if mode is not SealingMode.OPENPGP:
+        return iter(chunks)
+    if ring is None:
+        raise Damaged(f"{name} is an OpenPGP message and no key ring was given")
+    return ring.decrypt_stream(chunks)
+
+
+def open_sealed(
+    storage: Storage, name: str, *, logical: str, mode: SealingMode, ring: KeyRing, key_for: KeySource
+) -> FrameReader:
+    """A reader of one sealed object's plain frames.
+
+    Raises:
+        ObjectMissing: proved absent.
+        Damaged: it is not what was written, or not sealed in `mode`.
+    """
+    chunks = plain_envelope(storage.get(name), mode, ring, name=name)
+    reader = FrameReader(chunks, logical, key_for)
+    refuse_other_mode(reader.envelope.seal, mode, name=name)
+    return reader
+
+
+def refuse_other_mode(found: str, mode: SealingMode, *, name: str) -> None:
+    """Stop when an object is sealed otherwise than its backup.
+
+    Raises:
+        Damaged: it is.
+    """
+    expected = SealingMode.AES_256_GCM if mode is SealingMode.AES_256_GCM else SealingMode.NONE
+    if str(found) != expected.value:
+        raise Damaged(f"{name} should be sealed as {expected.value}, but is {found}")

@@ -1,0 +1,254 @@
+"""WAL of one source in a repository: segments, histories, closed partials and the open segment's tail.
+
+A segment is stored once. The same content again is success; other content under the same name is never
+stored and never hidden: two servers write the same names, and only a person can say which is right.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import secrets
+import threading
+from collections.abc import Iterator
+from datetime import datetime, timedelta
+from typing import Literal
+
+from seawall.codec import DataKey, read_envelope
+from seawall.errors import Damaged, ObjectExists, ObjectMissing, WalConflict
+from seawall.keys import KeyRing
+from seawall.model import SealingMode
+from seawall.repository import documents, sealed
+from seawall.repository.keychain import Keychain
+from seawall.repository.layout import SourceLayout
+from seawall.storage.base import Bytes, Storage, read
+from seawall.wal import Lsn, Segment, TimelineHistory
+
+Put = Literal["stored", "identical"]
+_SEGMENT = re.compile(r"[0-9A-F]{24}")
+_TAIL = re.compile(r"([0-9A-F]{24})\.tail-([0-9A-F]{16})")
+_HEADER_BYTES = 64 * 1024
+
+
+class WalArea:
+    """WAL of one source.
+
+    Args:
+        key_period: how long one data key seals new WAL before another is made.
+    """
+
+    def __init__(
+        self,
+        storage: Storage,
+        layout: SourceLayout,
+        keychain: Keychain,
+        key_period: timedelta = timedelta(hours=24),
+    ) -> None:
+        self.layout = layout
+        self._storage = storage
+        self._keychain = keychain
+        self._key_period = key_period
+        self._key: tuple[datetime, tuple[str, ...], DataKey] | None = None
+        self._lock = threading.Lock()
+
+    # ---- what is there
+
+    def timelines(self) -> tuple[int, ...]:
+        """Every timeline of which a segment is stored."""
+        return tuple(int(child, 16) for child in self._storage.children(self.layout.wal) if child != "history")
+
+    def names(self, timeline: int | None = None) -> frozenset[str]:
+        """Names of all complete segments, of one timeline or of all."""
+        prefix = self.layout.wal if timeline is None else f"{self.layout.wal}{timeline:08X}/"
+        return frozenset(leaf for leaf in self._leaves(prefix) if _SEGMENT.fullmatch(leaf))
+
+    def stored(self, name: str) -> bool:
+        """Whether a complete segment or a history file of this name is stored."""
+        try:
+            self._storage.stat(self._object(name))
+        except ObjectMissing:
+            return False
+        return True
+
+    def tails(self, segment: Segment) -> tuple[Lsn, ...]:
+        """Up to where the open segment was saved, ascending."""
+        found = (_TAIL.fullmatch(leaf) for leaf in self._leaves(f"{self.layout.segment(segment.name)}.tail-"))
+        return tuple(Lsn(int(match[2], 16)) for match in found if match)
+
+    def histories(self) -> dict[int, TimelineHistory]:
+        """The ancestry of every timeline whose history file is stored, by timeline.
+
+        History files are clear in their object's name and sealed in content; parsing needs a key, see `history`.
+        """
+        return {
+            int(stat.name.rsplit("/", 1)[1].removesuffix(".history"), 16): self._stated_history(stat.name)
+            for stat in self._storage.list(self.layout.histories)
+            if stat.name.endswith(".history")
+        }
+
+    def stored_bytes(self) -> int:
+        return sum(stat.size_bytes for stat in self._storage.list(self.layout.wal))
+
+    def _leaves(self, prefix: str) -> Iterator[str]:
+        return (stat.name.rsplit("/", 1)[1] for stat in self._storage.list(prefix))
+
+    def _object(self, name: str) -> str:
+        return self.layout.history(int(name[:8], 16)) if name.endswith(".history") else self.layout.segment(name)
+
+    # ---- putting
+
+    def put_segment(self, name: str, data: Bytes, sealing: sealed.Sealing) -> Put:
+        """Store a complete segment.
+
+        Args:
+            name: 24 hexadecimal digits.
+            data: all its bytes.
+
+        Raises:
+            WalConflict: a segment of this name with other content is stored.
+            StorageError: it is not stored.
+        """
+        if not _SEGMENT.fullmatch(name):
+            raise ValueError(f"{name!r} is no WAL segment name")
+        return self._put(self.layout.segment(name), "wal", data, sealing)
+
+    def put_history(self, name: str, data: bytes, sealing: sealed.Sealing) -> Put:
+        """Store a timeline's history file, named such as `00000002.history`.
+
+        Raises:
+            WalConflict: another history of the same timeline is stored.
+        """
+        timeline = int(name.removesuffix(".history"), 16)
+        TimelineHistory.parse(timeline, data.decode())
+        return self._put(self.layout.history(timeline), "history", data, sealing, clear=data.decode())
+
+    def put_partial(self, name: str, data: Bytes, sealing: sealed.Sealing) -> Put:
+        """Store the last, incomplete segment of a timeline that was left.
+
+        Raises:
+            WalConflict: another one of the same name is stored.
+        """
+        return self._put(self.layout.partial(name.removesuffix(".partial")), "wal", data, sealing)
+
+    def put_tail(self, segment: Segment, end: Lsn, data: Bytes, sealing: sealed.Sealing) -> Put:
+        """Store the open segment from its start up to `end`, then forget shorter tails of it.
+
+        A tail gives the seconds since the last complete segment back when the source's host is lost.
+        """
+        done = self._put(self.layout.tail(segment, end.value), "wal", data, sealing)
+        for older in self.tails(segment):
+            if older < end:
+                self._storage.delete(self.layout.tail(segment, older.value))
+        return done
+
+    def forget_tails(self, segment: Segment) -> None:
+        """Remove the tails of a segment that is stored complete; does nothing while it is not."""
+        if self.stored(segment.name):
+            for end in self.tails(segment):
+                self._storage.delete(self.layout.tail(segment, end.value))
+
+    def _put(self, name: str, kind: str, data: Bytes, sealing: sealed.Sealing, *, clear: str = "") -> Put:
+        sha256 = hashlib.sha256(data).hexdigest()
+        extra: dict[str, str | int] = {"sha256": sha256, "bytes": len(data)}
+        if clear:
+            extra["history"] = clear
+        if sealing.mode is SealingMode.OPENPGP:
+            # Nothing of an OpenPGP message is clear to the host that only has public keys. So the content is
+            # claimed in a document of its own first; creating that is what decides between two writers.
+            claim = self._claim(f"{name}.claim.json", extra)
+            if claim["sha256"] != sha256:
+                raise _conflict(name, str(claim["sha256"]), sha256)
+        key = self._sealing_key(sealing)
+        logical = self.layout.logical(name)
+        try:
+            sealed.put_sealed(
+                self._storage, name, [bytes(data)], kind=kind, logical=logical, sealing=sealing, key=key, extra=extra
+            )
+        except ObjectExists:
+            stored = self._stated(name)
+            if stored.get("sha256") != sha256:
+                raise _conflict(name, str(stored.get("sha256")), sha256) from None
+            return "identical"
+        return "stored"
+
+    def _claim(self, name: str, extra: dict[str, str | int]) -> dict[str, str | int]:
+        try:
+            documents.put(self._storage, name, extra)
+        except ObjectExists:
+            return documents.get(self._storage, name)
+        return extra
+
+    def _sealing_key(self, sealing: sealed.Sealing) -> DataKey | None:
+        if sealing.mode is not SealingMode.AES_256_GCM:
+            return None
+        with self._lock:
+            now = self._storage.now()
+            if self._key is not None:
+                made_at, recipients, key = self._key
+                if recipients == sealing.recipients and now < made_at + self._key_period:
+                    return key
+            key_id = f"wal-{now:%Y%m%dT%H%M%SZ}-{secrets.token_hex(4)}"
+            key = self._keychain.create(key_id, sealing, now)
+            self._key = (now, sealing.recipients, key)
+            return key
+
+    # ---- fetching
+
+    def fetch(self, name: str, ring: KeyRing) -> bytes:
+        """A whole segment, history file or `.partial`, proved against its hash.
+
+        Raises:
+            ObjectMissing: proved absent.
+            Damaged: it is not what was written.
+            StorageError: the storage did not answer; absent or not is unknown.
+        """
+        target = self.layout.partial(name.removesuffix(".partial")) if name.endswith(".partial") else self._object(name)
+        return self._fetch(target, ring)
+
+    def fetch_tail(self, segment: Segment, ring: KeyRing) -> tuple[Lsn, bytes] | None:
+        """The longest saved beginning of a segment and where it ends, or None."""
+        ends = self.tails(segment)
+        if not ends:
+            return None
+        return ends[-1], self._fetch(self.layout.tail(segment, ends[-1].value), ring)
+
+    def _fetch(self, name: str, ring: KeyRing) -> bytes:
+        chunks = self._storage.get(name)
+        first = next(chunks, b"")
+        mode = SealingMode.OPENPGP if not first.startswith(b"SEAWALL") else None
+        chunks = _again(first, chunks)
+        if mode is SealingMode.OPENPGP:
+            chunks = ring.decrypt_stream(chunks)
+        reader = sealed.FrameReader(chunks, self.layout.logical(name), self._keychain.source(ring))
+        data = b"".join(reader)
+        stated = reader.envelope.extra
+        if len(data) != stated.get("bytes") or hashlib.sha256(data).hexdigest() != stated.get("sha256"):
+            raise Damaged(f"{name} does not hold what its header states")
+        return data
+
+    def _stated(self, name: str) -> dict[str, str | int]:
+        """What an object's header states of its content, readable without a key."""
+        head = b"".join(self._storage.get(name, 0, min(_HEADER_BYTES, self._storage.stat(name).size_bytes)))
+        if not head.startswith(b"SEAWALL"):
+            return documents.get(self._storage, f"{name}.claim.json")
+        return dict(read_envelope(head).extra)
+
+    def _stated_history(self, name: str) -> TimelineHistory:
+        timeline = int(name.rsplit("/", 1)[1].removesuffix(".history"), 16)
+        try:
+            return TimelineHistory.parse(timeline, str(self._stated(name)["history"]))
+        except (ValueError, KeyError) as error:
+            raise Damaged(f"{name} states no history of timeline {timeline}") from error
+
+
+def _again(first: bytes, rest: Iterator[bytes]) -> Iterator[bytes]:
+    if first:
+        yield first
+    yield from rest
+
+
+def _conflict(name: str, stored: str, offered: str) -> WalConflict:
+    segment = name.rsplit("/", 1)[1]
+    return WalConflict(
+        f"{segment} is stored with other content (SHA-256 {stored[:16]}…, offered {offered[:16]}…); nothing was changed"
+    )
