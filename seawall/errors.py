@@ -12,6 +12,7 @@ or an HTTP problem.
     ├── StorageError              the storage did not do what it was asked
     │   ├── ObjectMissing         proved absent
     │   ├── ObjectExists          write-once: something lies there already
+    │   ├── ObjectTruncated       shorter than the range that was asked for
     │   ├── StorageFull           no space
     │   ├── StorageDenied         permissions
     │   └── StorageUnreachable    no answer, time-out, too many attempts
@@ -25,11 +26,14 @@ or an HTTP problem.
     │   ├── KeyMissing            the key that opens this is not in the key ring
     │   └── KeyUnusable           expired, without encryption capability, or its passphrase is wrong
     ├── ClusterError              a live cluster or its data directory
-    │   ├── ServerUnreachable, PrivilegeMissing, ClusterMismatch, ServerFailed
+    │   ├── ServerUnreachable, PrivilegeMissing, ClusterMismatch, ServerFailed, BinariesMissing
     ├── ArchiveError              WAL
     │   ├── WalGap, WalConflict, SupersededTimeline, ArchiveTimeout
     ├── RestoreError              recovery
     │   ├── TargetUnreachable, DestinationInUse, RecoveryFailed
+    ├── CatalogError              the catalog database
+    │   ├── CatalogMissing, CatalogOutdated, CatalogTooNew, CatalogUnreachable
+    │   └── RecordMissing         no row of that id or name
     ├── VerificationFailed        data was read back and is wrong
     ├── Partial                   only a part of the source could be read
     └── Cancelled                 somebody asked for it to stop
@@ -98,6 +102,13 @@ class ObjectExists(StorageError):
     exit_code = 22
     retryable = False
     default_hint = "Objects are never overwritten; another writer was faster or the name is not unique."
+
+
+class ObjectTruncated(StorageError):
+    code = "object-truncated"
+    exit_code = 26
+    retryable = False
+    default_hint = "The object is shorter than what was written. Run `seawall verify`; take it from another copy."
 
 
 class StorageFull(StorageError):
@@ -215,6 +226,12 @@ class ServerFailed(ClusterError):
     default_hint = "The server's log, quoted above, says why."
 
 
+class BinariesMissing(ClusterError):
+    code = "binaries-missing"
+    exit_code = 55
+    default_hint = "Install that major version of PostgreSQL, or name its directory with `bin_directory`."
+
+
 class ArchiveError(SeawallError):
     code = "archive"
     exit_code = 60
@@ -268,6 +285,43 @@ class RecoveryFailed(RestoreError):
     code = "recovery-failed"
     exit_code = 73
     default_hint = "The server's log, quoted above, says where replay stopped."
+
+
+class CatalogError(SeawallError):
+    code = "catalog"
+    exit_code = 90
+    default_hint = "The repository is untouched; `seawall catalog rebuild` recreates what it knows in a new catalog."
+
+
+class CatalogMissing(CatalogError):
+    code = "catalog-missing"
+    exit_code = 91
+    default_hint = "Create it with `seawall catalog upgrade`, or correct [catalog] url in the settings."
+
+
+class CatalogOutdated(CatalogError):
+    code = "catalog-outdated"
+    exit_code = 92
+    default_hint = "Run `seawall catalog upgrade`."
+
+
+class CatalogTooNew(CatalogError):
+    code = "catalog-too-new"
+    exit_code = 93
+    default_hint = "Upgrade Seawall on this host: a newer version upgraded the catalog."
+
+
+class CatalogUnreachable(CatalogError):
+    code = "catalog-unreachable"
+    exit_code = 94
+    retryable = True
+    default_hint = "Is the catalog's server up and does it admit this host, or is the SQLite file locked or read-only?"
+
+
+class RecordMissing(CatalogError):
+    code = "record-missing"
+    exit_code = 95
+    default_hint = "It may be of another catalog; `seawall catalog rebuild` recreates what repositories know."
 
 
 class VerificationFailed(SeawallError):

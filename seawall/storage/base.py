@@ -11,14 +11,17 @@ Not guaranteed: atomicity over several objects. The repository orders its writes
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Protocol, TypeAlias, runtime_checkable
 
-from seawall.errors import NameRefused
+from seawall.errors import NameRefused, UsageError
 
 Bytes: TypeAlias = bytes | bytearray | memoryview
+
+# What `get` yields at most: large enough that Python's share vanishes, small enough to lie in a cache.
+PIECE_BYTES = 1024 * 1024
 
 _PART = re.compile(r"[A-Za-z0-9][A-Za-z0-9._=+-]{0,199}")
 
@@ -42,6 +45,20 @@ class Capabilities:
     free_space: bool
 
 
+@dataclass(frozen=True, slots=True)
+class Replayable:
+    """Chunks that can be produced again from the start, so that `Retrying` may repeat a put.
+
+    Args:
+        make: returns a fresh iterator over the same bytes each time it is called.
+    """
+
+    make: Callable[[], Iterable[Bytes]]
+
+    def __iter__(self) -> Iterator[Bytes]:
+        return iter(self.make())
+
+
 @runtime_checkable
 class Storage(Protocol):
     """One storage location."""
@@ -57,21 +74,26 @@ class Storage(Protocol):
     def put(self, name: str, chunks: Iterable[Bytes]) -> Stat:
         """Store a new object from chunks of bytes; durable when it returns.
 
-        Chunks may be views of buffers that the caller reuses as soon as the next chunk is asked for.
+        Chunks may be views of buffers that the caller reuses as soon as the next chunk is asked for. A list,
+        tuple or `Replayable` can be sent again after a lost connection; an iterator cannot.
 
         Raises:
-            ObjectExists: something lies there already; it is left as it is.
+            ObjectExists: something lies there already, durable itself; it is left as it is.
             StorageFull, StorageDenied, StorageUnreachable, StorageError: nothing was stored.
             Exception: whatever iterating `chunks` raised; nothing was stored.
         """
         ...
 
     def get(self, name: str, offset: int = 0, length: int | None = None) -> Iterator[bytes]:
-        """The object's bytes from `offset`, `length` of them or to the end, in pieces of about 1 MiB.
+        """The object's bytes from `offset`, `length` of them or to the end, in pieces of at most 1 MiB.
+
+        The request is made, and errors are raised, when the first piece is asked for.
 
         Raises:
-            ObjectMissing: proved absent.
-            StorageError: fewer bytes came than `length` asks, or another failure.
+            ObjectMissing: proved absent; never raised because the storage is not there.
+            ObjectTruncated: the object ends before `offset`, or before `length` bytes came.
+            UsageError: `offset` or `length` is negative.
+            StorageError: another failure; pieces that came before it are right.
         """
         ...
 
@@ -84,11 +106,21 @@ class Storage(Protocol):
         ...
 
     def list(self, prefix: str = "") -> Iterator[Stat]:
-        """All objects whose names begin with `prefix` (a string, not a folder), in the order of their names."""
+        """All objects whose names begin with `prefix` (a string, not a folder), in the order of their names.
+
+        Raises:
+            NameRefused: no object name can begin so.
+        """
         ...
 
     def children(self, folder: str) -> tuple[str, ...]:
-        """The distinct first name parts below `folder` (which ends with `/` or is empty), sorted, without slashes."""
+        """The distinct first name parts below `folder` (which ends with `/` or is empty), sorted, without slashes.
+
+        A part is there only as long as an object lies at or below it; an unknown folder has none.
+
+        Raises:
+            NameRefused: `folder` is not empty and does not end with `/`, or no object name can begin so.
+        """
         ...
 
     def delete(self, name: str) -> None:
@@ -122,6 +154,38 @@ def checked_object_name(name: str) -> str:
             f"object name {name!r} is refused", hint="Object names are made by Seawall; this is a defect."
         )
     return name
+
+
+def checked_prefix(prefix: str) -> str:
+    """`prefix` itself, if some object name can begin with it.
+
+    Raises:
+        NameRefused: it can climb out of the storage or holds a character that no name has.
+    """
+    if prefix:
+        checked_object_name(prefix.removesuffix("/"))
+    return prefix
+
+
+def checked_folder(folder: str) -> str:
+    """`folder` itself, if it is empty or a prefix that ends with `/`.
+
+    Raises:
+        NameRefused: anything else.
+    """
+    if folder and not folder.endswith("/"):
+        raise NameRefused(f"folder {folder!r} does not end with '/'", hint="This is a defect in Seawall.")
+    return checked_prefix(folder)
+
+
+def checked_range(offset: int, length: int | None) -> None:
+    """Refuse a range that no object can have.
+
+    Raises:
+        UsageError: `offset` or `length` is negative.
+    """
+    if offset < 0 or (length is not None and length < 0):
+        raise UsageError(f"a range cannot begin at {offset} and have length {length}", hint="This is a defect.")
 
 
 def read(storage: Storage, name: str, *, limit: int = 256 * 1024 * 1024) -> bytes:
