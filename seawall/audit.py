@@ -56,7 +56,15 @@ class AuditLog:
         for _ in range(_ATTEMPTS):
             last = self._last()
             number, previous = (1, _GENESIS) if last is None else (last.number + 1, last.digest)
-            document = _document(number, now, actor, action, subject, details, previous)
+            document: dict[str, Any] = {
+                "number": number,
+                "at": now.isoformat(),
+                "actor": actor,
+                "action": action,
+                "subject": subject,
+                "details": dict(details),
+                "previous": previous,
+            }
             try:
                 documents.put(self._storage, _name(number), document)
             except ObjectExists:
@@ -70,10 +78,9 @@ class AuditLog:
         Raises:
             Damaged: a record is missing, changed, or does not follow its predecessor.
         """
-        previous, number = _GENESIS, 0
-        for stat in self._storage.list(PREFIX):
+        previous = _GENESIS
+        for number, stat in enumerate(self._storage.list(PREFIX), start=1):
             record = _record(documents.get(self._storage, stat.name), name=stat.name)
-            number += 1
             if record.number != number or record.previous != previous or stat.name != _name(number):
                 raise Damaged(f"the audit is broken at {stat.name}: it does not follow record {number - 1}")
             previous = record.digest
@@ -97,20 +104,6 @@ class AuditLog:
 
 def _name(number: int) -> str:
     return f"{PREFIX}{number:012d}.json"
-
-
-def _document(
-    number: int, now: datetime, actor: str, action: str, subject: str, details: Mapping[str, str], previous: str
-) -> dict[str, Any]:
-    return {
-        "number": number,
-        "at": now.isoformat(),
-        "actor": actor,
-        "action": action,
-        "subject": subject,
-        "details": dict(details),
-        "previous": previous,
-    }
 
 
 def _record(document: Mapping[str, Any], *, name: str) -> AuditRecord:

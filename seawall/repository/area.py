@@ -17,7 +17,7 @@ from seawall.keys import KeyRing
 from seawall.model import BackupLabel, ClusterIdentity, FileEntry, Head, Hold, SealingMode, StoredObject
 from seawall.repository import documents, heads, lease, manifest, sealed
 from seawall.repository.keychain import Keychain
-from seawall.repository.layout import BUNDLE_LEAF, SourceLayout
+from seawall.repository.layout import SourceLayout
 from seawall.repository.wal_area import WalArea
 from seawall.storage.base import Storage
 

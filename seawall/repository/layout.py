@@ -6,14 +6,11 @@ never overwritten and "the newest" is found by listing.
 
 from __future__ import annotations
 
-import re
-
 from seawall.model import BackupLabel, checked_name
 from seawall.wal import Segment
 
 FORMAT = 1
 IDENTITY = "seawall.json"
-BUNDLE_LEAF = re.compile(r"bundles/\d{8}-[0-9a-f]{8}")
 
 
 def recovery_script(sha256: str) -> str:

@@ -21,7 +21,7 @@ from seawall.model import SealingMode
 from seawall.repository import documents, sealed
 from seawall.repository.keychain import Keychain
 from seawall.repository.layout import SourceLayout
-from seawall.storage.base import Bytes, Storage, read
+from seawall.storage.base import Bytes, Storage
 from seawall.wal import Lsn, Segment, TimelineHistory
 
 Put = Literal["stored", "identical"]
