@@ -90,6 +90,7 @@ def plan(
     heads: Sequence[Head],
     holds: Sequence[Hold],
     policy: RetentionPolicy,
+    *,
     now: datetime,
     wal_names: Iterable[str] = (),
 ) -> RetentionPlan:
@@ -267,7 +268,7 @@ def collect(
     if grace < MINIMUM_GRACE:
         raise UsageError(f"a grace of {grace} is below the least of 24 hours")
     _compare_clocks(repository, now)
-    return _Collection(repository, source, actor, now, observe, grace, dry_run).run()
+    return _Collection(repository, source, actor=actor, now=now, observe=observe, grace=grace, dry_run=dry_run).run()
 
 
 def _compare_clocks(repository: Repository, now: datetime) -> None:
@@ -285,6 +286,7 @@ class _Collection:
         self,
         repository: Repository,
         source: str,
+        *,
         actor: str,
         now: datetime,
         observe: Observer,
