@@ -1,0 +1,20 @@
+"""`seawall …`: the WAL commands first, because PostgreSQL waits for each of them; then everything else."""
+
+from __future__ import annotations
+
+import sys
+
+
+def main() -> int:
+    """Run the command line and return its exit code (docs/reference/exit-codes.md)."""
+    if len(sys.argv) > 1 and sys.argv[1] in ("archive-push", "archive-get"):
+        from seawall.archive import client
+
+        return client.main([sys.argv[1].removeprefix("archive-"), *sys.argv[2:]])
+    from seawall.cli import run
+
+    return run(sys.argv[1:])
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,72 @@
+"""What every verb needs and none should make for itself: settings, repository, observer, time."""
+
+from __future__ import annotations
+
+import os
+import socket
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from seawall.cli.console import Console
+from seawall.events import Observer
+from seawall.settings import Settings, SourceSettings, load
+
+if TYPE_CHECKING:
+    from seawall.keys import KeyRing
+    from seawall.repository import Repository, Sealing
+
+
+@dataclass
+class Context:
+    """One run of the command line."""
+
+    console: Console
+    config: Path | None = None
+    observer: Observer = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.observer = Observer(hear=self.console.hear)
+
+    @cached_property
+    def settings(self) -> Settings:
+        return load(self.config)
+
+    def source(self, name: str | None) -> SourceSettings:
+        """The source that was named, or the only one that is configured.
+
+        Raises:
+            SettingsError: it is not configured, or none was named and there are several.
+        """
+        if name is None and len(self.settings.sources) == 1:
+            return next(iter(self.settings.sources.values()))
+        return self.settings.source(name or "")
+
+    @cached_property
+    def repository(self) -> Repository:
+        from seawall.repository import Repository
+        from seawall.storage import open_storage
+
+        return Repository.open(open_storage(self.settings.repository))
+
+    @cached_property
+    def ring(self) -> KeyRing:
+        from seawall.keys import open_ring
+
+        return open_ring(self.settings.sealing)
+
+    @cached_property
+    def sealing(self) -> Sealing:
+        from seawall.repository import sealing_of
+
+        return sealing_of(self.settings.sealing)
+
+    def now(self) -> datetime:
+        return datetime.now(UTC)
+
+    @property
+    def actor(self) -> str:
+        """Who is at work, for leases and the audit."""
+        return f"{os.environ.get('SUDO_USER') or os.environ.get('USER') or os.getuid()}@{socket.gethostname()}"

@@ -1,0 +1,84 @@
+"""`seawall expire`: let backups go by policy, in two audited steps."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+from seawall import retention
+from seawall.cli.console import size
+from seawall.cli.context import Context
+from seawall.errors import SettingsError
+from seawall.model import BackupLabel
+from seawall.retention import Collected, RetentionPlan, RetentionPolicy
+
+
+def arguments(parser: argparse.ArgumentParser, _verb: str) -> None:
+    parser.add_argument("source", nargs="?", help="a source's name (default: all configured)")
+    parser.add_argument("--dry-run", action="store_true", help="show what would go and why, and change nothing")
+    parser.add_argument("--days", type=int, metavar="N", help="instead of the source's retention_days")
+    parser.add_argument("--undo", metavar="LABEL", help="take a mark back while the backup is still there")
+
+
+def run(options: argparse.Namespace, context: Context) -> None:
+    if options.undo:
+        _undo(options, context)
+        return
+    names = [options.source] if options.source else sorted(context.settings.sources)
+    outcomes = [_expire(context, name, options) for name in names]
+    lines = [line for outcome in outcomes for line in outcome["lines"]]
+    for outcome in outcomes:
+        del outcome["lines"]
+    context.console.result({"dry_run": options.dry_run, "sources": outcomes}, lines)
+
+
+def _undo(options: argparse.Namespace, context: Context) -> None:
+    source = context.source(options.source).name
+    label = BackupLabel.parse(options.undo)
+    retention.unexpire(context.repository, source, label, actor=context.actor, now=context.now())
+    context.console.result({"source": source, "restored": str(label)}, [f"{source} {label} is listed again"])
+
+
+def _expire(context: Context, name: str, options: argparse.Namespace) -> dict[str, Any]:
+    area, now = context.repository.source(name), context.now()
+    days = options.days if options.days is not None else _days(context, name)
+    plan = retention.plan(
+        name, area.heads(), area.holds(now), RetentionPolicy.of_days(days), now=now, wal_names=area.wal.names()
+    )
+    marked = 0 if options.dry_run else retention.expire(context.repository, plan, actor=context.actor, now=now)
+    collected = retention.collect(
+        context.repository, name, actor=context.actor, now=now, observe=context.observer, dry_run=options.dry_run
+    )
+    return {
+        "source": name,
+        "keep": [{"label": str(d.label), "reasons": list(d.reasons)} for d in plan.keep],
+        "expire": [{"label": str(d.label), "reasons": list(d.reasons)} for d in plan.expire],
+        "wal": [{"first": w.first, "last": w.last, "segments": w.count} for w in plan.wal],
+        "marked": marked,
+        "collected": list(collected.sets),
+        "freed_bytes": collected.freed_bytes,
+        "left": dict(collected.left),
+        "lines": _lines(name, plan, collected, dry_run=options.dry_run),
+    }
+
+
+def _days(context: Context, name: str) -> int:
+    if name not in context.settings.sources:
+        raise SettingsError(f"source {name!r} is not configured", hint="Name the days with --days, or configure it.")
+    return context.settings.source(name).retention_days
+
+
+def _lines(name: str, plan: RetentionPlan, collected: Collected, *, dry_run: bool) -> list[str]:
+    would = "would " if dry_run else ""
+    lines = [f"{name}:"]
+    lines += [f"  keep    {d.label}  {'; '.join(d.reasons)}" for d in plan.keep]
+    lines += [f"  {would}expire  {d.label}  {'; '.join(d.reasons)}" for d in plan.expire]
+    lines += [f"  {would}expire  WAL {w.first} to {w.last}, {w.count} segments" for w in plan.wal]
+    lines += [f"  {would}remove  {label}" for label in collected.sets]
+    lines += [f"  left    {what}: {why}" for what, why in collected.left.items()]
+    lines.append(
+        f"  {size(collected.freed_bytes)} {would}be freed now"
+        if dry_run
+        else f"  {size(collected.freed_bytes)} freed now; what was marked goes after 24 hours"
+    )
+    return lines

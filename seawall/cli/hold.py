@@ -1,0 +1,78 @@
+"""`seawall hold`: keep a backup whatever the policy says, or stop doing so."""
+
+from __future__ import annotations
+
+import argparse
+from datetime import datetime
+
+from seawall.audit import AuditLog
+from seawall.cli.context import Context
+from seawall.errors import UsageError
+from seawall.model import BackupLabel
+
+
+def arguments(parser: argparse.ArgumentParser, _verb: str) -> None:
+    parser.add_argument("action", choices=("place", "release", "list"))
+    parser.add_argument("source", nargs="?", help="a source's name (default: the only one)")
+    parser.add_argument("--label", help="the backup to hold")
+    parser.add_argument("--reason", help="why; it is shown wherever the backup is")
+    parser.add_argument("--until", metavar="TIME", help="an end, with its offset; without it the hold has none")
+    parser.add_argument("--id", help="the hold to release")
+
+
+def run(options: argparse.Namespace, context: Context) -> None:
+    {"place": _place, "release": _release, "list": _list}[options.action](options, context)
+
+
+def _place(options: argparse.Namespace, context: Context) -> None:
+    if not options.label or not options.reason:
+        raise UsageError("a hold needs --label and --reason", hint="Somebody will ask why this backup is still there.")
+    source, label, now = context.source(options.source).name, BackupLabel.parse(options.label), context.now()
+    area = context.repository.source(source)
+    area.head(label)
+    details = {"reason": options.reason, "until": options.until or "no end"}
+    AuditLog(context.repository.storage).append(context.actor, "hold", f"{source} {label}", details, now=now)
+    hold = area.place_hold(label, reason=options.reason, owner=context.actor, now=now, until=_moment(options.until))
+    context.console.result({"hold": hold.id, "label": str(label)}, [f"{label} is held; the hold's id is {hold.id}"])
+
+
+def _release(options: argparse.Namespace, context: Context) -> None:
+    if not options.id:
+        raise UsageError("name the hold with --id", hint="`seawall hold list` shows the ids.")
+    source, now = context.source(options.source).name, context.now()
+    AuditLog(context.repository.storage).append(
+        context.actor, "release-hold", f"{source} {options.id}", {"reason": options.reason or ""}, now=now
+    )
+    context.repository.source(source).release_hold(options.id, owner=context.actor, now=now)
+    context.console.result({"released": options.id}, [f"hold {options.id} is released"])
+
+
+def _list(options: argparse.Namespace, context: Context) -> None:
+    source, now = context.source(options.source).name, context.now()
+    holds = context.repository.source(source).holds(now)
+    rows = [(h.id, str(h.label), h.owner, h.until.isoformat() if h.until else "no end", h.reason) for h in holds]
+    lines = context.console.table(("ID", "LABEL", "OWNER", "UNTIL", "REASON"), rows) if rows else ["no holds"]
+    value = [
+        {
+            "id": h.id,
+            "label": str(h.label),
+            "owner": h.owner,
+            "reason": h.reason,
+            "placed_at": h.placed_at,
+            "until": h.until,
+        }
+        for h in holds
+    ]
+    context.console.result({"holds": value}, lines)
+
+
+def _moment(text: str | None) -> datetime | None:
+    if text is None:
+        return None
+    try:
+        moment = datetime.fromisoformat(text)
+    except ValueError as error:
+        raise UsageError(f"{text!r} is no time", hint="Write it as 2026-11-23T14:05:00+01:00.") from error
+    if moment.tzinfo is None:
+        raise UsageError(f"the time {text!r} has no offset from UTC", hint="Add one: Z for UTC, or such as +01:00.")
+    return moment

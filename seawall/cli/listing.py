@@ -1,0 +1,129 @@
+"""`seawall list` and `seawall info`: what is there, and what can be restored from it."""
+
+from __future__ import annotations
+
+import argparse
+from datetime import datetime
+from typing import Any
+
+from seawall.cli.console import size, span
+from seawall.cli.context import Context
+from seawall.model import BackupLabel, Head
+from seawall.repository import SourceArea
+from seawall.wal import Segment, contiguous_until
+
+
+def arguments(parser: argparse.ArgumentParser, verb: str) -> None:
+    parser.add_argument("source", nargs="?", help="a source's name (default: all, or the only one)")
+    if verb == "info":
+        parser.add_argument("label", nargs="?", help="one backup's label")
+    else:
+        parser.add_argument("--expired", action="store_true", help="also backups that are marked for removal")
+
+
+def run(options: argparse.Namespace, context: Context) -> None:
+    if options.verb == "list":
+        _list(options, context)
+    elif options.label:
+        _backup(context, options.source, BackupLabel.parse(options.label))
+    else:
+        _sources(context, options.source)
+
+
+def _list(options: argparse.Namespace, context: Context) -> None:
+    names = (options.source,) if options.source else context.repository.sources()
+    areas = [context.repository.source(name) for name in names]
+    found = [(area, head) for area in areas for head in area.heads(with_expired=options.expired)]
+    rows = [
+        (
+            head.source,
+            str(head.label),
+            _state(area, head),
+            f"{head.stopped_at:%Y-%m-%d %H:%M:%S}Z",
+            span(head.ended_at - head.began_at),
+            size(head.plain_bytes),
+            size(head.stored_bytes),
+        )
+        for area, head in found
+    ]
+    columns = ("SOURCE", "LABEL", "STATE", "RESTORABLE FROM", "TOOK", "DATA", "STORED")
+    lines = context.console.table(columns, rows) if rows else ["no backups yet; `seawall backup` takes one"]
+    context.console.result({"backups": [summary(head) for _, head in found]}, lines)
+
+
+def _state(area: SourceArea, head: Head) -> str:
+    return "expired" if area.is_expired(head.label) else head.health.value
+
+
+def summary(head: Head) -> dict[str, Any]:
+    """A backup set as JSON output shows it."""
+    return {
+        "source": head.source,
+        "label": str(head.label),
+        "kind": head.kind.value,
+        "health": head.health.value,
+        "mode": head.mode.value,
+        "began_at": head.began_at,
+        "stopped_at": head.stopped_at,
+        "ended_at": head.ended_at,
+        "system_identifier": str(head.cluster.system_identifier),
+        "server_version": head.server_version,
+        "timeline": head.timeline,
+        "start_lsn": str(head.start_lsn),
+        "stop_lsn": str(head.stop_lsn),
+        "plain_bytes": head.plain_bytes,
+        "stored_bytes": head.stored_bytes,
+        "files": head.file_count,
+        "objects": head.object_count,
+        "compression": head.compression.value,
+        "sealing": head.sealing.value,
+        "key_id": head.key_id,
+        "reason": head.reason,
+    }
+
+
+def _backup(context: Context, source: str, label: BackupLabel) -> None:
+    area = context.repository.source(source)
+    head = area.head(label)
+    value = summary(head) | {"holds": [hold.reason for hold in area.holds(context.now()) if hold.label == label]}
+    lines = [f"{member.replace('_', ' '):<18} {_shown(member, item)}" for member, item in value.items() if item != ""]
+    context.console.result({"backup": value}, lines)
+
+
+def _shown(member: str, item: object) -> str:
+    if member.endswith("_bytes") and isinstance(item, int):
+        return size(item)
+    if isinstance(item, datetime):
+        return f"{item:%Y-%m-%d %H:%M:%S}Z"
+    return ", ".join(map(str, item)) if isinstance(item, list) else str(item)
+
+
+def _sources(context: Context, source: str | None) -> None:
+    names = (source,) if source else context.repository.sources()
+    found = [_source(context.repository.source(name)) for name in names]
+    lines = [f"repository {context.repository.id} at {context.repository.storage.url}"]
+    for item in found:
+        lines += ["", *(f"{member.replace('_', ' '):<22} {_shown(member, value)}" for member, value in item.items())]
+    context.console.result({"repository": context.repository.id, "sources": found}, lines)
+
+
+def _source(area: SourceArea) -> dict[str, Any]:
+    identity, heads = area.identity(), area.heads()
+    value: dict[str, Any] = {"source": area.name, "backups": len(heads)}
+    if identity is not None:
+        value["system_identifier"] = str(identity.system_identifier)
+        value["major_version"] = identity.major_version
+        value["timelines"] = list(identity.timelines)
+    if heads:
+        value["restorable_from"] = heads[0].stopped_at
+        value["newest_backup"] = str(heads[-1].label)
+        value["wal_unbroken_until"] = _wal_until(area, heads[-1])
+        value["stored_bytes"] = sum(head.stored_bytes for head in heads)
+    value["wal_stored_bytes"] = area.wal.stored_bytes()
+    return value
+
+
+def _wal_until(area: SourceArea, head: Head) -> str:
+    first = Segment.containing(head.start_lsn, head.timeline, head.segment_bytes)
+    last = contiguous_until(first, area.wal.names(head.timeline))
+    return "nothing is stored" if last is None else str(last.end)
