@@ -103,18 +103,22 @@ class Keychain:
             raise Damaged(f"data key {key_id} could not be read")
         raise refused
 
+    def is_wrapped_for(self, key_id: str, recipients: Sequence[str]) -> bool:
+        """Whether a key's newest wrap is for exactly these recipients."""
+        names = self.generations(key_id)
+        return bool(names) and set(documents.get(self._storage, names[-1])["recipients"]) == set(recipients)
+
     def rewrap(self, key_id: str, ring: KeyRing, recipients: Sequence[str], now: datetime) -> bool:
         """Wrap a key for other recipients; false if its newest wrap is for exactly these already.
 
         Raises:
             KeyMissing: the ring cannot open the key.
         """
-        names = self.generations(key_id)
-        if names and set(documents.get(self._storage, names[-1])["recipients"]) == set(recipients):
+        if self.is_wrapped_for(key_id, recipients):
             return False
         key = self.unwrap(key_id, ring)
         try:
-            self._put(key, len(names) + 1, ring, recipients, now)
+            self._put(key, len(self.generations(key_id)) + 1, ring, recipients, now)
         except ObjectExists:
             return self.rewrap(key_id, ring, recipients, now)
         return True
@@ -124,9 +128,9 @@ class Keychain:
 
         The newest wrap is never deleted: it must be for `recipients` (see `rewrap`), else nothing happens.
         """
-        names = self.generations(key_id)
-        if not names or set(documents.get(self._storage, names[-1])["recipients"]) != set(recipients):
+        if not self.is_wrapped_for(key_id, recipients):
             return 0
+        names = self.generations(key_id)
         for name in names[:-1]:
             self._storage.delete(name)
         return len(names) - 1
