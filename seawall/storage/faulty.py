@@ -24,6 +24,8 @@ from seawall.storage.wrappers import Sleep, Wrapper
 
 _T = TypeVar("_T")
 
+OPERATIONS = ("put", "get", "stat", "list", "children", "delete", "now", "free_bytes")
+
 
 class Trouble(StrEnum):
     """What goes wrong."""
