@@ -75,7 +75,7 @@ class Storage(Protocol):
         """Store a new object from chunks of bytes; durable when it returns.
 
         Chunks may be views of buffers that the caller reuses as soon as the next chunk is asked for. A list,
-        tuple or `Replayable` can be sent again after a lost connection; an iterator cannot.
+        tuple or `Replayable` can be sent again after a lost connection; any other iterable cannot.
 
         Raises:
             ObjectExists: something lies there already, durable itself; it is left as it is.

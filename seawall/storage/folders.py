@@ -64,6 +64,10 @@ class Folders:
             )
         return root
 
+    def never_made(self) -> bool:
+        """Whether the root was not there when somebody first looked, so that nothing can lie in it yet."""
+        return self._first_seen is None and not os.path.lexists(self.root)
+
     def open(self, parts: Sequence[str]) -> int | None:
         """A descriptor of the folder, or None where it is proved absent below a root that is there.
 

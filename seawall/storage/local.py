@@ -2,7 +2,8 @@
 
 Invariants: an object appears whole or not at all and is never replaced (`draft.py`); when `put` returns, the file, its
 folder and every folder above it up to the root are synced; no path leaves the root, and a root that is missing is an
-unreachable storage, so nothing is taken for absent because a disk is not mounted (`folders.py`).
+unreachable storage, so nothing is taken for absent because a disk is not mounted (`folders.py`). Only a root that this
+object never saw lists as empty, because a repository is about to be made there.
 
 Not guaranteed: protection from other programs that write below the root, and durability on devices that acknowledge
 a flush which they did not do.
@@ -143,6 +144,8 @@ class LocalStorage:
 
     def list(self, prefix: str = "") -> Iterator[Stat]:
         checked_prefix(prefix)
+        if self._folders.never_made():
+            return
         above, _, beginning = prefix.rpartition("/")
         with self._translated("list", prefix):
             folder = self._folders.open(above.split("/") if above else [])
@@ -151,6 +154,8 @@ class LocalStorage:
 
     def children(self, folder: str) -> tuple[str, ...]:
         checked_folder(folder)
+        if self._folders.never_made():
+            return ()
         with self._translated("list", folder):
             opened = self._folders.open(folder.split("/")[:-1])
             if opened is None:

@@ -22,7 +22,7 @@ from typing import TypeVar
 
 from seawall.errors import Cancelled, ObjectExists, StorageDenied, StorageError
 from seawall.events import Cancel
-from seawall.storage.base import Bytes, Capabilities, Stat, Storage
+from seawall.storage.base import Bytes, Capabilities, Replayable, Stat, Storage
 
 logger = logging.getLogger(__name__)
 
@@ -161,14 +161,16 @@ class _Delivery:
 
     def __init__(self, chunks: Iterable[Bytes]) -> None:
         self._chunks = chunks
-        self._once_only = isinstance(chunks, Iterator)
+        # Only what is known to begin anew counts: an iterable around a generator would go on in its middle, and the
+        # second half of an object would be stored under its name.
+        self._once_only = not isinstance(chunks, (list, tuple, Replayable))
         self._touched = False
         self.source_failed = False
         self.sent_whole = False
 
     @property
     def repeatable(self) -> bool:
-        """An iterator can be sent again only as long as nothing was taken from it."""
+        """What cannot begin anew can be sent again only as long as nothing was taken from it."""
         return not (self.source_failed or (self._once_only and self._touched))
 
     def attempt(self) -> Iterator[Bytes]:
@@ -192,8 +194,8 @@ class _Delivery:
 class Retrying(Wrapper):
     """Repeats what failed for a passing reason.
 
-    A put is repeated if its chunks can be produced again (a list, a tuple, `Replayable`) or none was taken yet; an
-    iterator that was begun is not, and its error goes to the caller, who knows how to make the bytes anew. A repeated
+    A put is repeated if its chunks are a list, a tuple or `Replayable`, or if none was taken yet; any other iterable that
+    was begun is not sent again, and the error goes to the caller, who knows how to make the bytes anew. A repeated
     put that meets ObjectExists after an earlier attempt sent everything compares size and SHA-256 with what was sent:
     identical means that the earlier attempt succeeded and only its answer was lost. A get goes on where it broke off;
     a list starts again and leaves out what it yielded.

@@ -394,11 +394,14 @@ def test_missing_permission_is_denied_and_never_taken_for_absence(tmp_path: Path
     assert done.returncode == 8
 
 
-def test_a_root_that_does_not_exist_is_unreachable_until_something_is_put(tmp_path: Path) -> None:
+def test_a_root_that_does_not_exist_proves_no_object_absent_but_can_be_made(tmp_path: Path) -> None:
     storage = LocalStorage(tmp_path / "new" / "root")
-    for call in (lambda: storage.stat("one"), lambda: list(storage.list()), lambda: list(storage.get("one"))):
+    for call in (lambda: storage.stat("one"), storage.now, lambda: list(storage.get("one"))):
         with pytest.raises(StorageUnreachable, match="does not exist"):
             call()
+    assert list(storage.list()) == []
+    assert storage.children("") == ()
+    assert not (tmp_path / "new").exists()
     storage.put("one", [b"1"])
     assert read(storage, "one") == b"1"
 
@@ -409,8 +412,9 @@ def test_a_root_that_vanished_is_not_made_again(tmp_path: Path) -> None:
     (tmp_path / "root").rename(tmp_path / "elsewhere")
     with pytest.raises(StorageUnreachable):
         storage.put("two", [b"2"])
-    with pytest.raises(StorageUnreachable):
-        list(storage.get("one"))
+    for call in (lambda: list(storage.get("one")), lambda: list(storage.list()), lambda: storage.children("")):
+        with pytest.raises(StorageUnreachable):
+            call()
     assert not (tmp_path / "root").exists()
 
 

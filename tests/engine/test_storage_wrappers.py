@@ -117,6 +117,21 @@ def test_an_iterator_that_was_begun_is_not_sent_again() -> None:
     assert list(storage.list()) == []
 
 
+def test_an_iterable_around_a_generator_is_not_sent_again_from_its_middle() -> None:
+    class Counted:
+        def __init__(self, chunks: Iterator[bytes]) -> None:
+            self.chunks = chunks
+
+        def __iter__(self) -> Iterator[bytes]:
+            yield from self.chunks
+
+    storage, faulty, _ = retrying(Fault(Trouble.CUT_SHORT, "put", after_bytes=4))
+    with pytest.raises(StorageUnreachable):
+        storage.put("one", Counted(iter([b"abc", b"def", b"ghi"])))
+    assert puts(faulty) == 1
+    assert list(storage.list()) == []
+
+
 def test_an_iterator_from_which_nothing_was_taken_is_sent_again() -> None:
     storage, faulty, _ = retrying(Fault(Trouble.FAIL_BEFORE, "put", times=2))
     storage.put("one", iter([b"abc", b"def"]))
