@@ -194,8 +194,8 @@ class _Delivery:
 class Retrying(Wrapper):
     """Repeats what failed for a passing reason.
 
-    A put is repeated if its chunks are a list, a tuple or `Replayable`, or if none was taken yet; any other iterable that
-    was begun is not sent again, and the error goes to the caller, who knows how to make the bytes anew. A repeated
+    A put is repeated if its chunks are a list, a tuple or `Replayable`, or if none was taken yet; any other iterable
+    that was begun is not sent again, and the error goes to the caller, who knows how to make the bytes anew. A repeated
     put that meets ObjectExists after an earlier attempt sent everything compares size and SHA-256 with what was sent:
     identical means that the earlier attempt succeeded and only its answer was lost. A get goes on where it broke off;
     a list starts again and leaves out what it yielded.
