@@ -111,6 +111,21 @@ def _wait_until(ready: Callable[[], bool]) -> None:
     pytest.fail("the writer did not begin within 30 s")
 
 
+def test_a_put_whose_temporary_file_was_swept_away_fails_and_may_be_repeated(tmp_path: Path) -> None:
+    storage = LocalStorage(tmp_path)
+
+    def chunks() -> Iterator[bytes]:
+        yield b"abc"
+        assert storage.sweep(timedelta(0)) == 1
+        yield b"def"
+
+    with pytest.raises(StorageError) as caught:
+        storage.put("one", chunks())
+    assert type(caught.value) is StorageError
+    assert caught.value.retryable
+    assert files(tmp_path) == []
+
+
 def test_a_claim_left_by_a_killed_writer_blocks_until_it_is_swept(tmp_path: Path) -> None:
     (tmp_path / f"{CLAIM}one").touch()
     storage = LocalStorage(tmp_path, ways=(by_claim,))
