@@ -91,6 +91,7 @@ class Storage(Protocol):
 
         Raises:
             ObjectMissing: proved absent; never raised because the storage is not there.
+            NotARepository: the place that the storage's URL names does not exist.
             ObjectTruncated: the object ends before `offset`, or before `length` bytes came.
             UsageError: `offset` or `length` is negative.
             StorageError: another failure; pieces that came before it are right.

@@ -1,8 +1,8 @@
 """The folders of a local storage: opened one from another, made durably, removed when they are empty.
 
 Invariants: no path leaves the root, because each folder is opened from the one above it and no symbolic link below the
-root is followed. A root that is not there, or that became another folder on another file system since it was first
-used (an unmounted share), is an unreachable storage and never an empty one.
+root is followed. A root that vanished, or that became another folder on another file system since it was first used (an
+unmounted share), is an unreachable storage and never an empty one; one that never was there is no repository.
 
 Not guaranteed: that a folder still exists once its descriptor is in hand; who makes a file in it looks again.
 """
@@ -18,7 +18,7 @@ import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from seawall.errors import NameRefused, StorageUnreachable
+from seawall.errors import NameRefused, NotARepository, SeawallError, StorageUnreachable
 from seawall.storage.base import checked_object_name
 
 logger = logging.getLogger(__name__)
@@ -43,15 +43,14 @@ class Folders:
         """A descriptor of the root.
 
         Raises:
-            StorageUnreachable: it does not exist, or is not the one that was first seen.
+            NotARepository: it does not exist and never did in this object's time; retrying would not help.
+            StorageUnreachable: it vanished, or is not the one that was first seen.
             OSError: it cannot be opened.
         """
         try:
             root = os.open(self.root, os.O_RDONLY | os.O_DIRECTORY)
         except FileNotFoundError as error:
-            raise StorageUnreachable(
-                f"the folder {self.root} does not exist", hint="Is the disk or share mounted? `seawall init` makes it."
-            ) from error
+            raise self._absent() from error
         found = os.fstat(root)
         first = self._first_seen = self._first_seen or (found.st_dev, found.st_ino)
         # A share that is mounted again may get a new device number but keeps its inode; what lies under an unmounted
@@ -72,7 +71,7 @@ class Folders:
         """A descriptor of the folder, or None where it is proved absent below a root that is there.
 
         Raises:
-            StorageUnreachable: see `open_root`.
+            NotARepository, StorageUnreachable: see `open_root`.
             OSError: it cannot be opened; ELOOP for a symbolic link on the way.
         """
         folder = self.open_root()
@@ -122,6 +121,14 @@ class Folders:
                     continue
                 except OSError:  # not empty, or not permitted: an empty folder harms nobody
                     return
+
+    def _absent(self) -> SeawallError:
+        if self._first_seen is not None:
+            return StorageUnreachable(f"the folder {self.root} is gone", hint="Is the disk or share still mounted?")
+        return NotARepository(
+            f"the folder {self.root} does not exist",
+            hint="Mount the disk or share that holds it, or make a new repository with `seawall init`.",
+        )
 
     def _make_root(self) -> None:
         if self._first_seen is not None:

@@ -1,9 +1,9 @@
 """Objects as files below one folder, on a local disk or a mounted share.
 
 Invariants: an object appears whole or not at all and is never replaced (`draft.py`); when `put` returns, the file, its
-folder and every folder above it up to the root are synced; no path leaves the root, and a root that is missing is an
-unreachable storage, so nothing is taken for absent because a disk is not mounted (`folders.py`). Only a root that this
-object never saw lists as empty, because a repository is about to be made there.
+folder and every folder above it up to the root are synced; no path leaves the root. Nothing is taken for absent because
+a disk is not mounted (`folders.py`): a root that vanished is an unreachable storage, and one that never was there is
+no repository; only `list` and `children` call that empty, because a repository may be about to be made there.
 
 Not guaranteed: protection from other programs that write below the root, and durability on devices that acknowledge
 a flush which they did not do.

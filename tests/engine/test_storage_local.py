@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from seawall.errors import (
+    NotARepository,
     ObjectExists,
     ObjectMissing,
     SettingsError,
@@ -412,8 +413,9 @@ def test_missing_permission_is_denied_and_never_taken_for_absence(tmp_path: Path
 def test_a_root_that_does_not_exist_proves_no_object_absent_but_can_be_made(tmp_path: Path) -> None:
     storage = LocalStorage(tmp_path / "new" / "root")
     for call in (lambda: storage.stat("one"), storage.now, lambda: list(storage.get("one"))):
-        with pytest.raises(StorageUnreachable, match="does not exist"):
+        with pytest.raises(NotARepository, match="does not exist") as caught:
             call()
+        assert not caught.value.retryable
     assert list(storage.list()) == []
     assert storage.children("") == ()
     assert not (tmp_path / "new").exists()
