@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from datetime import datetime, timedelta
 
-from seawall.codec import BundleReader, BundleWriter, DataKey
+from seawall.codec import BundleReader, BundleWriter, DataKey, Entry, Scratch
 from seawall.errors import BackupMissing, ClusterMismatch, Damaged, ObjectExists, ObjectMissing
 from seawall.keys import KeyRing
 from seawall.model import BackupLabel, ClusterIdentity, FileEntry, Head, Hold, SealingMode, StoredObject
@@ -19,7 +19,7 @@ from seawall.repository import documents, heads, lease, manifest, sealed
 from seawall.repository.keychain import Keychain
 from seawall.repository.layout import SourceLayout
 from seawall.repository.wal_area import WalArea
-from seawall.storage.base import Storage
+from seawall.storage.base import Bytes, Storage
 
 
 class SourceArea:
@@ -144,14 +144,14 @@ class SourceArea:
         _refuse_other_head(head, result.head_document, name=name)
         return result
 
-    def bundle(self, head: Head, name: str, ring: KeyRing) -> BundleReader:
-        """A reader of one bundle's extents, in the order they were written.
+    def bundle(self, head: Head, name: str, ring: KeyRing, entries: Iterable[Entry] | None = None) -> BundleReader:
+        """A reader of one bundle's extents, in the order they were written; `entries` names the wanted ones.
 
         Raises:
             ObjectMissing, Damaged, KeyMissing: as named.
         """
         chunks = sealed.plain_envelope(self.storage.get(name), head.sealing, ring, name=name)
-        reader = BundleReader(chunks, self.layout.logical(name), self.keychain.source(ring, head.key_id))
+        reader = BundleReader(chunks, self.layout.logical(name), self.keychain.source(ring, head.key_id), entries)
         sealed.refuse_other_mode(reader.envelope.seal, head.sealing, name=name)
         return reader
 
@@ -251,28 +251,27 @@ class BackupSetWriter:
         self._area = area
         self._key = key
 
-    def bundle_writer(self, number: int) -> tuple[str, BundleWriter]:
-        """A new bundle's object name, and the writer to fill it with."""
+    def bundle_writer(self, number: int, scratch: Scratch | None = None) -> tuple[str, BundleWriter]:
+        """A new bundle's object name, and the writer to fill it with; `scratch` belongs to the calling thread."""
         name = self._area.layout.bundle(self.label, number, secrets.token_hex(4))
         writer = BundleWriter(
             self._area.layout.logical(name),
             compression=self.sealing.compression,
             level=self.sealing.level,
             key=self._key,
+            hashed=self.sealing.mode is not SealingMode.OPENPGP,
+            scratch=scratch,
         )
         return name, writer
 
-    def put_bundle(
-        self, name: str, writer: BundleWriter, chunks: Iterable[bytes | bytearray | memoryview]
-    ) -> StoredObject:
+    def put_bundle(self, name: str, writer: BundleWriter, chunks: Iterable[Bytes]) -> StoredObject:
         """Store a bundle while `writer` produces its chunks.
 
         Raises:
             StorageError: it is not there, or not with the size that was sent.
         """
-        if self.sealing.mode is SealingMode.OPENPGP:
-            chunks = self.sealing.ring.encrypt_stream(chunks, self.sealing.recipients)
-        return sealed.put_confirmed(self._area.storage, name, chunks, lambda: writer.plain_bytes)
+        stored_bytes, sha256 = sealed.put_sealing(self._area.storage, name, chunks, writer, self.sealing)
+        return StoredObject(name, stored_bytes, sha256, writer.plain_bytes)
 
     def commit(
         self,
@@ -344,7 +343,7 @@ def _sealed_head(head: Head) -> dict[str, object]:
     return {member: value for member, value in document.items() if not member.startswith("manifest_")}
 
 
-def _refusing_other(counted: sealed.Counted, sha256: str, name: str) -> Iterator[bytes | bytearray | memoryview]:
+def _refusing_other(counted: sealed.Counted, sha256: str, name: str) -> Iterator[Bytes]:
     """The chunks, and an error before the last of them is accepted if they are not what was written."""
     yield from counted
     if counted.sha256 != sha256:

@@ -12,12 +12,12 @@ import threading
 from collections.abc import Sequence
 from datetime import datetime
 
-from seawall.codec import DataKey, new_data_key
+from seawall.codec import DataKey, KeySource, new_data_key
 from seawall.errors import Damaged, KeyMissing, ObjectExists
 from seawall.keys import KeyRing
 from seawall.repository import documents
 from seawall.repository.layout import SourceLayout
-from seawall.repository.sealed import KeySource, Sealing
+from seawall.repository.sealed import Sealing
 from seawall.storage.base import Storage
 
 KEY_FORMAT = 1

@@ -7,17 +7,16 @@ states: an object that suddenly is not sealed any more is damage, not a convenie
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from typing import Protocol
 
-from seawall.codec import FRAME_BYTES, DataKey, FrameReader, FrameWriter
+from seawall.codec import DataKey, FrameReader, FrameWriter, KeySource
 from seawall.errors import Damaged, StorageError
 from seawall.keys import KeyRing, open_ring
 from seawall.model import Compression, SealingMode, StoredObject
 from seawall.settings import SealingSettings
 from seawall.storage.base import Bytes, Storage
-
-KeySource = Callable[[str], DataKey]
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +45,7 @@ def sealing_of(settings: SealingSettings) -> Sealing:
 
 
 class Counted:
-    """Chunks on their way to the storage, with their number of bytes and SHA-256."""
+    """Chunks on their way to the storage, with their number of bytes and SHA-256; iterated once."""
 
     def __init__(self, chunks: Iterable[Bytes]) -> None:
         self._chunks = chunks
@@ -64,23 +63,42 @@ class Counted:
         return self._hash.hexdigest()
 
 
-def put_confirmed(storage: Storage, name: str, chunks: Iterable[Bytes], plain_bytes: Callable[[], int]) -> StoredObject:
-    """Store an object and confirm that the storage holds as many bytes as were sent.
+class Writer(Protocol):
+    """What knows, after its chunks were taken, how much they were: a frame or bundle writer, or `Counted`."""
+
+    @property
+    def stored_bytes(self) -> int: ...
+
+    @property
+    def sha256(self) -> str: ...
+
+
+def put_confirmed(storage: Storage, name: str, chunks: Iterable[Bytes], writer: Writer) -> tuple[int, str]:
+    """Store an object and confirm that the storage holds as many bytes as were sent; returns size and SHA-256.
 
     Raises:
         StorageError: the storage holds another number of bytes.
     """
-    counted = Counted(chunks)
-    stat = storage.put(name, counted)
-    if stat.size_bytes != counted.stored_bytes:
-        raise StorageError(f"{name}: {counted.stored_bytes} bytes were sent, {stat.size_bytes} are stored")
-    return StoredObject(name, counted.stored_bytes, counted.sha256, plain_bytes())
+    stat = storage.put(name, chunks)
+    if stat.size_bytes != writer.stored_bytes:
+        raise StorageError(f"{name}: {writer.stored_bytes} bytes were sent, {stat.size_bytes} are stored")
+    return writer.stored_bytes, writer.sha256
+
+
+def put_sealing(
+    storage: Storage, name: str, chunks: Iterable[Bytes], writer: Writer, sealing: Sealing
+) -> tuple[int, str]:
+    """Store what a writer makes, in an OpenPGP message if that is the mode; returns stored size and SHA-256."""
+    if sealing.mode is not SealingMode.OPENPGP:
+        return put_confirmed(storage, name, chunks, writer)
+    counted = Counted(sealing.ring.encrypt_stream(chunks, sealing.recipients))
+    return put_confirmed(storage, name, counted, counted)
 
 
 def put_sealed(
     storage: Storage,
     name: str,
-    pieces: Iterable[bytes],
+    pieces: Iterable[Bytes],
     *,
     kind: str,
     logical: str,
@@ -98,23 +116,16 @@ def put_sealed(
         extra: facts to state in the clear header.
     """
     writer = FrameWriter(
-        kind, logical, compression=sealing.compression, level=sealing.level, key=key, extra=extra or {}
+        kind,
+        logical,
+        compression=sealing.compression,
+        level=sealing.level,
+        key=key,
+        extra=extra or {},
+        hashed=sealing.mode is not SealingMode.OPENPGP,
     )
-    chunks: Iterable[Bytes] = _framed(writer, pieces)
-    if sealing.mode is SealingMode.OPENPGP:
-        chunks = sealing.ring.encrypt_stream(chunks, sealing.recipients)
-    return put_confirmed(storage, name, chunks, lambda: writer.plain_bytes)
-
-
-def _framed(writer: FrameWriter, pieces: Iterable[bytes]) -> Iterator[Bytes]:
-    yield writer.begin()
-    buffer = bytearray()
-    for piece in pieces:
-        buffer += piece
-        while len(buffer) > FRAME_BYTES:
-            yield from writer.frame(bytes(buffer[:FRAME_BYTES]))
-            del buffer[:FRAME_BYTES]
-    yield from writer.frame(bytes(buffer), final=True)
+    stored_bytes, sha256 = put_sealing(storage, name, writer.stream(pieces), writer, sealing)
+    return StoredObject(name, stored_bytes, sha256, writer.plain_bytes)
 
 
 def plain_envelope(chunks: Iterable[bytes], mode: SealingMode, ring: KeyRing | None, *, name: str) -> Iterator[bytes]:

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from datetime import datetime, timedelta
 from typing import Literal
 
-from seawall.codec import DataKey, read_envelope
+from seawall.codec import DataKey, FrameReader, read_envelope
 from seawall.errors import Damaged, ObjectExists, ObjectMissing, WalConflict
 from seawall.keys import KeyRing
 from seawall.model import SealingMode
@@ -162,7 +162,7 @@ class WalArea:
         logical = self.layout.logical(name)
         try:
             sealed.put_sealed(
-                self._storage, name, [bytes(data)], kind=kind, logical=logical, sealing=sealing, key=key, extra=extra
+                self._storage, name, [data], kind=kind, logical=logical, sealing=sealing, key=key, extra=extra
             )
         except ObjectExists:
             stored = self._stated(name)
@@ -219,7 +219,7 @@ class WalArea:
         chunks = _again(first, chunks)
         if mode is SealingMode.OPENPGP:
             chunks = ring.decrypt_stream(chunks)
-        reader = sealed.FrameReader(chunks, self.layout.logical(name), self._keychain.source(ring))
+        reader = FrameReader(chunks, self.layout.logical(name), self._keychain.source(ring))
         data = b"".join(reader)
         stated = reader.envelope.extra
         if len(data) != stated.get("bytes") or hashlib.sha256(data).hexdigest() != stated.get("sha256"):
