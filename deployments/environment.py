@@ -103,7 +103,7 @@ def compose(
         inherited: the environment of the process that starts the stack.
         timing: how often the parts look around.
     """
-    base = _without_prefect(inherited) | _common(place, port, stack_id, timing or Timing())
+    base = _without_prefect(inherited) | _common(place, stack_id, timing or Timing())
     server = base | _server(place, port)
     if DATABASE_VARIABLE in inherited:
         server[DATABASE_VARIABLE] = inherited[DATABASE_VARIABLE]
@@ -111,7 +111,7 @@ def compose(
     return Environments(server, client, client)
 
 
-def _common(place: Place, port: int, stack_id: str, timing: Timing) -> dict[str, str]:
+def _common(place: Place, stack_id: str, timing: Timing) -> dict[str, str]:
     return {
         STACK_VARIABLE: stack_id,
         "PREFECT_HOME": str(place.home),

@@ -1,0 +1,50 @@
+"""Where alerts go, as a Prefect block."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import ClassVar
+
+from prefect.blocks.core import Block
+from pydantic import Field, SecretStr
+
+from seawall.catalog import Severity
+from seawall.errors import SettingsError
+
+
+class NotificationChannel(Block):
+    """Apprise URLs; they hold passwords and tokens, so they are secrets."""
+
+    _block_type_name: ClassVar[str] = "Seawall notification channel"
+    _block_type_slug: ClassVar[str] = "seawall-notification-channel"
+    _description: ClassVar[str] = "Where Seawall sends alerts, as Apprise URLs."
+
+    urls: list[SecretStr] = Field(default_factory=list, description="Apprise URLs, such as mailtos:// or ntfys://")
+    minimum_severity: Severity = Field(default=Severity.HIGH, description="what is less severe is not sent")
+
+
+def wanted(channel: NotificationChannel, severity: Severity) -> bool:
+    """Whether a channel hears of alerts of that severity."""
+    return severity.rank >= channel.minimum_severity.rank
+
+
+def send(channel: NotificationChannel, severity: Severity, title: str, body: str) -> bool:
+    """Send an alert to every URL of a channel; whether all took it (true when it is below the channel's threshold).
+
+    Raises:
+        SettingsError: a URL is none that Apprise knows; the message says which one by its number, not its text.
+    """
+    if not wanted(channel, severity):
+        return True
+    # Most runs send nothing, and Apprise knows more than a hundred services that take time to import.
+    import apprise  # noqa: PLC0415 - see the line above
+
+    sender = apprise.Apprise()
+    for number, url in enumerate(_plain(channel.urls), 1):
+        if not sender.add(url):
+            raise SettingsError(f"URL {number} of the notification channel is none that Apprise knows")
+    return bool(sender.notify(title=title, body=body))
+
+
+def _plain(urls: Sequence[SecretStr]) -> list[str]:
+    return [url.get_secret_value() for url in urls]

@@ -1,0 +1,127 @@
+"""What runs when, as data, and when that will be.
+
+Short cadences (WAL, incremental) are in UTC: in a zone with summer time, Prefect leaves out an hour of them when
+clocks go back, whatever kind of schedule it is. Only the nightly window and what follows it is in the site's zone,
+since people mean the night by it. On the day when clocks go forward over 02:00, Prefect starts the nightly full at
+01:00: once, an hour early.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+
+from seawall.catalog import Job, JobType
+from seawall.settings import Settings
+
+
+@dataclass(frozen=True, slots=True)
+class JobPlan:
+    """A backup job that every source has from the start.
+
+    Args:
+        suffix: the job is named `<source>-<suffix>`.
+        cron: five fields, in the site's zone if `is_local`, else in UTC.
+    """
+
+    suffix: str
+    job_type: JobType
+    cron: str
+    is_local: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class MaintenancePlan:
+    """Work on what was backed up; one schedule for each source, or one for the site."""
+
+    deployment: str
+    cron: str
+    for_each_source: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Schedule:
+    """A schedule as Prefect shall have it.
+
+    Args:
+        slug: stable, so that a redeployment finds it again: the job's id, or the name of the maintenance.
+        active: None leaves what Prefect has (active when it is new).
+    """
+
+    slug: str
+    deployment: str
+    cron: str
+    time_zone: str
+    parameters: Mapping[str, object] = field(default_factory=dict)
+    active: bool | None = None
+
+
+JOBS = (
+    JobPlan("full", JobType.FULL, "0 2 * * *", is_local=True),
+    JobPlan("incremental", JobType.INCREMENTAL, "0 */4 * * *"),
+    JobPlan("wal", JobType.TRANSACTION_LOG, "*/15 * * * *"),
+)
+MAINTENANCE = (
+    MaintenancePlan("verify", "30 4 * * *"),
+    MaintenancePlan("restore-test", "0 5 1 * *"),
+    MaintenancePlan("retention-cleanup", "30 6 * * *", for_each_source=False),
+)
+DEPLOYMENT_OF = {
+    JobType.FULL: "backup",
+    JobType.INCREMENTAL: "backup",
+    JobType.DIFFERENTIAL: "backup",
+    JobType.TRANSACTION_LOG: "archive-wal",
+}
+MAINTENANCE_PREFIX = "maintenance-"
+
+
+def job_schedules(jobs: Sequence[Job], settings_file: str) -> tuple[Schedule, ...]:
+    """The schedules of the catalog's jobs, in its image: which are active is for the catalog to say."""
+    return tuple(
+        Schedule(
+            slug=str(job.id),
+            deployment=DEPLOYMENT_OF[job.job_type],
+            cron=job.schedule_cron,
+            time_zone=job.time_zone,
+            parameters={
+                "source": str(job.backup_targets["source"]),
+                "job_id": str(job.id),
+                "settings_file": settings_file,
+            },
+            active=job.is_active,
+        )
+        for job in jobs
+        if job.schedule_cron and job.job_type in DEPLOYMENT_OF and "source" in job.backup_targets
+    )
+
+
+def maintenance_schedules(settings: Settings, settings_file: str) -> tuple[Schedule, ...]:
+    """The schedules of verification, restore tests and retention, in the site's zone."""
+    return tuple(
+        Schedule(
+            slug=f"{MAINTENANCE_PREFIX}{plan.deployment}{f'-{source}' if source else ''}",
+            deployment=plan.deployment,
+            cron=plan.cron,
+            time_zone=settings.server.time_zone,
+            parameters={"settings_file": settings_file} | ({"source": source} if source else {}),
+        )
+        for plan in MAINTENANCE
+        for source in (sorted(settings.sources) if plan.for_each_source else [""])
+    )
+
+
+def next_runs(cron: str, time_zone: str, *, after: datetime, count: int) -> tuple[datetime, ...]:
+    """When Prefect will start the next runs of a schedule; its own arithmetic, so that no other can disagree.
+
+    Args:
+        cron: five fields in `time_zone`.
+        time_zone: an IANA name.
+        after: aware; a run at this very moment counts.
+    """
+    # Its import takes a second that those who only read the plans need not wait.
+    from prefect.server.schemas.schedules import CronSchedule  # noqa: PLC0415 - see the line above
+
+    found = asyncio.run(CronSchedule(cron=cron, timezone=time_zone).get_dates(n=count, start=after))
+    return tuple(datetime.fromtimestamp(date.timestamp(), tz=after.tzinfo) for date in found)

@@ -1,0 +1,232 @@
+"""What Prefect leaves open, closed: runs of dead processes, runs that never start, runs that an outage piled up.
+
+`decide` is pure and tells what to do with each run and why; `sweep` looks, decides and acts. The catalog's leases
+are the last word on executions: what nobody renews has failed, whatever Prefect believes.
+
+A run counts as dead when no process on this host carries its id, seen twice in a row: the work pool of a host is
+served by that host alone, and its workers report an end within a second.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from enum import StrEnum
+from pathlib import Path
+from uuid import UUID
+
+from prefect.client.orchestration import SyncPrefectClient
+from prefect.client.schemas.filters import (
+    FlowRunFilter,
+    FlowRunFilterExpectedStartTime,
+    FlowRunFilterState,
+    FlowRunFilterStateType,
+    WorkPoolFilter,
+    WorkPoolFilterName,
+)
+from prefect.client.schemas.objects import FlowRun, StateType
+from prefect.client.schemas.sorting import FlowRunSort
+from prefect.states import Cancelled, Crashed
+
+from seawall.catalog import Catalog, RunStatus
+from seawall.errors import CatalogError, SeawallError
+
+logger = logging.getLogger(__name__)
+
+PENDING_LIMIT = timedelta(minutes=5)
+AGAIN = "again"
+_STARTED = (StateType.RUNNING, StateType.CANCELLING)
+_WAITING_NAMES = ("Scheduled", "Late")
+
+
+class Verdict(StrEnum):
+    CRASH = "crash"
+    CANCEL = "cancel"
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """What is known of a flow run that has not ended."""
+
+    id: UUID
+    deployment_id: UUID | None
+    state_type: StateType
+    state_name: str
+    since: datetime
+    expected_at: datetime
+    pid: int | None = None
+    by_schedule: bool = False
+    parameters: Mapping[str, object] = field(default_factory=dict)
+    tags: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Action:
+    """What to do with a run; `again` starts it afresh, once."""
+
+    run: Run
+    verdict: Verdict
+    why: str
+    again: bool = False
+
+
+def decide(
+    runs: Sequence[Run],
+    *,
+    now: datetime,
+    dead: Callable[[Run], bool],
+    pending_limit: timedelta = PENDING_LIMIT,
+) -> tuple[Action, ...]:
+    """What to do with runs that have not ended.
+
+    Args:
+        runs: those of one work pool whose time has come.
+        dead: whether a started run has no process any more.
+        pending_limit: how long a run may be about to start.
+    """
+    return (
+        *(
+            Action(run, Verdict.CRASH, "its process is gone")
+            for run in runs
+            if run.state_type in _STARTED and dead(run)
+        ),
+        *(_stuck(run, now) for run in runs if run.state_type is StateType.PENDING and now - run.since > pending_limit),
+        *(
+            Action(run, Verdict.CANCEL, "superseded: a later run of the same schedule is waiting too")
+            for run in superseded(runs)
+        ),
+    )
+
+
+def _stuck(run: Run, now: datetime) -> Action:
+    why = f"it was about to start for {(now - run.since).total_seconds():.0f} s and never did"
+    return Action(run, Verdict.CRASH, why, again=AGAIN not in run.tags)
+
+
+def superseded(runs: Iterable[Run]) -> tuple[Run, ...]:
+    """Scheduled runs that still wait although a later one of the same schedule waits as well."""
+    groups: dict[tuple[UUID | None, str], list[Run]] = {}
+    for run in runs:
+        if run.by_schedule and run.state_type is StateType.SCHEDULED and run.state_name in _WAITING_NAMES:
+            key = (run.deployment_id, json.dumps(run.parameters, sort_keys=True, default=str))
+            groups.setdefault(key, []).append(run)
+    return tuple(
+        run for group in groups.values() for run in sorted(group, key=lambda waiting: waiting.expected_at)[:-1]
+    )
+
+
+class Sweeper:
+    """Looks after one work pool; remembers from one look to the next which runs seemed dead."""
+
+    def __init__(self, client: SyncPrefectClient, catalog: Catalog, *, pool: str, pending_limit: timedelta) -> None:
+        self._client = client
+        self._catalog = catalog
+        self._pool = pool
+        self._pending_limit = pending_limit
+        self._suspects: frozenset[UUID] = frozenset()
+
+    def sweep(self, now: datetime) -> tuple[Action, ...]:
+        """Look once, and act; returns what was done to runs."""
+        runs = self._runs(now)
+        missing = frozenset(run.id for run in runs if run.state_type in _STARTED and not has_process(run))
+        seen_twice, self._suspects = missing & self._suspects, missing
+        actions = decide(runs, now=now, dead=lambda run: run.id in seen_twice, pending_limit=self._pending_limit)
+        for action in actions:
+            logger.warning("%s flow run %s: %s", action.verdict, action.run.id, action.why)
+            self._act(action, now)
+        self._give_up_on_lapsed(now)
+        return actions
+
+    def _runs(self, now: datetime) -> tuple[Run, ...]:
+        wanted = [StateType.SCHEDULED, StateType.PENDING, StateType.RUNNING, StateType.CANCELLING]
+        found = self._client.read_flow_runs(
+            flow_run_filter=FlowRunFilter(
+                state=FlowRunFilterState(type=FlowRunFilterStateType(any_=wanted)),
+                expected_start_time=FlowRunFilterExpectedStartTime.model_validate({"before_": now}),
+            ),
+            work_pool_filter=WorkPoolFilter(name=WorkPoolFilterName(any_=[self._pool])),
+            sort=FlowRunSort.EXPECTED_START_TIME_DESC,
+            limit=200,
+        )
+        return tuple(run for one in found if (run := _facts(one, now)) is not None)
+
+    def _act(self, action: Action, now: datetime) -> None:
+        run = action.run
+        if action.verdict is Verdict.CANCEL:
+            self._client.set_flow_run_state(run.id, Cancelled(message=action.why))
+            return
+        # The catalog first: if this process ends between the two, the lease would do it later, Prefect never would.
+        self._fail_executions(run.id, action.why, now)
+        self._client.set_flow_run_state(run.id, Crashed(message=action.why), force=True)
+        if action.again and run.deployment_id is not None:
+            self._client.create_flow_run_from_deployment(
+                run.deployment_id,
+                parameters=dict(run.parameters),
+                tags=[*run.tags, AGAIN],
+                idempotency_key=f"{AGAIN}-{run.id}",
+            )
+
+    def _fail_executions(self, flow_run_id: UUID, why: str, now: datetime) -> None:
+        for execution in self._catalog.executions(status=RunStatus.RUNNING, limit=1000):
+            if execution.flow_run_id == flow_run_id:
+                error = SeawallError(f"the run ended without a report: {why}", hint="The worker's log may say more.")
+                self._catalog.finish_execution(execution.id, status=RunStatus.FAILED, now=now, error=error)
+
+    def _give_up_on_lapsed(self, now: datetime) -> None:
+        for record_id in self._catalog.reconcile(now):
+            flow_run_id = self._catalog.flow_run_of(record_id)
+            logger.warning("the lease of %s ran out; it counts as failed", record_id)
+            if flow_run_id is not None:
+                self._crash_unless_ended(flow_run_id)
+
+    def _crash_unless_ended(self, flow_run_id: UUID) -> None:
+        found = self._client.read_flow_runs(
+            flow_run_filter=FlowRunFilter.model_validate({"id": {"any_": [flow_run_id]}}), limit=1
+        )
+        for run in found:
+            if run.state is not None and not run.state.is_final():
+                self._client.set_flow_run_state(flow_run_id, Crashed(message="its lease ran out"), force=True)
+
+
+def has_process(run: Run, processes: Path = Path("/proc")) -> bool:
+    """Whether the process that Prefect names is alive and is this run's: process ids are used again."""
+    if run.pid is None:
+        return False
+    try:
+        environment = (processes / str(run.pid) / "environ").read_bytes().split(b"\0")
+    except PermissionError:
+        return True
+    except OSError:
+        return False
+    return f"PREFECT__FLOW_RUN_ID={run.id}".encode() in environment
+
+
+def _facts(found: FlowRun, now: datetime) -> Run | None:
+    if found.state is None:
+        return None
+    pid = found.infrastructure_pid or ""
+    return Run(
+        id=found.id,
+        deployment_id=found.deployment_id,
+        state_type=found.state.type,
+        state_name=found.state.name or "",
+        since=found.state.timestamp,
+        expected_at=found.expected_start_time or now,
+        pid=int(pid) if pid.isdigit() else None,
+        by_schedule=bool(found.auto_scheduled),
+        parameters=found.parameters,
+        tags=tuple(found.tags),
+    )
+
+
+def swept(sweeper: Sweeper, now: datetime) -> bool:
+    """Sweep once; a catalog that does not answer is reported and tried again next time."""
+    try:
+        sweeper.sweep(now)
+    except CatalogError:
+        logger.exception("the catalog could not be swept")
+        return False
+    return True
