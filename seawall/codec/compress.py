@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
-from typing import TypeAlias
+from typing import TypeAlias, cast
 
 from seawall.errors import Damaged, SettingsError
 from seawall.model import Compression
@@ -93,7 +93,8 @@ def _no_decompress() -> Decompress:
 def _gzip_decompress() -> Decompress:
     from isal import isal_zlib  # noqa: PLC0415 - by codec
 
-    failure: type[Exception] = isal_zlib.error
+    # The stubs call the class an instance.
+    failure = cast("type[Exception]", isal_zlib.error)
 
     def decompress(body: Bytes, plain_length: int) -> bytes:
         stream = isal_zlib.decompressobj(wbits=31)
