@@ -1,0 +1,137 @@
+"""Whether a scheduled run still has to be done, and in which state a flow ends that has nothing to do.
+
+After an outage Prefect starts every run that was missed; only the newest of them matters.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from typing import TypeVar
+from uuid import UUID
+
+from prefect import runtime
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.filters import (
+    DeploymentFilter,
+    DeploymentFilterId,
+    FlowRunFilter,
+    FlowRunFilterExpectedStartTime,
+    FlowRunFilterState,
+    FlowRunFilterStateType,
+)
+from prefect.client.schemas.objects import StateType
+from prefect.states import Cancelled, State
+
+from seawall.catalog import Catalog
+from seawall.settings import Settings
+from tasks import run
+
+_T = TypeVar("_T")
+_DOES_IT = [StateType.SCHEDULED, StateType.PENDING, StateType.RUNNING, StateType.COMPLETED]
+# A scheduled run that begins so soon after its time was not held up by anything.
+PUNCTUAL = timedelta(seconds=60)
+
+
+@dataclass(frozen=True, slots=True)
+class Sibling:
+    """Another run of the same deployment."""
+
+    id: UUID
+    expected_at: datetime
+    parameters: Mapping[str, object] = field(default_factory=dict)
+
+
+def why_superseded(
+    scheduled_at: datetime,
+    parameters: Mapping[str, object],
+    siblings: Sequence[Sibling],
+    newest_success_at: datetime | None,
+    now: datetime,
+) -> str:
+    """Why a run need not be done any more; empty if it must.
+
+    Args:
+        scheduled_at: when it should have begun.
+        parameters: its own; a sibling with others does other work.
+        siblings: runs of the same deployment that wait, run or completed.
+        newest_success_at: when the job's newest completed execution began.
+    """
+    later = [s for s in siblings if scheduled_at < s.expected_at <= now and s.parameters == parameters]
+    if later:
+        newest = max(later, key=lambda sibling: sibling.expected_at)
+        return f"superseded: flow run {newest.id} was scheduled later, for {newest.expected_at.isoformat()}"
+    if newest_success_at is not None and newest_success_at >= scheduled_at and now - scheduled_at > PUNCTUAL:
+        return f"superseded: the job was done at {newest_success_at.isoformat()}, after this run should have begun"
+    return ""
+
+
+def why_outside_window(
+    scheduled_at: datetime, window: timedelta, newest_success_at: datetime | None, now: datetime
+) -> str:
+    """Why a run that missed its window waits for the next one; empty if it must not wait.
+
+    A source whose newest full backup is older than a day and a half gets one now: load at noon is better than
+    no backup.
+    """
+    if now - scheduled_at <= window:
+        return ""
+    if newest_success_at is None or now - newest_success_at > timedelta(hours=36):
+        return ""
+    ended_at = scheduled_at + window
+    return (
+        f"outside its window, which ended at {ended_at.isoformat()}; the newest is of {newest_success_at.isoformat()}"
+    )
+
+
+def refusal(settings: Settings, job_id: UUID | None, *, window: timedelta | None = None) -> State[None] | None:
+    """The state to end in at once when this run was scheduled and need not be done; None if it must."""
+    here = run.current()
+    if here.id is None or here.deployment_id is None or here.scheduled_at is None or not _is_by_schedule():
+        return None
+    now = datetime.now(UTC)
+    newest = _newest_success(settings, job_id)
+    why = why_superseded(here.scheduled_at, dict(runtime.flow_run.parameters), _siblings(here, now), newest, now)
+    if not why and window is not None:
+        why = why_outside_window(here.scheduled_at, window, newest, now)
+    return nothing_to_do(why) if why else None
+
+
+def nothing_to_do(why: str) -> State[None]:
+    """The state of a run that had nothing to do: not a failure, and not a success that could be counted."""
+    run.run_log().warning("%s", why)
+    return Cancelled(message=why)
+
+
+def _is_by_schedule() -> bool:
+    with get_client(sync_client=True) as client:
+        return bool(client.read_flow_run(UUID(str(runtime.flow_run.id))).auto_scheduled)
+
+
+def _newest_success(settings: Settings, job_id: UUID | None) -> datetime | None:
+    if job_id is None:
+        return None
+    with Catalog.open(settings.catalog.url) as catalog:
+        newest = catalog.newest_success(job_id)
+        return None if newest is None else newest.execution_start
+
+
+def _siblings(here: run.FlowRun, now: datetime) -> list[Sibling]:
+    assert here.deployment_id is not None and here.scheduled_at is not None
+    with get_client(sync_client=True) as client:
+        found = client.read_flow_runs(
+            deployment_filter=DeploymentFilter(id=DeploymentFilterId(any_=[here.deployment_id])),
+            flow_run_filter=FlowRunFilter(
+                state=FlowRunFilterState(type=FlowRunFilterStateType(any_=_DOES_IT)),
+                expected_start_time=FlowRunFilterExpectedStartTime.model_validate(
+                    {"after_": here.scheduled_at, "before_": now}
+                ),
+            ),
+            limit=200,
+        )
+    return [
+        Sibling(other.id, other.expected_start_time, other.parameters)
+        for other in found
+        if other.id != here.id and other.expected_start_time is not None
+    ]
