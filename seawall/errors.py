@@ -28,7 +28,7 @@ or an HTTP problem.
     ├── ClusterError              a live cluster or its data directory
     │   ├── ServerUnreachable, PrivilegeMissing, ClusterMismatch, ServerFailed, BinariesMissing
     ├── ArchiveError              WAL
-    │   ├── WalGap, WalConflict, SupersededTimeline, ArchiveTimeout
+    │   ├── WalGap, WalConflict, SupersededTimeline, ArchiveTimeout, SlotBusy
     ├── RestoreError              recovery
     │   ├── TargetUnreachable, DestinationInUse, RecoveryFailed
     ├── CatalogError              the catalog database
@@ -262,6 +262,13 @@ class ArchiveTimeout(ArchiveError):
     exit_code = 64
     retryable = True
     default_hint = "WAL does not arrive. `seawall check` proves archiving end to end and says where it stops."
+
+
+class SlotBusy(ArchiveError):
+    code = "slot-busy"
+    exit_code = 65
+    retryable = True
+    default_hint = "Another receiver streams from this slot, or the server has not yet noticed that the last one died."
 
 
 class RestoreError(SeawallError):

@@ -129,7 +129,7 @@ class Walsender:
             SlotBusy: another connection uses the slot.
         """
         command = f"START_REPLICATION SLOT {_checked_slot(slot).decode()} PHYSICAL {position} TIMELINE {timeline}"
-        result = self._command(command.encode(), also=pq.ExecStatus.COPY_BOTH)
+        result = self._first(command.encode(), also=pq.ExecStatus.COPY_BOTH)
         if result.status == pq.ExecStatus.COPY_BOTH:
             return None
         return self._switch(result)
@@ -152,9 +152,7 @@ class Walsender:
             return None
         self._refuse(result, also=pq.ExecStatus.TUPLES_OK)
         timeline, position = result.get_value(0, 0) or b"", result.get_value(0, 1) or b""
-        while self.pgconn.transaction_status == pq.TransactionStatus.ACTIVE:
-            if (rest := self._next_result()) is None:
-                break
+        while (rest := self._next_result()) is not None:
             self._refuse(rest)
         return Switch(int(timeline), Lsn.parse(position.decode()))
 
@@ -175,19 +173,21 @@ class Walsender:
         result = self._command(command)
         return [(result.get_value(0, column) or b"").decode() for column in range(result.nfields)]
 
-    def _command(self, command: bytes, also: pq.ExecStatus = pq.ExecStatus.TUPLES_OK) -> pq.abc.PGresult:
-        """Send one command and take its first result; the rest is only drained when no stream begins."""
+    def _command(self, command: bytes) -> pq.abc.PGresult:
+        """Run one command to its end and return its first result."""
+        result = self._first(command)
+        while (rest := self._next_result()) is not None:
+            self._refuse(rest)
+        return result
+
+    def _first(self, command: bytes, also: pq.ExecStatus = pq.ExecStatus.TUPLES_OK) -> pq.abc.PGresult:
         try:
             self.pgconn.send_query(command)
             self._flush()
             result = self._result()
-            self._refuse(result, also)
-            while result.status != pq.ExecStatus.COPY_BOTH and "START" not in command.decode():
-                if (rest := self._next_result()) is None:
-                    break
-                self._refuse(rest)
         except psycopg.Error as error:
             raise self.lost(error) from error
+        self._refuse(result, also)
         return result
 
     def _flush(self) -> None:

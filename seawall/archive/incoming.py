@@ -1,0 +1,240 @@
+"""WAL that arrives as a stream of bytes, and its way into files of the spool.
+
+    <segment>.open      the segment that is being written, its beginning durable up to `flushed`
+    <segment>           complete and durable; shipped, then removed
+    <segment>.partial   the last segment of a timeline that the server left; shipped, then removed
+    <timeline>.history  shipped, then removed
+
+The order that protects data: bytes → fdatasync → (complete: rename → fsync of the directory) → only then is the
+position reported to the server, which may forget WAL before it. A spool file is removed only after the repository
+has it. After a crash the open segment is streamed again from its beginning over the bytes that are there: they
+are the same, so nothing that was reported durable is ever less than that.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+from seawall.archive.spool import local_error, sync_directory
+from seawall.errors import ClusterError, WalConflict
+from seawall.storage.base import Bytes
+from seawall.wal import DEFAULT_SEGMENT_BYTES, Lsn, Segment
+
+OPEN = ".open"
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """The open segment's durable beginning, readable through a descriptor that the holder closes."""
+
+    segment: Segment
+    end: Lsn
+    descriptor: int
+
+
+class Incoming:
+    """Writes a stream into segment files; used by one thread, except for `snapshot`, `received` and `flushed`.
+
+    Args:
+        directory: the receiver's spool.
+        segment_bytes: of this cluster.
+    """
+
+    def __init__(self, directory: Path, segment_bytes: int = DEFAULT_SEGMENT_BYTES) -> None:
+        self._directory = directory
+        self._segment_bytes = segment_bytes
+        self._closer = ThreadPoolExecutor(1, thread_name_prefix="archive-close")
+        self._closing: list[Future[None]] = []
+        self._lock = threading.Lock()
+        self._segment: Segment | None = None
+        self._descriptor = -1
+        self._named = False
+        self.received = Lsn(0)
+        self.flushed = Lsn(0)
+
+    def begin(self, position: Lsn, timeline: int) -> None:
+        """Expect a stream on `timeline` from `position`, which is the beginning of a segment."""
+        if position.value % self._segment_bytes:
+            raise ValueError(f"{position} is no beginning of a segment")
+        self._drain()
+        self._open(Segment.containing(position, timeline, self._segment_bytes))
+        self.received = position
+
+    def write(self, start: int, data: Bytes) -> bool:
+        """Append bytes that begin at `start`; true when a segment was completed by them.
+
+        Raises:
+            ClusterError: the server left bytes out or repeats some.
+            StorageError: the spool cannot take them.
+        """
+        position = self.received.value
+        if start != position:
+            raise ClusterError(f"WAL arrived from {Lsn(start)} where {self.received} was expected")
+        view, completed = memoryview(data), False
+        while view:
+            offset = position % self._segment_bytes
+            piece = view[: self._segment_bytes - offset]
+            self._write_at(piece, offset)
+            position += len(piece)
+            view = view[len(piece) :]
+            self.received = Lsn(position)
+            if position % self._segment_bytes == 0:
+                self._complete()
+                completed = True
+        return completed
+
+    def sync(self) -> None:
+        """Make everything that was received durable; `flushed` says so."""
+        self._drain()
+        if self._segment is None or self.flushed == self.received:
+            return
+        try:
+            os.fdatasync(self._descriptor)
+            if not self._named:
+                sync_directory(self._directory)
+                self._named = True
+        except OSError as error:
+            raise local_error(error, f"{self._directory} cannot be synced") from error
+        self.flushed = self.received
+
+    def leave(self) -> None:
+        """The server left this timeline: keep what there is of the open segment as its `.partial`."""
+        self.sync()
+        segment = self._segment
+        if segment is None:
+            return
+        length = self.received - segment.start
+        try:
+            os.ftruncate(self._descriptor, length)
+            os.fsync(self._descriptor)
+            self._close()
+            source = self._path(segment, OPEN)
+            if length:
+                source.rename(self._path(segment, ".partial"))
+            else:
+                source.unlink()
+            sync_directory(self._directory)
+        except OSError as error:
+            raise local_error(error, f"{segment.name} cannot be closed") from error
+
+    def keep_history(self, timeline: int, content: bytes) -> None:
+        """Lay a history file into the spool, durable under its name when this returns.
+
+        Raises:
+            WalConflict: another history of that timeline waits there.
+        """
+        final = self._directory / f"{timeline:08X}.history"
+        draft = self._directory / f".tmp-{final.name}"
+        try:
+            if final.exists() and final.read_bytes() != content:
+                raise WalConflict(f"{final} exists with other content")
+            with draft.open("wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            draft.rename(final)
+            sync_directory(self._directory)
+        except OSError as error:
+            raise local_error(error, f"{final} cannot be written") from error
+
+    def snapshot(self) -> Snapshot | None:
+        """The open segment as far as it is durable, for another thread; None when nothing of it is."""
+        with self._lock:
+            segment, flushed = self._segment, self.flushed
+            if segment is None or not segment.start < flushed <= segment.end:
+                return None
+            return Snapshot(segment, flushed, os.dup(self._descriptor))
+
+    def resume_at(self) -> Segment | None:
+        """The segment to stream from again after a stop or crash, or None if the spool says nothing.
+
+        It is the first open one of the newest timeline (a second may have been opened while the first was being
+        closed), else the one behind the newest complete one.
+        """
+        names = [entry.name for entry in os.scandir(self._directory)]
+        unfinished = [n for n in names if n.endswith(OPEN)]
+        left = [n for n in names if n.endswith(".partial")]
+        complete = [n for n in names if len(n) == 24]
+        newest = max((n[:8] for n in (*unfinished, *left, *complete)), default=None)
+        if newest is None:
+            return None
+        for found in (unfinished, left):
+            again = min((n[:24] for n in found if n.startswith(newest)), default=None)
+            if again is not None:
+                return Segment.parse(again, self._segment_bytes)
+        return Segment.parse(max(n for n in complete if n.startswith(newest)), self._segment_bytes).next()
+
+    def close(self) -> None:
+        """Make durable what was received, and stop."""
+        try:
+            self.sync()
+        finally:
+            self._closer.shutdown(wait=True)
+            self._close()
+
+    # ---- files
+
+    def _path(self, segment: Segment, suffix: str = "") -> Path:
+        return self._directory / f"{segment.name}{suffix}"
+
+    def _open(self, segment: Segment) -> None:
+        self._close()
+        flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
+        try:
+            descriptor = os.open(self._path(segment, OPEN), flags, 0o600)
+        except OSError as error:
+            raise local_error(error, f"{segment.name} cannot be opened in {self._directory}") from error
+        with self._lock:
+            self._segment, self._descriptor, self._named = segment, descriptor, False
+
+    def _close(self) -> None:
+        with self._lock:
+            if self._descriptor >= 0:
+                os.close(self._descriptor)
+            self._segment, self._descriptor = None, -1
+
+    def _write_at(self, piece: memoryview, offset: int) -> None:
+        try:
+            while piece:
+                count = os.pwrite(self._descriptor, piece, offset)
+                piece, offset = piece[count:], offset + count
+        except OSError as error:
+            raise local_error(error, f"WAL cannot be written in {self._directory}") from error
+
+    def _complete(self) -> None:
+        """Close the open segment in another thread, in order, while the next one is already received."""
+        with self._lock:
+            segment, descriptor = self._segment, self._descriptor
+            self._segment, self._descriptor = None, -1
+        if segment is None:
+            return
+        self._closing = [future for future in self._closing if not _succeeded(future)]
+        self._closing.append(self._closer.submit(self._finish, segment, descriptor))
+        self._open(segment.next())
+
+    def _finish(self, segment: Segment, descriptor: int) -> None:
+        try:
+            # A segment that was left longer by an earlier run cannot be; make it certain before it gets its name.
+            os.ftruncate(descriptor, self._segment_bytes)
+            os.fsync(descriptor)
+            self._path(segment, OPEN).rename(self._path(segment))
+            sync_directory(self._directory)
+        except OSError as error:
+            raise local_error(error, f"{segment.name} cannot be closed") from error
+        finally:
+            os.close(descriptor)
+        self.flushed = segment.end
+
+    def _drain(self) -> None:
+        """Wait until every complete segment is durable under its name."""
+        closing, self._closing = self._closing, []
+        for future in closing:
+            future.result()
+
+
+def _succeeded(future: Future[None]) -> bool:
+    return future.done() and future.exception() is None
