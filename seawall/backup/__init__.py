@@ -7,7 +7,6 @@ manifest commits. Until then nothing is listed, whatever fails.
 
 from __future__ import annotations
 
-import logging
 import os
 import socket
 import time
@@ -16,7 +15,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 
-from seawall.archive.arrival import receiving, wait_for
+from seawall.archive.arrival import refuse_without_carrier, wait_for
 from seawall.backup.copy import Copied, copy_direct, copy_stream
 from seawall.errors import SeawallError
 from seawall.events import Ended, Noticed, Observer
@@ -26,7 +25,6 @@ from seawall.repository import BackupSetWriter, Lease, Repository, Sealing, Sour
 from seawall.settings import SourceSettings
 from seawall.wal import Segment
 
-log = logging.getLogger(__name__)
 Clock = Callable[[], datetime]
 
 
@@ -91,10 +89,11 @@ def take(
         SeawallError: whatever else went wrong; nothing was listed.
     """
     cluster = inspect(source)
+    refuse_without_carrier(source)
     area = repository.source(source.name)
     area.claim(cluster.identity, now)
     holder = f"{socket.gethostname()}:{os.getpid()}"
-    with area.lease(holder, "backup") as held, receiving(source, area, sealing, observe=observe):
+    with area.lease(holder, "backup") as held:
         chosen = plan(source, area, cluster, kind, now=now)
         if chosen.reason:
             observe.hear(Noticed("low", "kind-changed", chosen.reason))
@@ -130,7 +129,14 @@ class _Taking:
 
     def _copy(self) -> Copied:
         copy = copy_direct if self.chosen.mode is CopyMode.DIRECT else copy_stream
-        return copy(self.source, self.chosen.cluster, self.writer, self.chosen.workers, self._first_wal, self.observe)
+        return copy(
+            self.source,
+            self.chosen.cluster,
+            self.writer,
+            workers=self.chosen.workers,
+            first_wal=self._first_wal,
+            observe=self.observe,
+        )
 
     def _first_wal(self, first: Segment, in_recovery: bool) -> None:
         """Starting a backup closes the segment before it: if that does not arrive, nothing later will."""

@@ -29,11 +29,9 @@ def run(options: argparse.Namespace, context: Context) -> None:
     )
     took = head.ended_at - head.began_at
     rate = head.plain_bytes / max(took.total_seconds(), 0.001)
-    lines = [
-        f"{head.source} {head.label}: {size(head.plain_bytes)} in {head.file_count} files, stored as "
-        f"{size(head.stored_bytes)}, {span(took)}, {size(rate)}/s, {head.health.value}"
-    ]
-    context.console.result({"backup": summary(head)}, lines)
+    line = f"{head.source} {head.label}: {size(head.plain_bytes)} in {head.file_count} files, stored as "
+    line += f"{size(head.stored_bytes)}, {span(took)}, {size(rate)}/s, {head.health.value}"
+    context.console.result({"backup": summary(head)}, [line])
     if options.verify:
         from seawall.cli import verify
 
