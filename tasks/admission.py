@@ -8,11 +8,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
-from typing import TypeVar
 from uuid import UUID
 
-from prefect import runtime
-from prefect.client.orchestration import get_client
+from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.filters import (
     DeploymentFilter,
     DeploymentFilterId,
@@ -21,14 +19,14 @@ from prefect.client.schemas.filters import (
     FlowRunFilterState,
     FlowRunFilterStateType,
 )
-from prefect.client.schemas.objects import StateType
-from prefect.states import Cancelled, State
+from prefect.client.schemas.objects import State, StateType
+from prefect.client.schemas.sorting import FlowRunSort
+from prefect.states import Cancelled
 
 from seawall.catalog import Catalog
 from seawall.settings import Settings
 from tasks import run
 
-_T = TypeVar("_T")
 _DOES_IT = [StateType.SCHEDULED, StateType.PENDING, StateType.RUNNING, StateType.COMPLETED]
 # A scheduled run that begins so soon after its time was not held up by anything.
 PUNCTUAL = timedelta(seconds=60)
@@ -88,13 +86,18 @@ def why_outside_window(
 def refusal(settings: Settings, job_id: UUID | None, *, window: timedelta | None = None) -> State[None] | None:
     """The state to end in at once when this run was scheduled and need not be done; None if it must."""
     here = run.current()
-    if here.id is None or here.deployment_id is None or here.scheduled_at is None or not _is_by_schedule():
+    if here.id is None:
         return None
     now = datetime.now(UTC)
+    with get_client(sync_client=True) as client:
+        mine = client.read_flow_run(here.id)
+        if not mine.auto_scheduled or mine.deployment_id is None or mine.expected_start_time is None:
+            return None
+        siblings = _siblings(client, mine.id, mine.deployment_id, mine.expected_start_time, now)
     newest = _newest_success(settings, job_id)
-    why = why_superseded(here.scheduled_at, dict(runtime.flow_run.parameters), _siblings(here, now), newest, now)
+    why = why_superseded(mine.expected_start_time, mine.parameters, siblings, newest, now)
     if not why and window is not None:
-        why = why_outside_window(here.scheduled_at, window, newest, now)
+        why = why_outside_window(mine.expected_start_time, window, newest, now)
     return nothing_to_do(why) if why else None
 
 
@@ -102,11 +105,6 @@ def nothing_to_do(why: str) -> State[None]:
     """The state of a run that had nothing to do: not a failure, and not a success that could be counted."""
     run.run_log().warning("%s", why)
     return Cancelled(message=why)
-
-
-def _is_by_schedule() -> bool:
-    with get_client(sync_client=True) as client:
-        return bool(client.read_flow_run(UUID(str(runtime.flow_run.id))).auto_scheduled)
 
 
 def _newest_success(settings: Settings, job_id: UUID | None) -> datetime | None:
@@ -117,21 +115,20 @@ def _newest_success(settings: Settings, job_id: UUID | None) -> datetime | None:
         return None if newest is None else newest.execution_start
 
 
-def _siblings(here: run.FlowRun, now: datetime) -> list[Sibling]:
-    assert here.deployment_id is not None and here.scheduled_at is not None
-    with get_client(sync_client=True) as client:
-        found = client.read_flow_runs(
-            deployment_filter=DeploymentFilter(id=DeploymentFilterId(any_=[here.deployment_id])),
-            flow_run_filter=FlowRunFilter(
-                state=FlowRunFilterState(type=FlowRunFilterStateType(any_=_DOES_IT)),
-                expected_start_time=FlowRunFilterExpectedStartTime.model_validate(
-                    {"after_": here.scheduled_at, "before_": now}
-                ),
-            ),
-            limit=200,
-        )
+def _siblings(
+    client: SyncPrefectClient, own_id: UUID, deployment_id: UUID, scheduled_at: datetime, now: datetime
+) -> list[Sibling]:
+    found = client.read_flow_runs(
+        deployment_filter=DeploymentFilter(id=DeploymentFilterId(any_=[deployment_id])),
+        flow_run_filter=FlowRunFilter(
+            state=FlowRunFilterState(type=FlowRunFilterStateType(any_=_DOES_IT)),
+            expected_start_time=FlowRunFilterExpectedStartTime.model_validate({"after_": scheduled_at, "before_": now}),
+        ),
+        sort=FlowRunSort.EXPECTED_START_TIME_DESC,
+        limit=200,
+    )
     return [
         Sibling(other.id, other.expected_start_time, other.parameters)
         for other in found
-        if other.id != here.id and other.expected_start_time is not None
+        if other.id != own_id and other.expected_start_time is not None
     ]

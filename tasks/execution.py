@@ -82,7 +82,7 @@ class End:
 class Record(Protocol):
     """The row that a verb has in the catalog."""
 
-    def begin(self, catalog: Catalog, *, now: datetime, lease: timedelta, flow_run_id: UUID | None) -> UUID | None:
+    def begin(self, catalog: Catalog, *, now: datetime, lease: timedelta, flow_run_id: UUID | None) -> UUID:
         """Make the row.
 
         Raises:
@@ -96,11 +96,11 @@ class Record(Protocol):
 Verb = Callable[[Surroundings], Result]
 
 
-def execute(record: Record, verb: Verb, *, settings: Settings, title: str, subject: str) -> Facts:
+def execute(record: Record | None, verb: Verb, *, settings: Settings, title: str, subject: str) -> Facts:
     """Run a verb with its row, lease, progress and cancellation.
 
     Args:
-        record: which row it has.
+        record: which row it has; None for work that the repository's own audit records.
         verb: must look at `observe.cancel` between two pieces of work.
         title: what it is, for artifact and alerts, such as `backup`.
         subject: what it concerns, such as the source's name.
@@ -113,39 +113,60 @@ def execute(record: Record, verb: Verb, *, settings: Settings, title: str, subje
     os.environ.pop(_CREDENTIALS, None)
     here = run.current()
     with Catalog.open(settings.catalog.url) as catalog:
+        progress = Progress()
+        row = None if record is None else _Row.begin(record, catalog, here.id)
+        surroundings = Surroundings(
+            settings=settings,
+            catalog=catalog,
+            observe=Observer(hear=progress.hear),
+            record_id=None if row is None else row.id,
+            actor=f"prefect:{here.name or 'task'}@{socket.gethostname()}",
+            clock=_now,
+        )
+        return _Work(verb, surroundings, row, progress, _Subject(title, subject, here.id)).complete()
+
+
+@dataclass(frozen=True, slots=True)
+class _Subject:
+    title: str
+    name: str
+    flow_run_id: UUID | None
+
+
+@dataclass(frozen=True, slots=True)
+class _Row:
+    """The verb's row while it runs."""
+
+    record: Record
+    catalog: Catalog
+    id: UUID
+
+    @classmethod
+    def begin(cls, record: Record, catalog: Catalog, flow_run_id: UUID | None) -> _Row:
         try:
-            record_id = record.begin(catalog, now=_now(), lease=LEASE, flow_run_id=here.id)
+            return cls(record, catalog, record.begin(catalog, now=_now(), lease=LEASE, flow_run_id=flow_run_id))
         except LeaseHeld as error:
             raise AlreadyRunning(error.message, hint=error.hint) from error
-        work = _Work(record, verb, settings, catalog, record_id, title, subject, here)
-        return work.complete()
+
+    def renew(self) -> None:
+        self.catalog.renew(self.id, _now(), LEASE)
+
+    def finish(self, end: End) -> None:
+        _persistently(lambda: self.record.finish(self.catalog, self.id, end, now=_now()))
 
 
 class _Work:
     """One verb at work."""
 
     def __init__(
-        self,
-        record: Record,
-        verb: Verb,
-        settings: Settings,
-        catalog: Catalog,
-        record_id: UUID | None,
-        title: str,
-        subject: str,
-        here: run.FlowRun,
+        self, verb: Verb, surroundings: Surroundings, row: _Row | None, progress: Progress, subject: _Subject
     ) -> None:
-        self._record = record
         self._verb = verb
-        self._catalog = catalog
-        self._record_id = record_id
-        self._title = title
+        self._surroundings = surroundings
+        self._row = row
+        self._progress = progress
         self._subject = subject
-        self._here = here
         self._log = run.run_log()
-        self._progress = Progress()
-        self._observer = Observer(hear=self._progress.hear)
-        self._surroundings = Surroundings(settings, catalog, self._observer, record_id, _actor(here), _now)
         self._stop: End | None = None
         self._stop_known = threading.Event()
         self._over = threading.Event()
@@ -155,13 +176,9 @@ class _Work:
 
     def complete(self) -> Facts:
         """Run to the end; the result's facts, or the verb's error."""
-        publisher = Publisher(
-            self._progress,
-            self._log,
-            key=artifact_key(f"{self._title}-{self._subject}"),
-            in_run=self._here.id is not None,
-        )
-        body = threading.Thread(target=self._body, name=self._title, daemon=True)
+        key = artifact_key(f"{self._subject.title}-{self._subject.name}")
+        publisher = Publisher(self._progress, self._log, key=key, in_run=self._subject.flow_run_id is not None)
+        body = threading.Thread(target=self._body, name=self._subject.title, daemon=True)
         renewal = threading.Thread(target=self._renew, name="lease", daemon=True)
         publisher.start()
         renewal.start()
@@ -208,21 +225,21 @@ class _Work:
             return End(RunStatus.FAILED, error=error)
         except Exception as error:
             self._failure = error
-            logger.exception("%s failed in a way that nobody foresaw", self._title)
+            logger.exception("%s failed in a way that nobody foresaw", self._subject.title)
             return End(RunStatus.FAILED, error=_defect(error))
 
     def _interrupt(self, body: threading.Thread) -> None:
         """Stop the verb because this run is to end, and see to it that the catalog says so."""
-        self._observer.cancel.set()
-        cancelled = self._here.id is not None and run.is_being_cancelled(self._here.id)
-        if cancelled:
+        self._surroundings.observe.cancel.set()
+        flow_run_id = self._subject.flow_run_id
+        if flow_run_id is not None and run.is_being_cancelled(flow_run_id):
             self._stop = End(RunStatus.CANCELLED, error=Cancelled("the run was cancelled"))
         else:
             self._stop = End(RunStatus.FAILED, error=Cancelled("the run was interrupted: its worker was stopped"))
         self._stop_known.set()
         body.join(UNWIND_SECONDS)
         if body.is_alive():
-            self._log.error("%s did not stop within %.0f s", self._title, UNWIND_SECONDS)
+            self._log.error("%s did not stop within %.0f s", self._subject.title, UNWIND_SECONDS)
             self._finish(self._stop)
 
     def _finish(self, end: End) -> None:
@@ -230,11 +247,9 @@ class _Work:
         if not self._recorded.acquire(blocking=False):
             return
         self._end = end
-        now = _now()
-        record_id, told = self._record_id, self._told(end)
-        if record_id is not None:
-            _persistently(lambda: self._record.finish(self._catalog, record_id, told, now=now))
-        _persistently(lambda: self._alert(end, now))
+        if self._row is not None:
+            self._row.finish(self._told(end))
+        _persistently(lambda: self._alert(end, _now()))
         if end.error is not None:
             self._log.error("%s (%s)", end.error.message, end.error.hint)
 
@@ -244,26 +259,24 @@ class _Work:
         return End(end.status, Result(known, end.result.outcome), end.error)
 
     def _alert(self, end: End, now: datetime) -> None:
-        failure = f"{self._title}-failed"
+        catalog, failure, name = self._surroundings.catalog, f"{self._subject.title}-failed", self._subject.name
         if end.status is RunStatus.COMPLETED:
-            self._catalog.resolve_alerts(failure, subject=self._subject, now=now)
+            catalog.resolve_alerts(failure, subject=name, now=now)
         elif end.status is not RunStatus.CANCELLED and end.error is not None:
-            self._catalog.raise_alert(failure, Severity.HIGH, end.error.message, subject=self._subject, now=now)
+            catalog.raise_alert(failure, Severity.HIGH, end.error.message, subject=name, now=now)
         for notice in self._progress.notices:
             severity = Severity(notice.severity)
             if severity.rank >= Severity.HIGH.rank:
-                self._catalog.raise_alert(notice.code, severity, notice.message, subject=self._subject, now=now)
+                catalog.raise_alert(notice.code, severity, notice.message, subject=name, now=now)
 
     def _renew(self) -> None:
-        if self._record_id is None:
-            return
-        while not self._over.wait(RENEWAL_SECONDS):
+        while self._row is not None and not self._over.wait(RENEWAL_SECONDS):
             try:
-                self._catalog.renew(self._record_id, _now(), LEASE)
+                self._row.renew()
             except LeaseLost as error:
                 self._stop = End(RunStatus.FAILED, error=error)
                 self._stop_known.set()
-                self._observer.cancel.set()
+                self._surroundings.observe.cancel.set()
                 return
             except CatalogError as error:
                 # The backup matters more than its record; the source's lease in the repository still keeps others out.
@@ -290,10 +303,6 @@ def _defect(error: Exception) -> SeawallError:
     return SeawallError(
         f"{type(error).__name__}: {error}", hint="This is a defect of Seawall; the log has its traceback."
     )
-
-
-def _actor(here: run.FlowRun) -> str:
-    return f"prefect:{here.name or 'task'}@{socket.gethostname()}"
 
 
 def _now() -> datetime:

@@ -68,17 +68,6 @@ class RecoveryRecord:
         catalog.finish_recovery(record_id, status=end.status, now=now, details=dict(end.result.facts), error=end.error)
 
 
-@dataclass(frozen=True, slots=True)
-class NoRecord:
-    """Work that the repository's own audit records."""
-
-    def begin(self, catalog: Catalog, *, now: datetime, lease: timedelta, flow_run_id: UUID | None) -> None:
-        return None
-
-    def finish(self, catalog: Catalog, record_id: UUID, end: End, *, now: datetime) -> None:
-        return None
-
-
 def job_of(catalog: Catalog, settings: Settings, source: str, job_type: JobType, *, now: datetime) -> UUID:
     """The job of a source that a run without one belongs to: the configured one, else one that has no schedule.
 
