@@ -138,7 +138,7 @@ def _reasons(
         # The newest set from before the window makes its first moments restorable; a degraded one does not
         # take the place of the newest good one.
         candidates = [head for head in before if health is None or head.health is health]
-        if candidates:
+        if candidates and not reasons[candidates[-1].label]:
             reasons[candidates[-1].label].append("the window begins with it")
     good = [head for head in ordered if head.kind is BackupKind.FULL and head.health is Health.GOOD]
     fulls = good or [head for head in ordered if head.kind is BackupKind.FULL]

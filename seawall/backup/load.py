@@ -30,7 +30,7 @@ def pack(files: Sequence[CopyEntry], workers: int) -> list[tuple[Part, ...]]:
     """
     total = sum(file.size for file in files)
     target = _target(total, workers)
-    loads = [(part,) for file in files for part in _whole_parts(file, target)]
+    loads: list[tuple[Part, ...]] = [(part,) for file in files for part in _whole_parts(file, target)]
     rests = sorted(_rests(files, target), key=lambda part: (not part.entry.is_relation, part.entry.path))
     loads.extend(_grouped(rests, target))
     return sorted(loads, key=lambda load: -sum(part.length for part in load))

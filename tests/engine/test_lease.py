@@ -1,0 +1,100 @@
+"""Leases: one writer for a source, whoever tries."""
+
+from __future__ import annotations
+
+import threading
+from datetime import UTC, datetime, timedelta
+
+import pytest
+
+from seawall.errors import LeaseHeld, LeaseLost
+from seawall.repository import Repository
+from seawall.repository.lease import newest
+from seawall.storage.memory import MemoryStorage
+
+NOW = datetime(2026, 11, 23, 12, 0, 0, tzinfo=UTC)
+
+
+class MovableClock:
+    def __init__(self) -> None:
+        self.now = NOW
+
+    def __call__(self) -> datetime:
+        return self.now
+
+
+@pytest.fixture
+def clock() -> MovableClock:
+    return MovableClock()
+
+
+@pytest.fixture
+def repository(clock: MovableClock) -> Repository:
+    return Repository.create(MemoryStorage(clock=clock), now=NOW)
+
+
+def test_a_second_writer_is_refused_and_told_who_is_at_work(repository: Repository) -> None:
+    area = repository.source("shop")
+    with area.lease("host-a:1", "backup"), pytest.raises(LeaseHeld, match="host-a:1 for backup"):
+        area.lease("host-b:2", "backup")
+    with area.lease("host-b:2", "backup") as second:
+        assert second.token == 2
+
+
+def test_a_lease_that_was_not_renewed_can_be_taken_over_and_its_holder_notices(
+    repository: Repository, clock: MovableClock
+) -> None:
+    area = repository.source("shop")
+    with area.lease("paused", "backup", ttl=timedelta(seconds=60)) as paused:
+        clock.now += timedelta(seconds=61)
+        with area.lease("other", "backup"), pytest.raises(LeaseLost, match="other"):
+            paused.check()
+        with pytest.raises(LeaseLost):
+            paused.renew()
+
+
+def test_a_renewed_lease_runs_on(repository: Repository, clock: MovableClock) -> None:
+    area = repository.source("shop")
+    with area.lease("busy", "backup", ttl=timedelta(seconds=60)) as busy:
+        clock.now += timedelta(seconds=50)
+        busy.renew()
+        clock.now += timedelta(seconds=50)
+        busy.check()
+        with pytest.raises(LeaseHeld):
+            area.lease("other", "backup")
+
+
+def test_leases_of_different_sources_do_not_meet(repository: Repository) -> None:
+    with repository.source("shop").lease("a", "backup"), repository.source("crm").lease("b", "backup") as other:
+        assert other.token == 1
+
+
+def test_tokens_never_start_again_although_old_leases_are_forgotten(repository: Repository) -> None:
+    area = repository.source("shop")
+    for _ in range(5):
+        with area.lease("a", "backup"):
+            pass
+    tokens = {stat.name[:24] for stat in repository.storage.list("leases/shop/")}
+    assert len(tokens) == 2
+    found = newest(repository.storage, area.layout)
+    assert found is not None
+    assert (found.token, found.released) == (5, True)
+
+
+def test_of_many_that_try_at_once_one_gets_the_lease(repository: Repository) -> None:
+    area = repository.source("shop")
+    start, got, refused = threading.Barrier(8), [], []
+
+    def attempt(number: int) -> None:
+        start.wait()
+        try:
+            got.append(area.lease(f"host-{number}", "backup"))
+        except LeaseHeld:
+            refused.append(number)
+
+    threads = [threading.Thread(target=attempt, args=(n,)) for n in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert (len(got), len(refused)) == (1, 7)
