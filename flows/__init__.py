@@ -1,0 +1,1 @@
+"""The order of tasks and the policy on failure, nothing else."""

@@ -1,0 +1,66 @@
+"""The engine's objects from settings, and what tasks share in how they treat errors."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import Any
+from uuid import UUID
+
+from prefect.client.schemas.objects import State, TaskRun
+from prefect.tasks import Task
+
+from seawall.catalog import BackupFile, Catalog, LocationType
+from seawall.errors import SeawallError
+from seawall.keys import KeyRing, open_ring
+from seawall.model import BackupLabel, Head
+from seawall.repository import Repository
+from seawall.settings import Settings
+from seawall.storage import open_storage
+
+# Storage wrappers have tried each request again by then; a minute is for a server or network that restarts.
+RETRY_SECONDS = [60.0, 300.0]
+
+
+@contextmanager
+def opened(settings: Settings) -> Iterator[Repository]:
+    """The repository that settings name."""
+    storage = open_storage(settings.repository)
+    try:
+        yield Repository.open(storage)
+    finally:
+        storage.close()
+
+
+@contextmanager
+def ring_of(settings: Settings) -> Iterator[KeyRing]:
+    """The key ring that settings name."""
+    with open_ring(settings.sealing) as ring:
+        yield ring
+
+
+def location_of(catalog: Catalog, settings: Settings, repository: Repository, *, now: datetime) -> str:
+    """The name of the repository's storage location in the catalog, which is made or brought up to date."""
+    name = Path(settings.repository.url.removeprefix("file://")).name or "repository"
+    catalog.ensure_storage_location(
+        name, LocationType.LOCAL, connection_config={"url": repository.storage.url}, now=now
+    )
+    return name
+
+
+def expiry_of(settings: Settings, source: str, head: Head) -> datetime:
+    """When retention may let a backup set go by its age."""
+    return head.stopped_at + timedelta(days=settings.source(source).retention_days)
+
+
+def file_of(catalog: Catalog, repository: Repository, source: str, label: BackupLabel) -> BackupFile | None:
+    """The catalog's record of a backup set, None if the catalog does not know it."""
+    return catalog.find_backup_file(UUID(repository.id), source, label)
+
+
+def can_help(_task: Task[Any, Any], _run: TaskRun, state: State[Any]) -> bool:
+    """Whether trying a step again can help; the error itself says so."""
+    error = state.result(raise_on_failure=False)
+    return isinstance(error, SeawallError) and error.retryable
