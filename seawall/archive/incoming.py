@@ -20,11 +20,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from seawall.archive.spool import local_error, sync_directory
-from seawall.errors import ClusterError, WalConflict
+from seawall.errors import ClusterError, StorageError, WalConflict
 from seawall.storage.base import Bytes
-from seawall.wal import DEFAULT_SEGMENT_BYTES, Lsn, Segment
+from seawall.wal import DEFAULT_SEGMENT_BYTES, Lsn, Segment, is_archive_name
 
 OPEN = ".open"
+_CLOSING_AT_ONCE = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +54,7 @@ class Incoming:
         self._segment: Segment | None = None
         self._descriptor = -1
         self._named = False
+        self._broken = False
         self.received = Lsn(0)
         self.flushed = Lsn(0)
 
@@ -61,8 +63,11 @@ class Incoming:
         if position.value % self._segment_bytes:
             raise ValueError(f"{position} is no beginning of a segment")
         self._drain()
-        self._open(Segment.containing(position, timeline, self._segment_bytes))
-        self.received = position
+        self._close()
+        segment = Segment.containing(position, timeline, self._segment_bytes)
+        self._settle(segment)
+        self.received = self.flushed = position
+        self._open(segment)
 
     def write(self, start: int, data: Bytes) -> bool:
         """Append bytes that begin at `start`; true when a segment was completed by them.
@@ -158,7 +163,7 @@ class Incoming:
         names = [entry.name for entry in os.scandir(self._directory)]
         unfinished = [n for n in names if n.endswith(OPEN)]
         left = [n for n in names if n.endswith(".partial")]
-        complete = [n for n in names if len(n) == 24]
+        complete = [n for n in names if len(n) == 24 and is_archive_name(n)]
         newest = max((n[:8] for n in (*unfinished, *left, *complete)), default=None)
         if newest is None:
             return None
@@ -212,29 +217,40 @@ class Incoming:
             self._segment, self._descriptor = None, -1
         if segment is None:
             return
-        self._closing = [future for future in self._closing if not _succeeded(future)]
+        if len(self._closing) >= _CLOSING_AT_ONCE:
+            self._closing.pop(0).result()
         self._closing.append(self._closer.submit(self._finish, segment, descriptor))
         self._open(segment.next())
 
     def _finish(self, segment: Segment, descriptor: int) -> None:
         try:
-            # A segment that was left longer by an earlier run cannot be; make it certain before it gets its name.
-            os.ftruncate(descriptor, self._segment_bytes)
+            # Never report what lies behind a segment that could not be closed.
+            if self._broken:
+                raise StorageError(f"{segment.name} is not closed: one before it could not be")
+            self._broken = True
             os.fsync(descriptor)
             self._path(segment, OPEN).rename(self._path(segment))
             sync_directory(self._directory)
+            self._broken = False
         except OSError as error:
             raise local_error(error, f"{segment.name} cannot be closed") from error
         finally:
             os.close(descriptor)
         self.flushed = segment.end
 
+    def _settle(self, first: Segment) -> None:
+        """Keep open files that the stream will not come back to: of older timelines, or before a gap."""
+        for entry in os.scandir(self._directory):
+            name = entry.name.removesuffix(OPEN)
+            if name == entry.name or (name[:8] == first.name[:8] and name >= first.name):
+                continue
+            if entry.stat().st_size:
+                Path(entry.path).rename(self._directory / f"{name}.partial")
+            else:
+                Path(entry.path).unlink()
+
     def _drain(self) -> None:
         """Wait until every complete segment is durable under its name."""
         closing, self._closing = self._closing, []
         for future in closing:
             future.result()
-
-
-def _succeeded(future: Future[None]) -> bool:
-    return future.done() and future.exception() is None
