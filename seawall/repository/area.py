@@ -144,14 +144,27 @@ class SourceArea:
         _refuse_other_head(head, result.head_document, name=name)
         return result
 
-    def bundle(self, head: Head, name: str, ring: KeyRing, entries: Iterable[Entry] | None = None) -> BundleReader:
-        """A reader of one bundle's extents, in the order they were written; `entries` names the wanted ones.
+    def bundle(
+        self,
+        head: Head,
+        name: str,
+        ring: KeyRing,
+        entries: Iterable[Entry] | None = None,
+        *,
+        chunks: Iterable[Bytes] | None = None,
+    ) -> BundleReader:
+        """A reader of one bundle's extents, in the order they were written.
+
+        Args:
+            entries: the wanted ones; all when omitted.
+            chunks: the object's bytes when the caller reads them itself.
 
         Raises:
             ObjectMissing, Damaged, KeyMissing: as named.
         """
-        chunks = sealed.plain_envelope(self.storage.get(name), head.sealing, ring, name=name)
-        reader = BundleReader(chunks, self.layout.logical(name), self.keychain.source(ring, head.key_id), entries)
+        stored = self.storage.get(name) if chunks is None else chunks
+        plain = sealed.plain_envelope(stored, head.sealing, ring, name=name)
+        reader = BundleReader(plain, self.layout.logical(name), self.keychain.source(ring, head.key_id), entries)
         sealed.refuse_other_mode(reader.envelope.seal, head.sealing, name=name)
         return reader
 

@@ -128,7 +128,7 @@ def put_sealed(
     return StoredObject(name, stored_bytes, sha256, writer.plain_bytes)
 
 
-def plain_envelope(chunks: Iterable[bytes], mode: SealingMode, ring: KeyRing | None, *, name: str) -> Iterator[bytes]:
+def plain_envelope(chunks: Iterable[Bytes], mode: SealingMode, ring: KeyRing | None, *, name: str) -> Iterator[Bytes]:
     """The envelope's bytes: as they lie there, or from within the OpenPGP message.
 
     Raises:

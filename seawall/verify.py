@@ -1,0 +1,205 @@
+"""Read a backup back and say how far it is proved: present → hash good → decryptable → WAL continuous → restored.
+
+One pass over the bytes: an object is hashed as it lies in the storage while it is opened, decompressed and
+compared with the manifest. Nothing is trusted that was not read.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+
+from seawall.archive.intake import read_header, refuse_other_place
+from seawall.codec import Entry
+from seawall.errors import BackupMissing, ClusterMismatch, Damaged, FormatTooNew, ObjectMissing, StorageError
+from seawall.events import Advanced, Began, Ended, Observer
+from seawall.keys import KeyRing
+from seawall.model import BackupLabel, FileEntry, Finding, Head, Proof, StoredObject, Verdict
+from seawall.repository import SourceArea
+from seawall.repository.sealed import Counted
+from seawall.wal import Segment
+
+_WRONG = (Damaged, ObjectMissing, FormatTooNew, StorageError, ClusterMismatch)
+
+
+def check(
+    area: SourceArea,
+    label: BackupLabel,
+    ring: KeyRing,
+    *,
+    up_to: Proof = Proof.WAL_CONTINUOUS,
+    now: datetime,
+    observe: Observer,
+    workers: int = 2,
+) -> Verdict:
+    """Verify one backup set from the storage.
+
+    Args:
+        up_to: how far; `restored` is what `restore_test` proves and counts here as WAL continuous.
+        now: when the verdict is given.
+
+    Raises:
+        BackupMissing: there is no such set.
+        KeyMissing: without a private key only the presence of objects could be told.
+        Cancelled: on request.
+    """
+    return _Check(area, label, ring, up_to, observe, workers).run(now)
+
+
+@dataclass
+class _Check:
+    area: SourceArea
+    label: BackupLabel
+    ring: KeyRing
+    up_to: Proof
+    observe: Observer
+    workers: int
+    findings: list[Finding] = field(default_factory=list)
+    stored_bytes: int = 0
+    plain_bytes: int = 0
+    objects: int = 0
+
+    def run(self, now: datetime) -> Verdict:
+        begin = time.monotonic()
+        reached = self._levels()
+        took = time.monotonic() - begin
+        self.observe.hear(Ended("verify", took))
+        ordered = tuple(sorted(self.findings, key=lambda finding: (finding.subject, finding.code)))
+        return Verdict(
+            self.label,
+            reached,
+            ordered,
+            self.objects,
+            self.stored_bytes,
+            self.plain_bytes,
+            timedelta(seconds=took),
+            now,
+        )
+
+    def _levels(self) -> Proof | None:
+        """Climb until something is wrong; the last level without a finding is what is proved."""
+        levels = list(Proof)
+        wanted = levels.index(self.up_to)
+        try:
+            head = self.area.head(self.label)
+            objects, files = self._manifest(head)
+        except BackupMissing:
+            raise
+        except _WRONG as error:
+            self._found("head-or-manifest", str(self.label), error)
+            return None
+        if not self._present(objects):
+            return None
+        proved = Proof.PRESENT
+        if wanted >= levels.index(Proof.HASH_GOOD):
+            if not self._bytes(head, objects, files, opened=wanted >= levels.index(Proof.DECRYPTABLE)):
+                return proved
+            proved = Proof.HASH_GOOD if wanted == levels.index(Proof.HASH_GOOD) else Proof.DECRYPTABLE
+        if wanted >= levels.index(Proof.WAL_CONTINUOUS):
+            if not self._wal(head):
+                return proved
+            proved = Proof.WAL_CONTINUOUS
+        return proved
+
+    def _found(self, code: str, subject: str, error: Exception) -> None:
+        self.findings.append(Finding(code, subject, str(error)))
+
+    def _manifest(self, head: Head) -> tuple[list[StoredObject], dict[str, list[Entry]]]:
+        """The manifest's content, after both copies were read to their ends and found equal."""
+        manifest = self.area.manifest(self.label, self.ring)
+        wanted: dict[str, list[Entry]] = defaultdict(list)
+        for entry in manifest.files():
+            _refuse_holes(entry)
+            offset = 0
+            for extent in entry.extents:
+                wanted[extent.object].append(Entry(entry.path, offset, extent.offset, extent.length, extent.blake3))
+                offset += extent.length
+        for name in (self.area.layout.manifest(self.label), self.area.layout.manifest_copy(self.label)):
+            counted = Counted(self.area.storage.get(name))
+            for _ in counted:
+                self.observe.checkpoint()
+            if counted.sha256 != head.manifest_sha256:
+                raise Damaged(f"{name} is not what the head says")
+        return manifest.objects, wanted
+
+    def _present(self, objects: Iterable[StoredObject]) -> bool:
+        before = len(self.findings)
+        for stored in objects:
+            self.observe.checkpoint()
+            try:
+                size = self.area.storage.stat(stored.name).size_bytes
+                if size != stored.stored_bytes:
+                    raise Damaged(f"{stored.name} has {size} bytes where {stored.stored_bytes} were stored")
+            except ObjectMissing as error:
+                self._found("missing", stored.name, error)
+            except _WRONG as error:
+                self._found("size", stored.name, error)
+        return len(self.findings) == before
+
+    def _bytes(self, head: Head, objects: list[StoredObject], wanted: dict[str, list[Entry]], *, opened: bool) -> bool:
+        before = len(self.findings)
+        self.observe.hear(Began("verify", sum(stored.plain_bytes for stored in objects)))
+        # The largest first, so that all workers end at about the same time.
+        ordered = sorted(objects, key=lambda stored: -stored.stored_bytes)
+        with ThreadPoolExecutor(self.workers, thread_name_prefix="verify") as pool:
+            for stored, error in pool.map(lambda s: self._object(head, s, wanted.get(s.name, []), opened), ordered):
+                if error is not None:
+                    self._found("missing" if isinstance(error, ObjectMissing) else "damaged", stored.name, error)
+                self.objects += 1
+                self.stored_bytes += stored.stored_bytes
+                self.plain_bytes += stored.plain_bytes
+        return len(self.findings) == before
+
+    def _object(
+        self, head: Head, stored: StoredObject, entries: list[Entry], opened: bool
+    ) -> tuple[StoredObject, Exception | None]:
+        counted = Counted(self._observed(self.area.storage.get(stored.name)))
+        chunks = iter(counted)
+        try:
+            if opened:
+                for _ in self.area.bundle(head, stored.name, self.ring, entries, chunks=chunks):
+                    pass
+            # A reader may stop at the end of what it understands; the hash is of everything that lies there.
+            for _ in chunks:
+                pass
+            if counted.sha256 != stored.stored_sha256:
+                raise Damaged(f"{stored.name} is not what was stored: its SHA-256 differs")
+        except _WRONG as error:
+            return stored, error
+        self.observe.hear(Advanced("verify", stored.plain_bytes, stored.stored_bytes))
+        return stored, None
+
+    def _observed(self, chunks: Iterator[bytes]) -> Iterator[bytes]:
+        for chunk in chunks:
+            self.observe.checkpoint()
+            yield chunk
+
+    def _wal(self, head: Head) -> bool:
+        before = len(self.findings)
+        first = Segment.containing(head.start_lsn, head.timeline, head.segment_bytes)
+        last = Segment.ending_at(head.stop_lsn, head.timeline, head.segment_bytes)
+        for number in range(first.number, last.number + 1):
+            self.observe.checkpoint()
+            name = Segment(head.timeline, number, head.segment_bytes).name
+            try:
+                _refuse_foreign(self.area.wal.fetch(name, self.ring), name, head)
+            except _WRONG as error:
+                self._found("wal-missing" if isinstance(error, ObjectMissing) else "wal-damaged", name, error)
+        return len(self.findings) == before
+
+
+def _refuse_holes(entry: FileEntry) -> None:
+    covered = sum(extent.length for extent in entry.extents)
+    if entry.kind == "file" and covered != entry.size_bytes:
+        raise Damaged(f"{entry.path} has {entry.size_bytes} bytes, but its extents have {covered}")
+
+
+def _refuse_foreign(data: bytes, name: str, head: Head) -> None:
+    header = read_header(data, name)
+    refuse_other_place(header, name)
+    if header.system_identifier != head.cluster.system_identifier:
+        raise ClusterMismatch(f"{name} is WAL of the cluster {header.system_identifier}")
