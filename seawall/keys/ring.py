@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeAlias, TypedDict
+from typing import TYPE_CHECKING, NotRequired, TypeAlias, TypedDict
 
 from seawall.errors import Damaged, KeyMissing, KeyUnusable
 from seawall.storage.base import Bytes
@@ -85,7 +85,7 @@ class _Listed(TypedDict):
     expires: str
     uids: list[str]
     subkeys: list[list[str]]
-    subkey_info: dict[str, _Subkey]
+    subkey_info: NotRequired[dict[str, _Subkey]]
 
 
 class KeyRing:
@@ -152,7 +152,7 @@ class KeyRing:
 
     def list(self) -> tuple[KeyInfo, ...]:
         """All keys, in the order of their fingerprints."""
-        if not self._session.keyring.exists():
+        if self._stamp() is None:
             return ()
         listed = self._gnupg.list_keys()
         if listed.returncode != 0:
@@ -160,7 +160,7 @@ class KeyRing:
         return tuple(sorted((self._info(key) for key in listed), key=lambda info: info.fingerprint))
 
     def _info(self, key: _Listed) -> KeyInfo:
-        subkeys = key["subkey_info"]
+        subkeys = key.get("subkey_info", {})
         grips = [(key["cap"], key.get("keygrip", ""))] + [
             (s.get("cap", ""), s.get("keygrip", "")) for s in subkeys.values()
         ]
@@ -181,13 +181,15 @@ class KeyRing:
     def import_keys(self, data: str | bytes) -> tuple[str, ...]:
         """Add public or private keys; returns the fingerprints of all keys that `data` holds.
 
+        A revocation certificate is taken too, and names none.
+
         Raises:
             KeyUnusable: there is none in it, or gpg refused one.
         """
         self._session.start_agent()
         result = self._gnupg.import_keys(data)
         found = tuple(dict.fromkeys(fingerprint for fingerprint in result.fingerprints if fingerprint))
-        if not found or result.returncode != 0:
+        if result.returncode != 0 or not (found or result.n_revoc):
             raise KeyUnusable(f"no key was imported: {_reason(result.stderr)}", hint="Is it an OpenPGP key file?")
         return found
 
@@ -361,6 +363,15 @@ class KeyRing:
                     raise KeyUnusable(f"gpg cannot be used: {error}", hint="Install GnuPG 2.2 or later.") from error
             return self._tool
 
+    def _stamp(self) -> tuple[int, int] | None:
+        """What changes with the public keys; None while there are none."""
+        # The directory first: that is where a home that cannot be used is told as such.
+        ring = self._session.directory and self._session.keyring
+        if not ring.exists():
+            return None
+        stat = ring.stat()
+        return stat.st_mtime_ns, stat.st_size
+
     def _asked_passphrase(self) -> str | None:
         # None and empty differ for python-gnupg: it would let gpg take the first line of the data for an empty one.
         return _checked_passphrase(self._passphrase(), f"of {self.home}") or None if self._passphrase else None
@@ -368,8 +379,7 @@ class KeyRing:
     def _proved_recipients(self, recipients: Sequence[str], *, allow_single: bool) -> tuple[str, ...]:
         """Primary fingerprints of keys that something can be sealed for; remembered until the ring changes."""
         wanted = tuple(_full_fingerprint(recipient) for recipient in recipients)
-        ring = self._session.keyring
-        stamp = (ring.stat().st_mtime_ns, ring.stat().st_size) if ring.exists() else None
+        stamp = self._stamp()
         remembered = self._proved.get(wanted)
         if remembered is None or remembered[0] != stamp:
             remembered = self._proved[wanted] = (stamp, _usable(self.list(), wanted, self.home))
