@@ -75,7 +75,7 @@ class RebuildReport:
     Args:
         known: sets that the catalog had already.
         absent: sets of this repository that the catalog lists and the repository does not, as `source/label`.
-        unreadable: heads and sources that could not be read; run again when they can.
+        unreadable: sources and heads that could not be read, and heads that contradict the catalog.
     """
 
     sources: int = 0
@@ -159,6 +159,7 @@ class _Rebuilding:
         self._url = repository.storage.url
         self._now = now
         self._location_name = storage_location
+        self._contradictions: list[Finding] = []
         self._created = {"jobs": 0, "executions": 0, "files": 0, "locations": 0}
 
     def run(self, survey: _Survey) -> RebuildReport:
@@ -172,11 +173,13 @@ class _Rebuilding:
             locations_created=self._created["locations"],
             known=len(survey.heads) - added,
             absent=self._absent(survey),
-            unreadable=tuple(survey.unreadable),
+            unreadable=(*survey.unreadable, *self._contradictions),
         )
 
     def _add(self, head: Head, location: str) -> bool:
-        if self._session.get(BackupFileRow, file_id_of(self._id, head.source, head.label)) is not None:
+        recorded = self._session.get(BackupFileRow, file_id_of(self._id, head.source, head.label))
+        if recorded is not None:
+            self._compare(recorded, head)
             return False
         execution = self._execution(head, self._job(head))
         file = file_of(
@@ -188,6 +191,11 @@ class _Rebuilding:
             now=head.ended_at,
         )
         return add_file(self._session, file)
+
+    def _compare(self, recorded: BackupFileRow, head: Head) -> None:
+        if recorded.checksum != head.manifest_sha256:
+            message = f"the catalog says that its manifest is {recorded.checksum}, its head {head.manifest_sha256}"
+            self._contradictions.append(Finding("manifest-differs", f"{head.source}/{head.label}", message))
 
     def _location(self) -> str:
         """The location's name: the given one, that of the same URL, or a new one named after the repository."""

@@ -27,6 +27,10 @@ class SiteRecords(Records):
     ) -> UUID:
         """Create the location of that name, or bring it to this definition.
 
+        Args:
+            connection_config: where it is, `{"url": …}`; credentials are named, never given.
+            capacity_bytes: None keeps what was configured or measured before.
+
         Raises:
             UsageError: a value is malformed or looks like a secret.
         """
@@ -41,8 +45,10 @@ class SiteRecords(Records):
         with self._writing() as session:
             existing = added(session, StorageLocationRow, wanted)
             if existing is not None:
-                for field in ("location_type", "connection_config", "encryption_config", "capacity_bytes"):
-                    setattr(existing, field, getattr(wanted, field))
+                existing.location_type = wanted.location_type
+                existing.connection_config = wanted.connection_config
+                existing.encryption_config = wanted.encryption_config
+                existing.capacity_bytes = capacity_bytes or existing.capacity_bytes
                 session.add(existing)
                 return existing.id
             return wanted.id
