@@ -16,26 +16,31 @@ if TYPE_CHECKING:
 _STEPS = """\
 HOW TO RESTORE WITH SEAWALL
   1. Install Seawall and PostgreSQL of the backup's major version on a machine that you trust.
-  2. Import one of the private keys above:     gpg --import KEYFILE   (or: seawall keys import KEYFILE)
-  3. Name this repository in seawall.toml, then:   seawall list      and      seawall restore --help
+  2. Name this repository in seawall.toml, and import one of the private keys above:
+         seawall keys import KEYFILE
+  3. See what there is, then restore:
+         seawall list
+         seawall restore --help
 
 HOW TO RESTORE WITHOUT SEAWALL
-  Needed: this page, the storage, one private key above with its passphrase, GnuPG, Python 3.11 or later, and
-  PostgreSQL of the backup's major version.
-  1. Copy the repository, or mount it. It begins at the address above and holds the file seawall.json, which must
-     state the repository id above. If it does not, this is another repository: stop.
-  2. Beside it lies recover-<12 hex digits>.py. Check it:   sha256sum recover-*.py
-     The first 12 digits of the sum must be those in its name.
-  3. Import the private key:                   gpg --import KEYFILE
-     Try it on a wrapped data key: the "wrapped" text of any sources/*/keys/*/*.json, saved to a file, must open:
-                                               gpg --decrypt FILE
-  4. Read what there is:                       python3 recover-*.py --help
-  5. Restore into an empty directory, look at what the script reports, and start PostgreSQL there.
-  The bytes are described in docs/repository-format.md of Seawall, so that a new reader can be written.
+  Needed: this page, the storage, one private key above and its passphrase, GnuPG 2.2 or later,
+  Python 3.11 or later, and PostgreSQL of the backup's major version.
+  1. Copy the repository, or mount it. It begins at the address above and holds seawall.json,
+     which must state the repository id above. If it does not, this is another repository: stop.
+  2. Beside it lies recover-<12 hex digits>.py. The sum must begin with the digits in its name:
+         sha256sum recover-*.py
+  3. Import the private key. Any "wrapped" text of sources/*/keys/*/*.json, saved to a file, must
+     open with it:
+         gpg --import KEYFILE
+         gpg --decrypt FILE
+  4. Read what the script asks for, then restore into an empty directory:
+         python3 recover-*.py --help
+  5. Look at what it reports before you start PostgreSQL there.
+  docs/repository-format.md of Seawall describes every byte, so that a new reader can be written.
 
 KEEP THIS KIT TRUE
-  Print a new one after every change of keys or of the storage. Once a quarter, follow it on a clean machine with
-  the escrow key: a kit that was never used is a hope."""
+  Print a new one after every change of keys or of the storage. Once a quarter, follow it on a clean
+  machine with the escrow key: a kit that was never used is a hope."""
 
 
 def recovery_kit(
