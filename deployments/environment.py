@@ -165,7 +165,7 @@ def _without_prefect(inherited: Mapping[str, str]) -> dict[str, str]:
 def kept_secret(path: Path, fresh: Callable[[], str]) -> str:
     """The secret in `path`; if there is none yet, a fresh one, written durably with mode 0600."""
     if not path.exists():
-        temporary = path.with_name(f".{path.name}.{os.getpid()}")
+        temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
         descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
         try:
             with os.fdopen(descriptor, "w", encoding="ascii") as file:

@@ -56,7 +56,13 @@ class Keeper:
         self._settings_file = settings_file
         self._place = Place(settings.server.work_directory)
         pending = float(os.environ.get(PENDING_VARIABLE, "300"))
-        self._sweeper = Sweeper(client, catalog, pool=POOL, pending_limit=timedelta(seconds=pending))
+        self._sweeper = Sweeper(
+            client,
+            catalog,
+            pool=POOL,
+            pending_limit=timedelta(seconds=pending),
+            scratch=settings.server.work_directory,
+        )
 
     def begin(self) -> None:
         """Deploy, then say that everything is there."""

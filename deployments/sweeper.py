@@ -31,6 +31,7 @@ from prefect.client.schemas.objects import FlowRun, StateType
 from prefect.client.schemas.sorting import FlowRunSort
 from prefect.states import Cancelled, Crashed
 
+from deployments.processes import end_marked
 from seawall.catalog import Catalog, RunStatus
 from seawall.errors import CatalogError, SeawallError
 
@@ -38,6 +39,7 @@ logger = logging.getLogger(__name__)
 
 PENDING_LIMIT = timedelta(minutes=5)
 AGAIN = "again"
+FLOW_RUN_VARIABLE = "PREFECT__FLOW_RUN_ID"
 _STARTED = (StateType.RUNNING, StateType.CANCELLING)
 _WAITING_NAMES = ("Scheduled", "Late")
 
@@ -121,8 +123,11 @@ def superseded(runs: Iterable[Run]) -> tuple[Run, ...]:
 class Sweeper:
     """Looks after one work pool; remembers from one look to the next which runs seemed dead."""
 
-    def __init__(self, client: SyncPrefectClient, catalog: Catalog, *, pool: str, pending_limit: timedelta) -> None:
+    def __init__(
+        self, client: SyncPrefectClient, catalog: Catalog, *, pool: str, pending_limit: timedelta, scratch: Path
+    ) -> None:
         self._client = client
+        self._scratch = scratch
         self._catalog = catalog
         self._pool = pool
         self._pending_limit = pending_limit
@@ -158,6 +163,8 @@ class Sweeper:
         if action.verdict is Verdict.CANCEL:
             self._client.set_flow_run_state(run.id, Cancelled(message=action.why))
             return
+        # What a killed process started holds locks and memory, and may still write.
+        end_marked(FLOW_RUN_VARIABLE, str(run.id), scratch=self._scratch, seconds=5)
         # The catalog first: if this process ends between the two, the lease would do it later, Prefect never would.
         self._fail_executions(run.id, action.why, now)
         self._client.set_flow_run_state(run.id, Crashed(message=action.why), force=True)
@@ -201,7 +208,7 @@ def has_process(run: Run, processes: Path = Path("/proc")) -> bool:
         return True
     except OSError:
         return False
-    return f"PREFECT__FLOW_RUN_ID={run.id}".encode() in environment
+    return f"{FLOW_RUN_VARIABLE}={run.id}".encode() in environment
 
 
 def _facts(found: FlowRun, now: datetime) -> Run | None:

@@ -35,6 +35,10 @@ class DrainingWorker(ProcessWorker):
     type = "process"
     draining = False
 
+    @classmethod
+    def __dispatch_key__(cls) -> str | None:
+        return None  # It is started by name; Prefect's registry keeps its own worker of this type.
+
     async def get_and_submit_flow_runs(self) -> list[FlowRun]:
         return [] if self.draining else await super().get_and_submit_flow_runs()
 

@@ -1,0 +1,89 @@
+from __future__ import annotations
+
+import subprocess
+from datetime import UTC, datetime, timedelta
+from uuid import UUID, uuid4
+
+from prefect.client.schemas.objects import StateType
+
+from deployments.sweeper import AGAIN, FLOW_RUN_VARIABLE, Run, Verdict, decide, has_process, superseded
+
+NOW = datetime(2026, 11, 23, 12, 0, tzinfo=UTC)
+DEPLOYMENT = uuid4()
+
+
+def waiting(minutes_ago: int, *, name: str = "Late", source: str = "main", by_schedule: bool = True) -> Run:
+    moment = NOW - timedelta(minutes=minutes_ago)
+    return Run(
+        uuid4(),
+        DEPLOYMENT,
+        StateType.SCHEDULED,
+        name,
+        moment,
+        moment,
+        by_schedule=by_schedule,
+        parameters={"s": source},
+    )
+
+
+def started(state: StateType, *, minutes_ago: int = 1, tags: tuple[str, ...] = ()) -> Run:
+    moment = NOW - timedelta(minutes=minutes_ago)
+    return Run(uuid4(), DEPLOYMENT, state, state.value.title(), moment, moment, pid=1, tags=tags)
+
+
+def verdicts(runs: list[Run], *, dead: frozenset[UUID] = frozenset()) -> dict[UUID, Verdict]:
+    actions = decide(runs, now=NOW, dead=lambda run: run.id in dead)
+    assert all(action.why for action in actions)
+    return {action.run.id: action.verdict for action in actions}
+
+
+def test_after_an_outage_all_but_the_newest_missed_run_are_cancelled():
+    runs = [waiting(45), waiting(15), waiting(30)]
+    assert verdicts(runs) == {runs[0].id: Verdict.CANCEL, runs[2].id: Verdict.CANCEL}
+
+
+def test_missed_runs_of_different_sources_do_not_supersede_each_other():
+    assert superseded([waiting(30, source="one"), waiting(15, source="two")]) == ()
+
+
+def test_a_run_that_somebody_asked_for_is_never_superseded():
+    assert superseded([waiting(30, by_schedule=False), waiting(15)]) == ()
+
+
+def test_a_run_that_waits_to_be_retried_is_left_alone():
+    assert superseded([waiting(30, name="AwaitingRetry"), waiting(15)]) == ()
+
+
+def test_started_runs_without_a_process_crash_and_others_go_on():
+    gone, alive = started(StateType.RUNNING), started(StateType.RUNNING)
+    stopping = started(StateType.CANCELLING)
+    assert verdicts([gone, alive, stopping], dead=frozenset({gone.id, stopping.id})) == {
+        gone.id: Verdict.CRASH,
+        stopping.id: Verdict.CRASH,
+    }
+
+
+def test_a_run_that_was_about_to_start_for_too_long_crashes_and_is_tried_once_more():
+    young, old = started(StateType.PENDING, minutes_ago=4), started(StateType.PENDING, minutes_ago=6)
+    second = started(StateType.PENDING, minutes_ago=6, tags=(AGAIN,))
+    actions = {action.run.id: action for action in decide([young, old, second], now=NOW, dead=lambda _run: False)}
+    assert set(actions) == {old.id, second.id}
+    assert actions[old.id].again
+    assert not actions[second.id].again
+
+
+def test_a_process_is_a_runs_own_only_if_it_carries_the_runs_id():
+    run = started(StateType.RUNNING)
+    mine = subprocess.Popen(["sleep", "60"], env={FLOW_RUN_VARIABLE: str(run.id)})
+    other = subprocess.Popen(["sleep", "60"], env={FLOW_RUN_VARIABLE: str(uuid4())})
+    try:
+        facts = {"since": NOW, "expected_at": NOW}
+        of = lambda pid: Run(run.id, None, StateType.RUNNING, "Running", pid=pid, **facts)  # noqa: E731 - one use
+        assert has_process(of(mine.pid))
+        assert not has_process(of(other.pid))
+        assert not has_process(of(None))
+    finally:
+        for process in (mine, other):
+            process.kill()
+            process.wait()
+    assert not has_process(of(mine.pid))
