@@ -208,6 +208,17 @@ class ExecutionRecords(Records):
                 row.expired_at = aware(now)
                 session.add(row)
 
+    def withdraw_expiry(self, file_id: UUID) -> None:
+        """Record that a backup set is listed again after all.
+
+        Raises:
+            RecordMissing: there is no such file.
+        """
+        with self._writing() as session:
+            row = found(session, BackupFileRow, file_id, "backup file", lock=True)
+            row.expired_at = None
+            session.add(row)
+
 
 def file_id_of(repository_id: UUID | str, source: str, label: BackupLabel | str) -> UUID:
     """The id of a backup set's record: UUIDv5 (RFC 9562, 5.5) of `backup/<source>/<label>` in the repository's id."""

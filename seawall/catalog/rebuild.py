@@ -49,7 +49,7 @@ class KnownStorage(Protocol):
 class KnownSource(Protocol):
     """What a rebuild asks of `seawall.repository.SourceArea`."""
 
-    def labels(self) -> tuple[BackupLabel, ...]: ...
+    def labels(self, *, with_expired: bool = False) -> tuple[BackupLabel, ...]: ...
 
     def head(self, label: BackupLabel) -> Head: ...
 
@@ -75,7 +75,7 @@ class RebuildReport:
     Args:
         known: sets that the catalog had already.
         absent: sets of this repository that the catalog lists and the repository does not, as `source/label`.
-        unreadable: sources and heads that could not be read, and heads that contradict the catalog.
+        findings: sources and heads that could not be read, and heads that contradict the catalog.
     """
 
     sources: int = 0
@@ -85,7 +85,7 @@ class RebuildReport:
     locations_created: int = 0
     known: int = 0
     absent: tuple[str, ...] = ()
-    unreadable: tuple[Finding, ...] = ()
+    findings: tuple[Finding, ...] = ()
 
     @property
     def changed(self) -> bool:
@@ -114,11 +114,14 @@ def rebuild(
 
 @dataclass(slots=True)
 class _Survey:
-    """What the repository says, read before the catalog is locked: storage may be slow."""
+    """What the repository says, read before the catalog is locked: storage may be slow.
+
+    `present` also has the sets that are marked as expired but not removed yet.
+    """
 
     sources: tuple[str, ...] = ()
     heads: list[Head] = field(default_factory=list)
-    listed: set[tuple[str, str]] = field(default_factory=set)
+    present: set[tuple[str, str]] = field(default_factory=set)
     unreadable: list[Finding] = field(default_factory=list)
     read_sources: set[str] = field(default_factory=set)
 
@@ -128,12 +131,12 @@ def _survey(repository: KnownRepository) -> _Survey:
     for name in survey.sources:
         try:
             source = repository.source(name)
-            labels = source.labels()
+            labels, present = source.labels(), source.labels(with_expired=True)
         except SeawallError as error:
             survey.unreadable.append(Finding(error.code, name, error.message))
             continue
         survey.read_sources.add(name)
-        survey.listed.update((name, str(label)) for label in labels)
+        survey.present.update((name, str(label)) for label in present)
         survey.heads.extend(_heads(name, source, labels, survey.unreadable))
     return survey
 
@@ -173,7 +176,7 @@ class _Rebuilding:
             locations_created=self._created["locations"],
             known=len(survey.heads) - added,
             absent=self._absent(survey),
-            unreadable=(*survey.unreadable, *self._contradictions),
+            findings=(*survey.unreadable, *self._contradictions),
         )
 
     def _add(self, head: Head, location: str) -> bool:
@@ -196,6 +199,9 @@ class _Rebuilding:
         if recorded.checksum != head.manifest_sha256:
             message = f"the catalog says that its manifest is {recorded.checksum}, its head {head.manifest_sha256}"
             self._contradictions.append(Finding("manifest-differs", f"{head.source}/{head.label}", message))
+        if recorded.expired_at is not None:
+            message = f"the catalog says that it was removed at {recorded.expired_at.isoformat()}, but it is listed"
+            self._contradictions.append(Finding("expired-but-listed", f"{head.source}/{head.label}", message))
 
     def _location(self) -> str:
         """The location's name: the given one, that of the same URL, or a new one named after the repository."""
@@ -282,7 +288,7 @@ class _Rebuilding:
                 for row in self._session.exec(query)
                 if row.expired_at is None
                 and row.source not in unlisted
-                and (row.source, row.label) not in survey.listed
+                and (row.source, row.label) not in survey.present
             )
         )
 
@@ -294,5 +300,5 @@ def _counts(report: RebuildReport) -> dict[str, object]:
         "files": report.files_created,
         "locations": report.locations_created,
         "absent": list(report.absent),
-        "unreadable": len(report.unreadable),
+        "findings": len(report.findings),
     }

@@ -37,12 +37,13 @@ class FakeSource:
 
     known: dict[BackupLabel, Head] = field(default_factory=dict)
     damaged: set[BackupLabel] = field(default_factory=set)
+    marked: set[BackupLabel] = field(default_factory=set)
     unreachable: bool = False
 
-    def labels(self) -> tuple[BackupLabel, ...]:
+    def labels(self, *, with_expired: bool = False) -> tuple[BackupLabel, ...]:
         if self.unreachable:
             raise StorageUnreachable("no answer")
-        return tuple(sorted(self.known, key=str))
+        return tuple(label for label in sorted(self.known, key=str) if with_expired or label not in self.marked)
 
     def head(self, label: BackupLabel) -> Head:
         if label in self.damaged:
@@ -126,7 +127,7 @@ def test_an_empty_catalog_learns_everything_that_the_repository_knows(
 ) -> None:
     report = rebuild(catalog, repository, now)
     assert (report.sources, report.jobs_created, report.executions_created, report.files_created) == (2, 3, 4, 4)
-    assert (report.locations_created, report.known, report.absent, report.unreadable) == (1, 0, (), ())
+    assert (report.locations_created, report.known, report.absent, report.findings) == (1, 0, (), ())
     (file,) = catalog.backup_files(source="ledger")
     assert (file.label, file.checksum, file.encryption_key_id) == ("20261122T030000Z-full", "ab" * 32, "k1")
     assert (file.file_size_bytes, file.compressed_size_bytes) == (3_000_000_000, 900_000_000)
@@ -228,6 +229,15 @@ def test_what_only_the_catalog_knows_is_reported_and_kept(
     assert len(catalog.backup_files()) == 4
 
 
+def test_a_set_that_is_marked_but_not_yet_removed_is_neither_absent_nor_recreated(
+    catalog: Catalog, repository: FakeRepository, now: datetime
+) -> None:
+    repository.areas["shop"].marked.add(BackupLabel.parse("20261121T020000Z-full"))
+    assert rebuild(catalog, repository, now).files_created == 3
+    repository.areas["ledger"].marked.add(BackupLabel.parse("20261122T030000Z-full"))
+    assert rebuild(catalog, repository, now).absent == ()
+
+
 def test_a_set_that_was_expired_on_purpose_is_not_called_absent(
     catalog: Catalog, repository: FakeRepository, now: datetime
 ) -> None:
@@ -251,7 +261,7 @@ def test_a_damaged_head_or_a_silent_source_hides_no_other_and_proves_no_absence(
     repository.areas["ledger"].unreachable = True
     report = rebuild(catalog, repository, now)
     assert report.files_created == 1
-    assert {(finding.code, finding.subject) for finding in report.unreadable} == {
+    assert {(finding.code, finding.subject) for finding in report.findings} == {
         ("storage-unreachable", "ledger"),
         ("damaged", "shop/20261121T020000Z-full"),
     }
@@ -280,10 +290,22 @@ def test_a_manifest_that_contradicts_the_catalog_is_reported_not_overwritten(
         repository.areas["ledger"].known[label], manifest_sha256="cd" * 32
     )
     report = rebuild(catalog, repository, now)
-    assert [(finding.code, finding.subject) for finding in report.unreadable] == [
+    assert [(finding.code, finding.subject) for finding in report.findings] == [
         ("manifest-differs", "ledger/20261122T030000Z-full")
     ]
     assert catalog.backup_files(source="ledger")[0].checksum == "ab" * 32
+
+
+def test_a_set_that_is_listed_although_the_catalog_calls_it_removed_is_reported(
+    catalog: Catalog, repository: FakeRepository, now: datetime
+) -> None:
+    rebuild(catalog, repository, now)
+    (file,) = catalog.backup_files(source="ledger")
+    catalog.record_expiry(file.id, now=now)
+    assert [finding.code for finding in rebuild(catalog, repository, now).findings] == ["expired-but-listed"]
+    catalog.withdraw_expiry(file.id)
+    assert rebuild(catalog, repository, now).findings == ()
+    assert catalog.backup_files(source="ledger") == (file,)
 
 
 def test_a_rebuild_that_created_something_is_audited(

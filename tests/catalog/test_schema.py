@@ -7,14 +7,16 @@ import stat
 import subprocess
 import sys
 from collections.abc import Callable
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
 import sqlalchemy as sa
 
-from seawall.catalog import Catalog, schema
+from seawall.catalog import Catalog, JobType, schema
 from seawall.catalog.database import Database, catalog_url
 from seawall.errors import (
+    CatalogError,
     CatalogMissing,
     CatalogOutdated,
     CatalogTooNew,
@@ -246,8 +248,6 @@ def test_a_file_that_is_no_database_is_refused_and_kept(tmp_path: Path) -> None:
     path = tmp_path / "catalog.db"
     path.write_bytes(b"these are holiday photographs " * 100)
     path.chmod(0o600)
-    from seawall.errors import CatalogError
-
     with pytest.raises(CatalogError, match="not a database"):
         Catalog.open(f"sqlite:///{path}", create=True)
     assert path.read_bytes().startswith(b"these are holiday")
@@ -295,3 +295,21 @@ def test_a_migration_can_be_drafted_and_finds_nothing_to_change(catalog: Catalog
     subprocess.run([*command, "upgrade", "head"], check=True)
     with pytest.raises(CatalogTooNew):
         catalog.upgrade()
+
+
+@pytest.mark.postgres
+def test_a_role_that_owns_nothing_can_do_the_daily_work_but_not_switch_triggers_off(server, migrated: str, now) -> None:
+    database = server.new_database(migrated)
+    server.execute("DO $$ BEGIN CREATE ROLE daily LOGIN; EXCEPTION WHEN duplicate_object THEN NULL; END $$")
+    server.execute("GRANT SELECT, INSERT, UPDATE ON ALL TABLES IN SCHEMA public TO daily", database)
+    url = server.url(database).replace("postgres@", "daily@")
+    with Catalog.open(url) as catalog:
+        assert catalog.check() == ()
+        job = catalog.ensure_job("a", JobType.FULL, backup_targets={}, destination_config={}, now=now)
+        run = catalog.begin_execution(job, now=now, lease=timedelta(minutes=1))
+        catalog.renew(run, now, timedelta(minutes=1))
+        assert catalog.reconcile(now + timedelta(hours=1)) == (run,)
+        catalog.audit("daily", "x", "y", {}, now)
+        assert catalog.verify_audit().good
+        with pytest.raises(CatalogError, match="must be owner"), catalog._database.writing() as session:
+            session.connection().exec_driver_sql("ALTER TABLE audit DISABLE TRIGGER USER")
