@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import socket
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -150,21 +150,21 @@ class _Taking:
         needed = [Segment(copied.timeline, number, size) for number in range(first.number, last.number + 1)]
         wait_for(self.source, self.area, needed, observe=self.observe)
 
-    def _surroundings(self) -> Mapping[str, str]:
+    def _surroundings(self) -> dict[str, str]:
         """Configuration outside the data directory, and what belongs to no database; a loss that is said aloud."""
-        found: dict[str, str] = {}
-        for name, read in (
-            ("configuration", lambda: configuration(self.source, self.chosen.cluster)),
-            ("globals", lambda: {"globals.sql": globals_of(self.source)}),
-        ):
-            try:
-                texts = read()
-            except SeawallError as error:
-                self.observe.hear(Noticed("medium", f"no-{name}", f"{name} is not in this backup: {error.message}"))
-                continue
-            prefix = "" if name == "globals" else "configuration:"
-            found |= {f"{prefix}{path}": text for path, text in texts.items()}
-        return found
+        found = self._readable("configuration", self._configuration)
+        return found | self._readable("globals", lambda: {"globals.sql": globals_of(self.source)})
+
+    def _configuration(self) -> dict[str, str]:
+        texts = configuration(self.source, self.chosen.cluster)
+        return {f"configuration:{path}": text for path, text in texts.items()}
+
+    def _readable(self, what: str, read: Callable[[], dict[str, str]]) -> dict[str, str]:
+        try:
+            return read()
+        except SeawallError as error:
+            self.observe.hear(Noticed("medium", f"no-{what}", f"{what} is not in this backup: {error.message}"))
+            return {}
 
     def _notice_bad_pages(self, copied: Copied) -> None:
         bad = {entry.path: entry.bad_pages for entry in copied.files if entry.bad_pages}

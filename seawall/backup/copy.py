@@ -156,7 +156,7 @@ def _copy_files(found: CopyPlan, cluster: Cluster, output: _Output, workers: int
 
     def work() -> None:
         scratch = Scratch()
-        checker = PageChecker(_CHECK_BYTES, cluster.block_bytes) if cluster.checksums else None
+        checker = _Pages(cluster.block_bytes) if cluster.checksums else None
         while True:
             try:
                 load = loads.get_nowait()
@@ -180,17 +180,28 @@ def _run(jobs: Sequence[Callable[[], None]], output: _Output) -> None:
 
 
 def _sources(
-    load: Iterable[Part], checker: PageChecker | None, output: _Output, bucket: TokenBucket
+    load: Iterable[Part], checker: _Pages | None, output: _Output, bucket: TokenBucket
 ) -> Iterator[ExtentSource]:
     for part in load:
         with _PartReader(part, checker, output, bucket) as reader:
             yield ExtentSource(part.entry.path, part.offset, part.length, reader.readinto, reader.inspect)
 
 
+class _Pages:
+    """The page checker of one worker, and the size of what it checks."""
+
+    def __init__(self, block_bytes: int) -> None:
+        self.block_bytes = block_bytes
+        self._checker = PageChecker(_CHECK_BYTES, block_bytes)
+
+    def bad(self, view: memoryview, first_block: int) -> list[int]:
+        return self._checker.check(view, first_block)
+
+
 class _PartReader:
     """Reads one part of a file and judges its pages; a vanished file reads as empty, a shrunken one as zeros."""
 
-    def __init__(self, part: Part, checker: PageChecker | None, output: _Output, bucket: TokenBucket) -> None:
+    def __init__(self, part: Part, checker: _Pages | None, output: _Output, bucket: TokenBucket) -> None:
         self._part, self._output, self._bucket = part, output, bucket
         self._checker = checker if part.entry.is_relation else None
         self._position, self._left = part.offset, part.length
@@ -234,7 +245,7 @@ class _PartReader:
             return
         entry, size = self._part.entry, self._checker.block_bytes
         first = entry.first_block + offset // size
-        for block in self._checker.check(view, first):
+        for block in self._checker.bad(view, first):
             page = view[(block - first) * size : (block - first + 1) * size]
             if recheck(self._descriptor, block, page, file_first_block=entry.first_block):
                 with self._output.lock:

@@ -63,6 +63,10 @@ class Context:
 
         return sealing_of(self.settings.sealing)
 
+    def agent_socket(self, source: str) -> Path:
+        """Where the agent of a source listens; reachable for the server's account."""
+        return self.settings.server.work_directory / "agent" / f"{source}.sock"
+
     def now(self) -> datetime:
         return datetime.now(UTC)
 

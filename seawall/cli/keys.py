@@ -91,8 +91,7 @@ def _import(options: argparse.Namespace, context: Context) -> None:
 
 def _export(options: argparse.Namespace, context: Context) -> None:
     text = context.ring.export_public(options.fingerprint)
-    shown = text.decode() if isinstance(text, bytes) else text
-    context.console.result({"public_key": shown}, [shown.rstrip()])
+    context.console.result({"public_key": text}, [text.rstrip()])
 
 
 def _rotate(options: argparse.Namespace, context: Context) -> None:

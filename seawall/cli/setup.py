@@ -42,7 +42,7 @@ def run(options: argparse.Namespace, context: Context) -> None:
 
 
 def _write_settings(options: argparse.Namespace) -> Path:
-    directory = options.directory.expanduser().absolute()
+    directory: Path = options.directory.expanduser().absolute()
     if options.source:
         checked_name(options.source, what="source name")
     config = directory / "seawall.toml"

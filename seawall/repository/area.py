@@ -144,6 +144,21 @@ class SourceArea:
         _refuse_other_head(head, result.head_document, name=name)
         return result
 
+    def stored_objects(self, label: BackupLabel) -> list[StoredObject]:
+        """The bundles of a set from its clear list: names, sizes and hashes as stored.
+
+        Raises:
+            Damaged: the list is missing or is not what was written.
+        """
+        name = self.layout.objects(label)
+        try:
+            rows = documents.get(self.storage, name, limit=documents.LIST_LIMIT_BYTES)["objects"]
+            return [StoredObject(str(n), int(stored), str(sha256), int(plain)) for n, stored, sha256, plain in rows]
+        except ObjectMissing as error:
+            raise Damaged(f"{name} is missing, but the manifest beside it is there") from error
+        except (KeyError, ValueError, TypeError) as error:
+            raise Damaged(f"{name} is no list of objects") from error
+
     def bundle(
         self,
         head: Head,
@@ -310,6 +325,9 @@ class BackupSetWriter:
         layout, storage = self._area.layout, self._area.storage
         facts = replace(facts, key_id=self.key_id, sealing=self.sealing.mode, compression=self.sealing.compression)
         name = layout.manifest(self.label)
+        # In clear, so that a host without private keys, or a mirror, can prove what lies in the storage.
+        listed = [[o.name, o.stored_bytes, o.stored_sha256, o.plain_bytes] for o in objects]
+        documents.put(storage, layout.objects(self.label), {"objects": listed})
         # The copy comes first and the manifest is made from reading it back: what commits was read once already.
         copy = sealed.put_sealed(
             storage,

@@ -17,6 +17,7 @@ from seawall.errors import Damaged, FormatTooNew
 from seawall.storage.base import Storage, read
 
 LIMIT_BYTES = 4 * 1024 * 1024
+LIST_LIMIT_BYTES = 256 * 1024 * 1024
 
 
 def canonical(document: Mapping[str, Any]) -> bytes:
@@ -55,14 +56,14 @@ def put(storage: Storage, name: str, document: Mapping[str, Any]) -> None:
     storage.put(name, [encode(document)])
 
 
-def get(storage: Storage, name: str) -> dict[str, Any]:
-    """Read a document.
+def get(storage: Storage, name: str, *, limit: int = LIMIT_BYTES) -> dict[str, Any]:
+    """Read a document of at most `limit` bytes.
 
     Raises:
         ObjectMissing: proved absent.
         Damaged: its content does not match its hash.
     """
-    return decode(read(storage, name, limit=LIMIT_BYTES), name=name)
+    return decode(read(storage, name, limit=limit), name=name)
 
 
 def refuse_newer(found: object, known: int, *, name: str) -> None:

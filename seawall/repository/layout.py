@@ -48,6 +48,9 @@ class SourceLayout:
     def head(self, label: BackupLabel) -> str:
         return f"{self.backup(label)}head.json"
 
+    def objects(self, label: BackupLabel) -> str:
+        return f"{self.backup(label)}objects.json"
+
     def manifest(self, label: BackupLabel) -> str:
         return f"{self.backup(label)}manifest"
 

@@ -179,6 +179,7 @@ def test_every_write_before_the_manifest_leaves_nothing_listed(ring: KeyRing) ->
     head = a_backup(repository.source("shop"), sealing(ring))
     relevant = [n for n in names if n.startswith("sources/")]
     assert relevant[-1].endswith(f"{head.label}/manifest")
+    assert relevant[-4].endswith("objects.json")
     assert relevant[-3].endswith("manifest.copy")
     assert relevant[-2].endswith("head.json")
     for cut in range(len(names)):
@@ -305,8 +306,10 @@ def test_damage_in_any_object_of_a_set_is_detected_and_never_read_as_content(rin
     repository = Repository.create(MemoryStorage(), now=NOW)
     head = a_backup(repository.source("shop"), sealing(ring, mode))
     whole = {s.name: b"".join(repository.storage.get(s.name)) for s in repository.storage.list("sources/")}
-    watched = [n for n in whole if "/bundles/" in n or n.endswith(("/manifest", "head.json")) or "/keys/" in n]
-    assert len(watched) == (4 if mode is SealingMode.AES_256_GCM else 3)
+    watched = [
+        n for n in whole if "/bundles/" in n or n.endswith(("/manifest", "head.json", "objects.json")) or "/keys/" in n
+    ]
+    assert len(watched) == (5 if mode is SealingMode.AES_256_GCM else 4)
     for name in watched:
         for how, broken in damaged_copies(whole[name]):
             storage = MemoryStorage()
@@ -330,6 +333,8 @@ def read_back(area: SourceArea, head: Head, ring: KeyRing) -> None:
         wanted = [Entry(entry.path, 0, e.offset, e.length, e.blake3) for e in entry.extents]
         for _ in area.bundle(head, entry.extents[0].object, ring, wanted):
             pass
+    if area.stored_objects(head.label) != manifest.objects:
+        raise Damaged("the list of objects differs")
     for stored in manifest.objects:
         refuse_other_hash(area, stored.name, stored.stored_sha256)
 

@@ -1,0 +1,65 @@
+"""`seawall catalog`: create, check or rebuild the catalog."""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import asdict
+
+from seawall.cli.context import Context
+
+
+def arguments(parser: argparse.ArgumentParser, _verb: str) -> None:
+    parser.add_argument(
+        "action",
+        choices=("upgrade", "check", "rebuild", "verify-audit"),
+        help="upgrade: create or migrate; check: compare schema and code; rebuild: from the repository",
+    )
+
+
+def run(options: argparse.Namespace, context: Context) -> None:
+    actions = {"upgrade": _upgrade, "check": _check, "rebuild": _rebuild, "verify-audit": _verify_audit}
+    actions[options.action](context)
+
+
+def _upgrade(context: Context) -> None:
+    from seawall.catalog import Catalog
+
+    with Catalog.open(context.settings.catalog.url, create=True) as catalog:
+        revision = catalog.upgrade()
+    context.console.result({"revision": revision}, [f"the catalog has schema {revision}"])
+
+
+def _check(context: Context) -> None:
+    from seawall.catalog import Catalog
+    from seawall.errors import VerificationFailed
+
+    with Catalog.open(context.settings.catalog.url) as catalog:
+        differences = catalog.check()
+    if differences:
+        raise VerificationFailed(
+            f"the catalog differs from what this version expects: {'; '.join(differences)}",
+            hint="`seawall catalog upgrade` migrates an older one.",
+        )
+    context.console.result({"differences": []}, ["the catalog's schema is as this version expects it"])
+
+
+def _rebuild(context: Context) -> None:
+    from seawall.catalog import Catalog, rebuild
+
+    with Catalog.open(context.settings.catalog.url, create=True) as catalog:
+        catalog.upgrade()
+        report = rebuild(catalog, context.repository, context.now())
+    value = asdict(report)
+    lines = [f"{member.replace('_', ' ')}: {count}" for member, count in value.items()]
+    context.console.result({"rebuilt": value}, lines)
+
+
+def _verify_audit(context: Context) -> None:
+    from seawall.catalog import Catalog
+    from seawall.errors import VerificationFailed
+
+    with Catalog.open(context.settings.catalog.url) as catalog:
+        verdict = catalog.verify_audit()
+    if verdict.findings:
+        raise VerificationFailed("; ".join(finding.message for finding in verdict.findings))
+    context.console.result({"good": True}, ["the catalog's audit is unbroken"])

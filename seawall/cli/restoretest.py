@@ -1,0 +1,86 @@
+"""`seawall restore-test`: restore into a scratch instance, check it, and remove it."""
+
+from __future__ import annotations
+
+import argparse
+import random
+import secrets
+from datetime import timedelta
+from pathlib import Path
+
+from seawall.cli.console import span
+from seawall.cli.context import Context
+from seawall.cli.restore import report_value, target_arguments, target_of
+from seawall.errors import VerificationFailed
+from seawall.model import BackupLabel
+
+
+def arguments(parser: argparse.ArgumentParser, _verb: str) -> None:
+    parser.add_argument("source", nargs="?", help="a source's name (default: the only one)")
+    target_arguments(parser)
+    parser.add_argument("--random", action="store_true", help="stop at a random position after the newest backup")
+    parser.add_argument("--seed", type=int, help="makes --random repeatable; the one that was used is shown")
+    parser.add_argument(
+        "--assert",
+        dest="assertions",
+        nargs=3,
+        action="append",
+        default=[],
+        metavar=("DATABASE", "SQL", "EXPECTED"),
+        help="a query whose first value must be EXPECTED; may be repeated",
+    )
+    parser.add_argument("--scratch", type=Path, help="where (default: below the work directory)")
+    parser.add_argument("--bin-directory", type=Path, help="where postgres of the right version lies")
+
+
+def run(options: argparse.Namespace, context: Context) -> None:
+    from seawall import restoretest
+    from seawall.postgres.binaries import Account, find
+
+    source = context.source(options.source).name
+    identity = context.repository.source(source).identity()
+    parent = options.scratch or context.settings.server.work_directory / "scratch"
+    parent.mkdir(mode=0o755, parents=True, exist_ok=True)
+    seed = options.seed if options.seed is not None else secrets.randbelow(1 << 32)
+    report = restoretest.run(
+        context.repository,
+        source,
+        ring=context.ring,
+        binaries=find(identity.major_version if identity else None, options.bin_directory),
+        account=Account.for_servers(context.settings.server.account),
+        parent=parent,
+        target=None if options.random else target_of(options),
+        label=BackupLabel.parse(options.label) if options.label else None,
+        assertions=[restoretest.Assertion(*given) for given in options.assertions],
+        now=context.now(),
+        rto=timedelta(hours=context.settings.server.rto_hours),
+        randomness=random.Random(seed),  # noqa: S311 - chooses where to look, guards nothing
+        observe=context.observer,
+    )
+    findings = [{"code": f.code, "subject": f.subject, "message": f.message} for f in report.findings]
+    value = {
+        "source": source,
+        "label": str(report.label),
+        "target": {"kind": report.target.kind.value, "value": report.target.value},
+        "seed": seed,
+        "report": report_value(report.report),
+        "row_counts": dict(report.row_counts),
+        "checks": dict(report.checks),
+        "achieved_rto_seconds": report.achieved_rto,
+        "rto_seconds": report.rto,
+    }
+    checks = ", ".join(f"{count} {what}" for what, count in report.checks.items())
+    reached = report.report.reached.lsn if report.report.reached else "-"
+    lines = [
+        f"{source} {report.label}: restored and replayed to {reached}",
+        f"  {span(report.achieved_rto)} achieved, the RTO is {span(report.rto)}; checked {checks}",
+        *(f"  {name}: {count} rows" for name, count in report.row_counts.items()),
+    ]
+    if findings:
+        for line in (*lines, *(f"  {f['code']} {f['subject']}: {f['message']}" for f in findings)):
+            context.console.note(line)
+        raise VerificationFailed(
+            f"the restore test of {source} {report.label} found {len(findings)} faults; the first: "
+            f"{findings[0]['subject']}: {findings[0]['message']}"
+        )
+    context.console.result(value, lines)

@@ -1,0 +1,119 @@
+"""`seawall wal`: receive, ship and prove write-ahead log."""
+
+from __future__ import annotations
+
+import argparse
+
+from seawall.cli.console import size
+from seawall.cli.context import Context
+from seawall.errors import WalGap
+
+
+def arguments(parser: argparse.ArgumentParser, _verb: str) -> None:
+    parser.add_argument(
+        "action",
+        choices=("receive", "agent", "switch", "status", "command"),
+        help="receive: stream on a slot; agent: serve archive_command and restore_command; switch: close the open "
+        "segment and see it stored; status: prove continuity; command: print archive_command",
+    )
+    parser.add_argument("source", nargs="?", help="a source's name (default: the only one)")
+    parser.add_argument("--no-create-slot", action="store_true", help="receive: do not make the slot")
+    parser.add_argument("--accept-gap", action="store_true", help="receive: go on behind WAL that is lost")
+    parser.add_argument("--tail-seconds", type=float, default=5.0, help="receive: how old the open segment may get")
+
+
+def run(options: argparse.Namespace, context: Context) -> None:
+    actions = {"receive": _receive, "agent": _agent, "switch": _switch, "status": _status, "command": _command}
+    actions[options.action](options, context)
+
+
+def _receive(options: argparse.Namespace, context: Context) -> None:
+    from seawall.archive.receiver import Receiver
+
+    source = context.source(options.source)
+    receiver = Receiver(
+        source,
+        context.repository.source(source.name),
+        context.sealing,
+        context.settings.spool(source.name),
+        observe=context.observer,
+        tail_seconds=options.tail_seconds,
+        create_slot=not options.no_create_slot,
+        accept_gap=options.accept_gap,
+    )
+    context.console.note(f"receiving WAL of {source.name} on slot {source.slot_name}; Ctrl-C ends it")
+    receiver.run()
+    context.console.result({"source": source.name, "stopped": True}, ["stopped; everything received is durable"])
+
+
+def _agent(options: argparse.Namespace, context: Context) -> None:
+    from pathlib import Path
+
+    from seawall.archive.agent import Agent
+    from seawall.postgres.inspect import inspect
+
+    source = context.source(options.source)
+    cluster = inspect(source)
+    socket_path = context.agent_socket(source.name)
+    socket_path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
+    agent = Agent(
+        context.repository.source(source.name),
+        context.sealing,
+        context.ring,
+        context.settings.spool(source.name),
+        socket_path,
+        observe=context.observer,
+        data_directory=source.data_directory or Path(cluster.data_directory),
+    )
+    context.console.note(f"serving WAL commands of {source.name} at {socket_path}; Ctrl-C ends it")
+    agent.run_forever()
+    context.console.result({"source": source.name, "stopped": True}, ["stopped"])
+
+
+def _command(options: argparse.Namespace, context: Context) -> None:
+    from seawall.archive.commands import archive_command
+
+    source = context.source(options.source)
+    line = archive_command(context.agent_socket(source.name))
+    context.console.result({"archive_command": line}, [line])
+
+
+def _switch(options: argparse.Namespace, context: Context) -> None:
+    from seawall.archive.arrival import wait_for
+    from seawall.archive.continuity import switch_wal
+    from seawall.postgres.connect import connect
+
+    source = context.source(options.source)
+    with connect(source) as session:
+        segment = switch_wal(session)
+    wait_for(source, context.repository.source(source.name), [segment], observe=context.observer)
+    context.console.result({"segment": segment.name}, [f"{segment.name} is stored"])
+
+
+def _status(options: argparse.Namespace, context: Context) -> None:
+    from seawall.archive.continuity import windows
+
+    area = context.repository.source(context.source(options.source).name)
+    heads = area.heads()
+    found = windows(area.wal, heads)
+    value = [
+        {
+            "label": window.label,
+            "timeline": window.timeline,
+            "since": str(window.since),
+            "until": str(window.until),
+            "gap": window.gap.name if window.gap else None,
+        }
+        for window in found
+    ]
+    lines = [
+        f"{w.label}  timeline {w.timeline}  from {w.since} to {w.until}" + (f"  GAP at {w.gap.name}" if w.gap else "")
+        for w in found
+    ]
+    lines.append(f"{size(area.wal.stored_bytes())} of WAL stored")
+    gaps = [window for window in found if window.gap is not None]
+    if gaps:
+        for line in lines:
+            context.console.note(line)
+        raise WalGap("; ".join(f"{w.gap.name} is missing after backup {w.label}" for w in gaps if w.gap))
+    context.console.result({"windows": value}, lines)

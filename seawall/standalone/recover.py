@@ -1,0 +1,482 @@
+#!/usr/bin/env python3
+"""Restore a Seawall backup with nothing of Seawall installed.
+
+Needs Python 3.9 or later with its standard library, `gpg` with a private key that opens the backup, and the shared
+library of the codec that was used (libzstd, or liblz4), and libcrypto: all are parts of an ordinary Linux system.
+The format is described in docs/repository-format.md of Seawall.
+
+    recover.py --repository DIR --list
+    recover.py --repository DIR --source NAME [--label LABEL] --into NEWDIR [--target-time "2026-11-23 14:05:00+00"]
+
+It writes the data directory, and all WAL from the backup on into NEWDIR.wal, sets recovery up, and says how to start.
+"""
+
+import argparse
+import base64
+import ctypes
+import ctypes.util
+import hashlib
+import hmac
+import json
+import os
+import re
+import shlex
+import subprocess
+import sys
+import zlib
+
+MAGIC = b"SEAWALL1"
+FRAME_BYTES = 2 * 1024 * 1024
+TAG = 16
+
+
+class Unrecoverable(Exception):
+    """Something that this script cannot go on with."""
+
+
+def library(*names):
+    for name in names:
+        found = ctypes.util.find_library(name)
+        for candidate in filter(None, (found, "lib%s.so" % name)):
+            try:
+                return ctypes.CDLL(candidate)
+            except OSError:
+                continue
+    raise Unrecoverable("none of these libraries is here: %s" % ", ".join(names))
+
+
+# ---- small documents
+
+
+def document(data, name):
+    """A JSON document that carries the SHA-256 of its own canonical form."""
+    value = json.loads(data)
+    claimed = value.pop("sha256")
+    canonical = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
+    if hashlib.sha256(canonical).hexdigest() != claimed:
+        raise Unrecoverable("%s is damaged" % name)
+    return value
+
+
+class Repository:
+    def __init__(self, root, gnupg_home, passphrase_file):
+        self.root = root
+        self.gnupg_home = gnupg_home
+        self.passphrase_file = passphrase_file
+        self.keys = {}
+        identity = self.document("seawall.json")
+        if identity["format"] != 1:
+            raise Unrecoverable("this script reads format 1, the repository has %r" % identity["format"])
+
+    def path(self, name):
+        return os.path.join(self.root, *name.split("/"))
+
+    def read(self, name):
+        with open(self.path(name), "rb") as file:
+            return file.read()
+
+    def document(self, name):
+        return document(self.read(name), name)
+
+    def names(self, folder):
+        try:
+            return sorted(n for n in os.listdir(self.path(folder)) if not n.startswith("."))
+        except FileNotFoundError:
+            return []
+
+    def exists(self, name):
+        return os.path.exists(self.path(name))
+
+    def gpg(self, data):
+        """The content of one OpenPGP message; nothing is returned unless gpg says that it is whole."""
+        command = ["gpg", "--batch", "--quiet"]
+        if self.gnupg_home:
+            command += ["--homedir", self.gnupg_home]
+        if self.passphrase_file:
+            command += ["--pinentry-mode", "loopback", "--passphrase-file", self.passphrase_file]
+        done = subprocess.run(command + ["--decrypt"], input=data, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        if done.returncode != 0:
+            raise Unrecoverable("gpg: %s" % done.stderr.decode(errors="replace").strip())
+        return done.stdout
+
+    def key(self, source, key_id):
+        if key_id not in self.keys:
+            folder = "sources/%s/keys/%s" % (source, key_id)
+            wraps = self.names(folder)
+            if not wraps:
+                raise Unrecoverable("the data key %s is missing" % key_id)
+            error = None
+            for wrap in reversed(wraps):
+                try:
+                    wrapped = self.document("%s/%s" % (folder, wrap))["wrapped"]
+                    self.keys[key_id] = base64.b64decode(self.gpg(wrapped.encode()))
+                    break
+                except Unrecoverable as failed:
+                    error = failed
+            else:
+                raise error
+        return self.keys[key_id]
+
+    def open(self, source, name, logical=None, sha256=None):
+        """Frames of one sealed object: plain bytes and whether each is the final one."""
+        data = self.read(name)
+        if sha256 is not None and hashlib.sha256(data).hexdigest() != sha256:
+            raise Unrecoverable("%s is damaged: its SHA-256 differs" % name)
+        if not data.startswith(MAGIC):
+            data = self.gpg(data)
+        return frames(memoryview(data), logical or name[len("sources/") :], lambda key_id: self.key(source, key_id))
+
+
+# ---- sealed objects
+
+
+class AesGcm:
+    """AES-256-GCM through OpenSSL's libcrypto (EVP_DecryptInit_ex and friends)."""
+
+    crypto = None
+
+    def __init__(self, key):
+        if AesGcm.crypto is None:
+            AesGcm.crypto = library("crypto")
+            for name in ("EVP_CIPHER_CTX_new", "EVP_aes_256_gcm"):
+                getattr(AesGcm.crypto, name).restype = ctypes.c_void_p
+        self.key = key
+
+    def open(self, nonce, stored, context):
+        crypto, body, tag = AesGcm.crypto, bytes(stored[:-TAG]), bytes(stored[-TAG:])
+        handle = ctypes.c_void_p(crypto.EVP_CIPHER_CTX_new())
+        plain, count = ctypes.create_string_buffer(len(body) + TAG), ctypes.c_int(0)
+        try:
+            right = crypto.EVP_DecryptInit_ex(handle, ctypes.c_void_p(crypto.EVP_aes_256_gcm()), None, self.key, nonce)
+            right &= crypto.EVP_DecryptUpdate(handle, None, ctypes.byref(count), context, len(context))
+            right &= crypto.EVP_DecryptUpdate(handle, plain, ctypes.byref(count), body, len(body))
+            length = count.value
+            right &= crypto.EVP_CIPHER_CTX_ctrl(handle, 0x11, TAG, tag)  # EVP_CTRL_AEAD_SET_TAG
+            if right != 1 or crypto.EVP_DecryptFinal_ex(handle, plain, ctypes.byref(count)) != 1:
+                raise Unrecoverable("a frame is not what was sealed with this key")
+            return plain.raw[:length]
+        finally:
+            crypto.EVP_CIPHER_CTX_free(handle)
+
+
+def frames(data, logical, key_for):
+    length = int.from_bytes(data[8:12], "big")
+    header = json.loads(bytes(data[12 : 12 + length]))
+    if header["object"] != logical:
+        raise Unrecoverable("%r lies where %r belongs" % (header["object"], logical))
+    digest = hashlib.sha256(data[: 12 + length]).digest()
+    cipher = None
+    if header["seal"] == "aes-256-gcm":
+        extracted = hmac.new(bytes.fromhex(header["salt"]), key_for(header["key"]), "sha256").digest()
+        info = b"seawall/1 " + header["object"].encode() + b"\x01"
+        cipher = AesGcm(hmac.new(extracted, info, "sha256").digest())
+    position, number, final = 12 + length, 0, False
+    while not final:
+        frame_header = bytes(data[position : position + 9])
+        if len(frame_header) < 9:
+            raise Unrecoverable("%s is cut off" % logical)
+        stored_length, plain_length = (int.from_bytes(frame_header[a : a + 4], "big") for a in (0, 4))
+        final, raw = bool(frame_header[8] & 1), bool(frame_header[8] & 2)
+        stored = data[position + 9 : position + 9 + stored_length]
+        if len(stored) != stored_length or plain_length > FRAME_BYTES:
+            raise Unrecoverable("%s is cut off" % logical)
+        if cipher is not None:
+            nonce = bytes.fromhex(header["nonce"]) + number.to_bytes(4, "big") + bytes([final])
+            body = cipher.open(nonce, stored, digest + frame_header)
+        else:
+            # Without encryption the bytes are proved by the SHA-256 that refers to this object.
+            body = bytes(stored[:-TAG])
+        plain = body if raw else DECODERS[header["codec"]](body, plain_length)
+        if len(plain) != plain_length:
+            raise Unrecoverable("a frame of %s has the wrong length" % logical)
+        yield plain, final
+        position, number = position + 9 + stored_length, number + 1
+
+
+def zstd(body, length):
+    lib = library("zstd")
+    lib.ZSTD_decompress.restype = ctypes.c_size_t
+    plain = ctypes.create_string_buffer(max(length, 1))
+    if lib.ZSTD_decompress(plain, ctypes.c_size_t(length), body, ctypes.c_size_t(len(body))) != length:
+        raise Unrecoverable("a frame does not decompress")
+    return plain.raw[:length]
+
+
+def lz4(body, length):
+    lib = library("lz4")
+    lib.LZ4F_decompress.restype = lib.LZ4F_createDecompressionContext.restype = ctypes.c_size_t
+    context = ctypes.c_void_p()
+    lib.LZ4F_createDecompressionContext(ctypes.byref(context), 100)
+    plain, done, taken = ctypes.create_string_buffer(max(length, 1)), 0, 0
+    source = ctypes.create_string_buffer(body, len(body))
+    try:
+        while done < length and taken < len(body):
+            out, used = ctypes.c_size_t(length - done), ctypes.c_size_t(len(body) - taken)
+            state = lib.LZ4F_decompress(
+                context,
+                ctypes.byref(plain, done),
+                ctypes.byref(out),
+                ctypes.byref(source, taken),
+                ctypes.byref(used),
+                None,
+            )
+            if lib.LZ4F_isError(ctypes.c_size_t(state)) or not (out.value or used.value):
+                raise Unrecoverable("a frame does not decompress")
+            done, taken = done + out.value, taken + used.value
+    finally:
+        lib.LZ4F_freeDecompressionContext(context)
+    return plain.raw[:done]
+
+
+DECODERS = {
+    "none": lambda body, length: body,
+    "gzip": lambda body, length: zlib.decompress(body, 31),
+    "zstd": zstd,
+    "lz4": lz4,
+}
+
+
+# ---- backups
+
+
+def labels(repository, source):
+    base = "sources/%s/backups" % source
+    return [label for label in repository.names(base) if repository.exists("%s/%s/manifest" % (base, label))]
+
+
+def manifest(repository, source, label):
+    """Objects, special texts and files of a backup."""
+    base = "sources/%s/backups/%s" % (source, label)
+    head = repository.document(base + "/head.json")
+    error = None
+    for leaf in ("manifest", "manifest.copy"):
+        try:
+            plain = b"".join(
+                part
+                for part, _ in repository.open(
+                    source, "%s/%s" % (base, leaf), (base + "/manifest")[len("sources/") :], head["manifest_sha256"]
+                )
+            )
+            break
+        except (Unrecoverable, OSError) as failed:
+            error = failed
+    else:
+        raise Unrecoverable("both copies of the manifest are unusable: %s" % error)
+    objects, specials, files, end = [], {}, [], None
+    for line in plain.splitlines()[1:]:
+        value = json.loads(line)
+        if "o" in value:
+            objects.append(value["o"])
+        elif "s" in value:
+            specials[value["s"]["name"]] = value["s"]["text"]
+        elif "f" in value:
+            files.append(value["f"])
+        else:
+            end = value["end"]
+    if end is None or end["files"] != len(files) or end["objects"] != len(objects):
+        raise Unrecoverable("the manifest of %s is not whole" % label)
+    return head, objects, specials, files
+
+
+def inside(root, path):
+    if path.startswith("/") or any(part in ("..", ".") for part in path.split("/")):
+        raise Unrecoverable("the manifest names %r" % path)
+    return os.path.join(root, path)
+
+
+def restore(repository, source, label, into):
+    head, objects, specials, files = manifest(repository, source, label)
+    os.makedirs(into, mode=0o700)
+    spaces = {"pg_tblspc/%d" % oid: "%s.tablespaces/%d" % (into, oid) for oid, _ in head["tablespaces"]}
+    wanted = {number: [] for number in range(len(objects))}
+    for file in files:
+        path = place(into, spaces, file["path"])
+        if file["path"] in spaces:
+            os.makedirs(spaces[file["path"]], mode=0o700)
+            os.symlink(spaces[file["path"]], inside(into, file["path"]))
+        elif file["kind"] == "directory":
+            os.makedirs(path, mode=0o700, exist_ok=True)
+        elif file["kind"] == "link":
+            os.symlink(file["link"], path)
+        else:
+            os.makedirs(os.path.dirname(path), mode=0o700, exist_ok=True)
+            os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, file["mode"] & 0o777 or 0o600))
+            offset = 0
+            for number, plain_offset, length, _blake3 in file.get("extents", ()):
+                wanted[number].append((plain_offset, length, path, offset))
+                offset += length
+    for name in ("pg_wal/archive_status", "pg_wal/summaries"):
+        os.makedirs(os.path.join(into, name), mode=0o700, exist_ok=True)
+    for number, (name, _stored, sha256, _plain) in enumerate(objects):
+        write(repository.open(source, name, None, sha256), sorted(wanted[number]))
+        print("  %d of %d objects" % (number + 1, len(objects)), end="\r", file=sys.stderr)
+    print(file=sys.stderr)
+    if spaces:
+        specials["tablespace_map"] = "".join("%s %s\n" % (k.split("/")[1], v) for k, v in spaces.items())
+    for name in ("backup_label", "tablespace_map"):
+        if name in specials:
+            with open(os.path.join(into, name), "w", newline="") as file:
+                file.write(specials[name])
+    return head, specials
+
+
+def place(into, spaces, path):
+    for prefix, directory in spaces.items():
+        if path.startswith(prefix + "/"):
+            return inside(directory, path[len(prefix) + 1 :])
+    return inside(into, path)
+
+
+def write(parts, extents):
+    """Give the bytes of one bundle's stream to the files that own them."""
+    position, queue = 0, list(extents)
+    for plain, final in parts:
+        if final:
+            break
+        while queue and queue[0][0] < position + len(plain):
+            start, length, path, offset = queue.pop(0)
+            piece = plain[start - position : start - position + length]
+            with open(path, "r+b") as file:
+                file.seek(offset)
+                file.write(piece)
+            if len(piece) < length:
+                done = len(piece)
+                queue.insert(0, (start + done, length - done, path, offset + done))
+                break
+        position += len(plain)
+    if queue:
+        raise Unrecoverable("a bundle ends before %s" % queue[0][2])
+
+
+def restore_wal(repository, source, head, into):
+    """All WAL from the backup's start on, under the names that PostgreSQL asks for."""
+    os.makedirs(into, mode=0o700)
+    start, count = first_segment(head), 0
+    base = "sources/%s/wal" % source
+    for timeline in repository.names(base):
+        if timeline == "history":
+            for name in repository.names(base + "/history"):
+                if name.endswith(".history"):
+                    put(repository, source, "%s/history/%s" % (base, name), os.path.join(into, name))
+            continue
+        tails = {}
+        for folder in repository.names("%s/%s" % (base, timeline)):
+            for leaf in repository.names("%s/%s/%s" % (base, timeline, folder)):
+                name = "%s/%s/%s/%s" % (base, timeline, folder, leaf)
+                if leaf[8:24] < start:
+                    continue
+                if re.fullmatch(r"[0-9A-F]{24}", leaf):
+                    put(repository, source, name, os.path.join(into, leaf))
+                    count += 1
+                elif re.fullmatch(r"[0-9A-F]{24}\.(tail-[0-9A-F]{16}|partial)", leaf):
+                    tails[leaf[:24]] = name
+        for segment, name in tails.items():
+            # The segment that was open when the source was lost: what was saved of it, and zeros to its full size.
+            path = os.path.join(into, segment)
+            if not os.path.exists(path):
+                put(repository, source, name, path)
+                os.truncate(path, head["segment_bytes"])
+                count += 1
+    return count
+
+
+def first_segment(head):
+    high, low = head["start_lsn"].split("/")
+    number = ((int(high, 16) << 32) | int(low, 16)) // head["segment_bytes"]
+    per_log = (1 << 32) // head["segment_bytes"]
+    return "%08X%08X" % (number // per_log, number % per_log)
+
+
+def put(repository, source, name, path):
+    with open(path, "wb") as file:
+        for plain, _ in repository.open(source, name):
+            file.write(plain)
+
+
+def configure(into, wal, specials, target):
+    """Recovery settings at the end of postgresql.auto.conf, and what a directory without its configuration lacks."""
+    if not os.path.exists(os.path.join(into, "postgresql.conf")):
+        with open(os.path.join(into, "postgresql.conf"), "w") as file:
+            file.write("# made by recover.py: the original lay elsewhere and is in recovered-configuration/\n")
+    if not os.path.exists(os.path.join(into, "pg_hba.conf")):
+        with open(os.path.join(into, "pg_hba.conf"), "w") as file:
+            file.write("local all all peer\n")
+    for name, text in specials.items():
+        if name.startswith("configuration:") or name == "globals.sql":
+            folder = os.path.join(into, "recovered-configuration")
+            os.makedirs(folder, mode=0o700, exist_ok=True)
+            with open(os.path.join(folder, name.rsplit("/", 1)[-1]), "w") as file:
+                file.write(text)
+    # PostgreSQL puts a path with its own placeholders after these; the shell sees the directory as one word.
+    command = "cp %s/%%f %%p" % shlex.quote(os.path.abspath(wal)).replace("%", "%%")
+    settings = {"restore_command": command, "archive_mode": "off", "recovery_target_timeline": "latest"}
+    if target:
+        settings.update(recovery_target_time=target, recovery_target_action="promote")
+    with open(os.path.join(into, "postgresql.auto.conf"), "a") as file:
+        for name, value in settings.items():
+            file.write("%s = '%s'\n" % (name, value.replace("\\", "\\\\").replace("'", "''")))
+    open(os.path.join(into, "recovery.signal"), "w").close()
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--repository", required=True, metavar="DIR")
+    parser.add_argument("--list", action="store_true", help="show sources and backups")
+    parser.add_argument("--source")
+    parser.add_argument("--label", help="default: the newest, or the newest before --target-time")
+    parser.add_argument("--into", metavar="NEWDIR", help="the data directory to make")
+    parser.add_argument("--target-time", metavar="TIME", help="stop there; with an offset from UTC")
+    parser.add_argument("--gnupg-home", metavar="DIR")
+    parser.add_argument("--passphrase-file", metavar="FILE")
+    options = parser.parse_args()
+    try:
+        return recover(options)
+    except (Unrecoverable, OSError, ValueError, KeyError) as error:
+        print("recover.py: %s" % error, file=sys.stderr)
+        return 1
+
+
+def recover(options):
+    repository = Repository(options.repository, options.gnupg_home, options.passphrase_file)
+    if options.list:
+        for source in repository.names("sources"):
+            for label in labels(repository, source):
+                head = repository.document("sources/%s/backups/%s/head.json" % (source, label))
+                print("%s  %s  restorable from %s" % (source, label, head["stopped_at"]))
+        return 0
+    if not options.source or not options.into:
+        raise Unrecoverable("name --source and --into, or --list")
+    if os.path.exists(options.into):
+        raise Unrecoverable("%s exists already" % options.into)
+    if options.target_time and not re.search(r"([+-]\d\d(:?\d\d)?|Z)$", options.target_time):
+        raise Unrecoverable("the target time needs an offset from UTC, such as +00")
+    label = options.label or newest(repository, options.source, options.target_time)
+    print("restoring %s %s into %s" % (options.source, label, options.into))
+    head, specials = restore(repository, options.source, label, options.into)
+    count = restore_wal(repository, options.source, head, options.into + ".wal")
+    configure(options.into, options.into + ".wal", specials, options.target_time)
+    print("%d files of WAL are in %s.wal" % (count, options.into))
+    print(
+        "now, as the account that will run it: pg_ctl -D %s -w start   (PostgreSQL %d)"
+        % (shlex.quote(options.into), head["major_version"])
+    )
+    return 0
+
+
+def newest(repository, source, target):
+    from datetime import datetime
+
+    found = []
+    for label in labels(repository, source):
+        head = repository.document("sources/%s/backups/%s/head.json" % (source, label))
+        found.append((datetime.fromisoformat(head["stopped_at"]), label))
+    if target:
+        text = re.sub(r"([+-]\d\d)$", r"\1:00", target.replace("Z", "+00:00"))
+        found = [pair for pair in found if pair[0] < datetime.fromisoformat(text)]
+    if not found:
+        raise Unrecoverable("no backup of %r ends before the target" % source)
+    return max(found)[1]
+
+
+if __name__ == "__main__":
+    sys.exit(main())
