@@ -121,4 +121,4 @@ def _run(*command: str | Path) -> None:
     done = subprocess.run(command, cwd=ROOT, env=surroundings, check=False, stdin=subprocess.DEVNULL)
     if done.returncode != 0:
         sys.stdout.flush()
-        raise Refused(f"set-up stopped: `{' '.join(map(str, command[:4]))} …` failed; its output is above.")
+        raise Refused(f"stopped: `{' '.join(map(str, command[:4]))} …` failed; its output is above.")
