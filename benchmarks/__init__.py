@@ -1,0 +1,1 @@
+"""Side-by-side runs against other tools, on one cluster, in one go: `python -m benchmarks`."""
