@@ -167,7 +167,7 @@ def windows(wal: WalStore, heads: Iterable[Head]) -> tuple[Window, ...]:
     histories = dict(wal.histories())
     found: list[Window] = []
     for head in heads:
-        own = history_of(head.timeline, histories)
+        own = histories.get(head.timeline, TimelineHistory(head.timeline))
         lineages = [own, *(h for h in histories.values() if h.timeline != head.timeline)]
         for history in lineages:
             if not history.reaches(head.timeline, head.stop_lsn):

@@ -309,6 +309,12 @@ class Receiver:
             local = self._incoming.resume_at()
             stored = None if local else self._newest_stored(history)
             place = starting_place(local, stored, slot, history, self._segment_bytes)
+        if place.timeline == found.timeline and found.position < place.start:
+            raise ClusterError(
+                f"source {self._source.name!r}: the server is at {found.position} of timeline {found.timeline}, but "
+                f"WAL up to {place.start} was received already",
+                hint="A standby may still get there. A primary has lost WAL: find out which server is the true one.",
+            )
         self._keep_histories(sender, history)
         self._tailed.add(place.name)
         return place

@@ -172,6 +172,8 @@ class Shipper:
         """Names in the spool in the order of shipping: histories first, then by name."""
         try:
             names = [entry.name for entry in os.scandir(self._directory) if is_archive_name(entry.name)]
+        except FileNotFoundError:
+            return []  # not prepared yet
         except OSError as error:
             raise local_error(error, f"{self._directory} cannot be listed") from error
         return sorted(names, key=lambda name: (not name.endswith(".history"), name))
