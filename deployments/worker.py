@@ -36,8 +36,9 @@ class DrainingWorker(ProcessWorker):
     draining = False
 
     @classmethod
-    def __dispatch_key__(cls) -> str | None:
-        return None  # It is started by name; Prefect's registry keeps its own worker of this type.
+    def __dispatch_key__(cls) -> str:
+        # Prefect's registry keeps its own worker of the type "process"; this one is started by name.
+        return "seawall-process"
 
     async def get_and_submit_flow_runs(self) -> list[FlowRun]:
         return [] if self.draining else await super().get_and_submit_flow_runs()

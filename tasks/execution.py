@@ -33,6 +33,7 @@ logger = logging.getLogger(__name__)
 LEASE = timedelta(seconds=120)
 RENEWAL_SECONDS = 30.0
 UNWIND_SECONDS = 20.0
+STOP_REASON_SECONDS = 5.0
 RECORDING_SECONDS = 60.0
 _CREDENTIALS = "PREFECT_API_AUTH_STRING"
 
@@ -215,7 +216,7 @@ class _Work:
         except Cancelled as error:
             self._failure = error
             # Who asked to stop knows why, but may still be asking Prefect.
-            self._stop_known.wait(5)
+            self._stop_known.wait(STOP_REASON_SECONDS)
             return self._stop or End(RunStatus.CANCELLED, error=error)
         except Partial as error:
             self._failure = error

@@ -41,7 +41,8 @@ class Snapshot:
 
     @property
     def bytes_per_second(self) -> float:
-        return self.plain_bytes / self.seconds if self.seconds > 0 else 0.0
+        # Within the first millisecond a rate would be noise, or infinite.
+        return self.plain_bytes / self.seconds if self.seconds >= 0.001 else 0.0
 
     @property
     def seconds_left(self) -> float | None:

@@ -14,7 +14,7 @@ import httpx
 from prefect import runtime
 from prefect.exceptions import MissingContextError
 from prefect.logging import get_run_logger
-from prefect.settings import PREFECT_API_AUTH_STRING, PREFECT_API_URL
+from prefect.settings import get_current_settings
 
 from tasks.progress import Log
 
@@ -86,12 +86,12 @@ def is_being_cancelled(flow_run_id: UUID, seconds: float = 3.0) -> bool:
     Asked over plain HTTP with a short time limit: the run's process has little time left, and Prefect's own client
     would go on trying for longer than that.
     """
-    auth = PREFECT_API_AUTH_STRING.value()
-    secret = auth.get_secret_value() if auth is not None else ""
+    settings = get_current_settings().api
+    secret = "" if settings.auth_string is None else settings.auth_string.get_secret_value()
     headers = {"Authorization": f"Basic {base64.b64encode(secret.encode()).decode()}"} if secret else {}
     try:
         with httpx.Client(timeout=seconds, trust_env=False, headers=headers) as client:
-            answer = client.get(f"{PREFECT_API_URL.value()}/flow_runs/{flow_run_id}")
+            answer = client.get(f"{settings.url}/flow_runs/{flow_run_id}")
             return bool(answer.status_code == httpx.codes.OK and answer.json()["state"]["type"] in _CANCELLED)
     except (httpx.HTTPError, ValueError, KeyError, TypeError):
         return False

@@ -120,6 +120,11 @@ def wait_for(look: Callable[[], Any], seconds: float, pause: float = 0.2) -> Any
     return found
 
 
+@pytest.fixture(name="wait_for")
+def wait_for_fixture() -> Callable[..., Any]:
+    return wait_for
+
+
 def begin(directory: Path, **options: Any) -> Stack:
     settings_file = write_settings(directory)
     with Catalog.open(load(settings_file).catalog.url, create=True):
@@ -161,7 +166,7 @@ def stack_directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def running_stack(stack_directory: Path) -> Iterator[Stack]:
-    stack = begin(stack_directory, pending_seconds=60)
+    stack = begin(stack_directory, pending_seconds=25)
     try:
         yield stack
     finally:

@@ -1,16 +1,349 @@
+"""Against a real Prefect server, worker and keeper."""
+
 from __future__ import annotations
 
+import base64
+import os
+import signal
+import sqlite3
+from datetime import UTC, datetime, timedelta
+from itertools import pairwise
+from pathlib import Path
+from uuid import uuid4
+
+import httpx
 import pytest
+from prefect.artifacts import Artifact
+from prefect.client.schemas.actions import DeploymentScheduleCreate
+from prefect.client.schemas.filters import DeploymentFilter, DeploymentFilterId, FlowRunFilter
+from prefect.client.schemas.schedules import CronSchedule, IntervalSchedule
+from prefect.client.schemas.sorting import FlowRunSort
+from prefect.states import Cancelling, Pending
+from pydantic import SecretStr
 
-pytestmark = pytest.mark.prefect
+from blocks.cluster import PostgresCluster
+from blocks.site import BlockNames, settings_for
+from deployments import deploy
+from deployments.processes import is_alive
+from deployments.stack import answers
+from seawall.catalog import RunStatus
+from seawall.settings import SourceSettings
+
+pytestmark = [pytest.mark.prefect, pytest.mark.slow]
 
 
-def test_a_run_ends_completed_with_its_result_in_the_catalog(prefect_stack):
+def filter_of(**conditions: object) -> FlowRunFilter:
+    return FlowRunFilter.model_validate(conditions)
+
+
+def alive(pid: int) -> bool:
+    return is_alive(pid)
+
+
+# The server, its secrets, and what it says to strangers
+
+
+def test_the_api_refuses_whoever_has_no_password(prefect_stack):
+    api = prefect_stack.stack.api_url
+    assert httpx.get(f"{api}/admin/version").status_code == 401
+    assert httpx.get(f"{api}/admin/version", auth=("seawall", "wrong")).status_code == 401
+    user, _, password = prefect_stack.stack.place.auth_string().partition(":")
+    assert httpx.get(f"{api}/admin/version", auth=(user, password)).status_code == 200
+    assert httpx.get(f"{api}/health").status_code == 200
+
+
+def test_the_api_refuses_changes_from_a_page_that_has_no_csrf_token(prefect_stack):
+    secret = base64.b64encode(prefect_stack.stack.place.auth_string().encode()).decode()
+    answer = httpx.post(
+        f"{prefect_stack.stack.api_url}/variables/",
+        json={"name": "x", "value": "y"},
+        headers={"Authorization": f"Basic {secret}"},
+    )
+    assert answer.status_code == 403
+
+
+def test_everything_listens_on_loopback_only(prefect_stack):
+    listening = set()
+    for name in ("server", "worker", "keeper"):
+        pid = prefect_stack.stack.child(name).pid
+        sockets = {str(fd.readlink()) for fd in Path(f"/proc/{pid}/fd").iterdir() if fd.is_symlink()}
+        for table in ("tcp", "tcp6"):
+            for line in Path(f"/proc/{pid}/net/{table}").read_text().splitlines()[1:]:
+                fields = line.split()
+                if fields[3] == "0A" and f"socket:[{fields[9]}]" in sockets:
+                    listening.add(fields[1].split(":")[0])
+    assert listening == {"0100007F"}
+
+
+def test_no_secret_is_on_any_command_line(prefect_stack):
+    place = prefect_stack.stack.place
+    for name in ("server", "worker", "keeper"):
+        arguments = Path(f"/proc/{prefect_stack.stack.child(name).pid}/cmdline").read_bytes()
+        for secret in (place.auth_string().partition(":")[2], place.encryption_key()):
+            assert secret.encode() not in arguments
+
+
+def test_a_stolen_database_tells_no_block_secret(prefect_stack):
+    PostgresCluster(conninfo="host=db", password=SecretStr("hunter2-very-secret")).save("stolen", overwrite=True)
+    assert PostgresCluster.load("stolen").password.get_secret_value() == "hunter2-very-secret"
+    place = prefect_stack.stack.place
+    content = b"".join(path.read_bytes() for path in place.home.glob("prefect.db*"))
+    assert b"seawall-postgres-cluster" in content
+    for secret in (b"hunter2-very-secret", place.encryption_key().encode()):
+        assert secret not in content
+    with sqlite3.connect(f"file:{place.home}/prefect.db?mode=ro", uri=True) as database:
+        assert database.execute("SELECT count(*) FROM configuration WHERE key = 'ENCRYPTION_KEY'").fetchone() == (0,)
+
+
+def test_a_source_can_be_described_by_blocks_instead_of_the_file(prefect_stack):
+    PostgresCluster(conninfo="host=db port=5433", password=SecretStr("a:b")).save("main", overwrite=True)
+    settings = settings_for("main", str(prefect_stack.settings_file), BlockNames(cluster="main"))
+    source = settings.source("main")
+    assert source.conninfo == "host=db port=5433"
+    assert source.passfile.read_text() == "*:*:*:*:a\\:b\n"
+    assert settings.catalog == prefect_stack.settings.catalog
+
+
+# One run
+
+
+def test_a_run_leaves_its_result_and_progress_and_asks_nobody_outside(prefect_stack):
     job = prefect_stack.job()
     parameters = prefect_stack.parameters(job, seconds=2.5)
     run = prefect_stack.ended(prefect_stack.start(parameters))
     assert run.state.type.value == "COMPLETED", run.state.message
     execution = prefect_stack.execution(job)
-    assert execution.flow_run_id == run.id
+    assert (execution.status, execution.flow_run_id) == (RunStatus.COMPLETED, run.id)
     assert execution.details["answer"] == 42
-    assert execution.details["progress"]["plain_bytes"] > 0
+    artifact = Artifact.get("probe-main")
+    assert artifact.flow_run_id == run.id
+    assert float(artifact.data) == 100.0
+    done = prefect_stack.noted(parameters, "done")
+    assert done["strangers"] == []
+    assert done["cloud"] == []
+    assert not {"PREFECT_API_AUTH_STRING", "PREFECT_SERVER_ENCRYPTION_KEY"} & set(done["environment"])
+
+
+def test_results_are_json_and_nothing_is_cached(prefect_stack):
+    environment = prefect_stack.stack.environments.worker
+    assert environment["PREFECT_RESULTS_DEFAULT_SERIALIZER"] == "json"
+    parameters = prefect_stack.parameters(prefect_stack.job())
+    for _ in range(2):
+        assert prefect_stack.ended(prefect_stack.start(parameters)).state.type.value == "COMPLETED"
+    # The same inputs twice: a cache would have skipped the second.
+    assert len([note for note in prefect_stack.notes(parameters) if note["event"] == "done"]) == 2
+    storage = prefect_stack.stack.place.home / "storage"
+    assert not storage.exists() or not any(storage.iterdir())
+
+
+def test_a_failure_is_failed_in_prefect_and_in_the_catalog_and_alerts(prefect_stack):
+    job = prefect_stack.job()
+    run = prefect_stack.ended(prefect_stack.start(prefect_stack.parameters(job, behaviour="fail")))
+    assert run.state.type.value == "FAILED"
+    execution = prefect_stack.execution(job)
+    assert execution.status is RunStatus.FAILED
+    assert "server-unreachable" in execution.error_message
+    assert {"bad-pages", "probe-failed"} <= {alert.alert_type for alert in prefect_stack.catalog.alerts()}
+
+
+def test_cancelling_stops_the_verb_and_what_it_started_and_says_cancelled_everywhere(prefect_stack):
+    job = prefect_stack.job()
+    parameters = prefect_stack.parameters(job, seconds=120)
+    run = prefect_stack.start(parameters)
+    begun = prefect_stack.noted(parameters, "begun")
+    prefect_stack.client.set_flow_run_state(run.id, Cancelling())
+    assert prefect_stack.ended(run, 45).state.type.value == "CANCELLED"
+    assert prefect_stack.noted(parameters, "unwound")
+    assert not alive(begun["child"])
+    assert prefect_stack.execution(job).status is RunStatus.CANCELLED
+    assert not [note for note in prefect_stack.notes(parameters) if note["event"] == "done"]
+
+
+def test_the_same_job_never_runs_twice_at_once_and_the_second_is_no_failure(prefect_stack):
+    job = prefect_stack.job()
+    first = prefect_stack.parameters(job, seconds=15)
+    running = prefect_stack.start(first)
+    prefect_stack.noted(first, "begun")
+    second = prefect_stack.parameters(job)
+    refused = prefect_stack.ended(prefect_stack.start(second))
+    assert refused.state.type.value == "CANCELLED"
+    assert "already running" in refused.state.message
+    assert not [note for note in prefect_stack.notes(second) if note["event"] == "begun"]
+    assert prefect_stack.ended(running).state.type.value == "COMPLETED"
+    assert len(prefect_stack.catalog.executions(job)) == 1
+
+
+# Schedules
+
+
+def test_a_cron_schedule_really_yields_runs(prefect_stack, wait_for):
+    slug = str(uuid4())
+    schedule = DeploymentScheduleCreate(
+        schedule=CronSchedule(cron="*/15 * * * *", timezone="UTC"),
+        parameters=prefect_stack.parameters(prefect_stack.job()),
+        slug=slug,
+    )
+    (made,) = prefect_stack.client.create_deployment_schedules(prefect_stack.probe_id, [schedule])
+    try:
+        runs = wait_for(lambda: found if len(found := scheduled(prefect_stack)) >= 3 else None, 90)
+        moments = sorted(run.expected_start_time for run in runs)
+        assert {(later - earlier).total_seconds() for earlier, later in pairwise(moments)} == {900.0}
+    finally:
+        prefect_stack.client.delete_deployment_schedule(prefect_stack.probe_id, made.id)
+
+
+def scheduled(prefect_stack):
+    return prefect_stack.client.read_flow_runs(
+        deployment_filter=DeploymentFilter(id=DeploymentFilterId(any_=[prefect_stack.probe_id])),
+        flow_run_filter=filter_of(state={"type": {"any_": ["SCHEDULED"]}}),
+    )
+
+
+def test_redeploying_keeps_which_schedules_are_active_as_the_catalog_says(prefect_stack):
+    client, catalog, file = prefect_stack.client, prefect_stack.catalog, str(prefect_stack.settings_file)
+    settings = prefect_stack.settings
+    object.__setattr__(settings, "sources", {"main": SourceSettings("main", retention_days=7)})
+
+    def redeploy() -> dict[str, tuple[str, bool]]:
+        deploy.deploy(client, working_directory=str(prefect_stack.stack.place.home))
+        deploy.ensure_jobs(catalog, settings, now=datetime.now(UTC))
+        deploy.reconcile_schedules(catalog, settings, client, settings_file=file)
+        return in_prefect()
+
+    def in_prefect() -> dict[str, tuple[str, bool]]:
+        found = {}
+        for name in ("backup", "archive-wal", "verify", "restore-test", "retention-cleanup"):
+            deployment = client.read_deployment_by_name(f"{name}/{name}")
+            for one in client.read_deployment_schedules(deployment.id):
+                found[one.slug] = (f"{one.schedule.cron} {one.schedule.timezone}", one.active)
+        return found
+
+    first = redeploy()
+    wal, full = catalog.job_named("main-wal"), catalog.job_named("main-full")
+    assert first[str(wal.id)] == ("*/15 * * * * UTC", True)
+    assert first[str(full.id)] == ("0 2 * * * Europe/Berlin", True)
+    assert first["maintenance-retention-cleanup"] == ("30 6 * * * Europe/Berlin", True)
+
+    catalog.set_job_active(wal.id, False, now=datetime.now(UTC))
+    # In Prefect's page somebody stops the full, which the catalog wants, and the restore test, which it knows not.
+    for name, slug in (("backup", str(full.id)), ("restore-test", "maintenance-restore-test-main")):
+        deployment = client.read_deployment_by_name(f"{name}/{name}")
+        (one,) = [s for s in client.read_deployment_schedules(deployment.id) if s.slug == slug]
+        client.update_deployment_schedule(deployment.id, one.id, active=False)
+    second = redeploy()
+    assert second[str(wal.id)][1] is False
+    assert second[str(full.id)][1] is True
+    assert second["maintenance-restore-test-main"][1] is False
+    assert set(second) == set(first)
+
+    object.__setattr__(settings, "sources", {})
+    third = redeploy()
+    assert "maintenance-verify-main" not in third
+    assert str(full.id) in third
+    for job in (wal, full, catalog.job_named("main-incremental")):
+        catalog.set_job_active(job.id, False, now=datetime.now(UTC))
+    redeploy()
+
+
+# What Prefect leaves open
+
+
+def test_a_stuck_pending_run_does_not_block_the_next_and_is_tried_again(prefect_stack, wait_for):
+    job = prefect_stack.job()
+    parameters = prefect_stack.parameters(job)
+    stuck = prefect_stack.start(parameters, state=Pending())
+    other = prefect_stack.parameters(job)
+    assert prefect_stack.ended(prefect_stack.start(other)).state.type.value == "COMPLETED"
+    crashed = prefect_stack.ended(stuck, 90)
+    assert crashed.state.type.value == "CRASHED"
+    assert "never did" in crashed.state.message
+    assert prefect_stack.noted(parameters, "done")
+
+
+def test_a_stopped_worker_leaves_failed_executions_and_no_process(prefect_stack):
+    job = prefect_stack.job()
+    parameters = prefect_stack.parameters(job, seconds=120)
+    run = prefect_stack.start(parameters)
+    begun = prefect_stack.noted(parameters, "begun")
+    worker = prefect_stack.stack.child("worker")
+    worker.ask_to_end()
+    try:
+        assert worker.wait(60)
+        assert prefect_stack.noted(parameters, "unwound")
+        assert not alive(begun["pid"]) and not alive(begun["child"])
+        execution = prefect_stack.execution(job)
+        assert execution.status is RunStatus.FAILED
+        assert "interrupted" in execution.error_message
+        assert prefect_stack.ended(run).state.type.value == "CRASHED"
+    finally:
+        worker.kill()
+        prefect_stack.stack.restart("worker")
+
+
+def test_a_worker_killed_with_its_run_leaves_a_failed_execution_and_no_process(prefect_stack, wait_for):
+    job = prefect_stack.job()
+    parameters = prefect_stack.parameters(job, seconds=120)
+    run = prefect_stack.start(parameters)
+    begun = prefect_stack.noted(parameters, "begun")
+    worker = prefect_stack.stack.child("worker")
+    os.kill(worker.pid, signal.SIGKILL)
+    os.kill(begun["pid"], signal.SIGKILL)
+    try:
+        assert prefect_stack.ended(run).state.type.value == "CRASHED"
+        assert prefect_stack.execution(job).status is RunStatus.FAILED
+        wait_for(lambda: not alive(begun["child"]), 20)
+    finally:
+        worker.kill()
+        prefect_stack.stack.restart("worker")
+    again = prefect_stack.parameters(job)
+    assert prefect_stack.ended(prefect_stack.start(again), 90).state.type.value == "COMPLETED"
+
+
+def test_after_an_outage_only_the_newest_missed_run_is_executed(prefect_stack, wait_for):
+    worker = prefect_stack.stack.child("worker")
+    worker.kill()
+    parameters = prefect_stack.parameters(prefect_stack.job())
+    schedule = DeploymentScheduleCreate(
+        schedule=IntervalSchedule(interval=timedelta(seconds=10), anchor_date=datetime.now(UTC), timezone="UTC"),
+        parameters=parameters,
+        slug=str(uuid4()),
+    )
+    (made,) = prefect_stack.client.create_deployment_schedules(prefect_stack.probe_id, [schedule])
+
+    def of_schedule():
+        return prefect_stack.client.read_flow_runs(
+            deployment_filter=DeploymentFilter(id=DeploymentFilterId(any_=[prefect_stack.probe_id])),
+            flow_run_filter=filter_of(expected_start_time={"before_": datetime.now(UTC)}),
+            sort=FlowRunSort.EXPECTED_START_TIME_ASC,
+        )
+
+    try:
+        missed = wait_for(
+            lambda: found if len(found := [r for r in of_schedule() if r.parameters == parameters]) >= 4 else None, 90
+        )
+        prefect_stack.stack.restart("worker")
+        prefect_stack.noted(parameters, "done", 90)
+    finally:
+        prefect_stack.client.delete_deployment_schedule(prefect_stack.probe_id, made.id)
+    earlier = [prefect_stack.ended(run) for run in missed[:-1]]
+    assert {run.state.type.value for run in earlier} == {"CANCELLED"}
+    assert all("superseded" in run.state.message for run in earlier)
+
+
+def test_a_result_is_in_the_catalog_although_the_server_died_meanwhile(prefect_stack, wait_for):
+    job = prefect_stack.job()
+    parameters = prefect_stack.parameters(job, seconds=4)
+    run = prefect_stack.start(parameters)
+    prefect_stack.noted(parameters, "begun")
+    prefect_stack.stack.child("server").kill()
+    try:
+        execution = prefect_stack.execution(job, seconds=60)
+        assert execution.status is RunStatus.COMPLETED
+        assert execution.details["answer"] == 42
+        assert not answers(prefect_stack.stack.api_url)
+    finally:
+        prefect_stack.stack.restart("server")
+        wait_for(lambda: answers(prefect_stack.stack.api_url), 90)
+    # A run that lost sight of its server may end either way in Prefect; the catalog does not change its mind.
+    prefect_stack.ended(run, 200)
+    assert prefect_stack.execution(job).status is RunStatus.COMPLETED

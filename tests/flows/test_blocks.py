@@ -1,0 +1,122 @@
+from __future__ import annotations
+
+import stat
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from pydantic import SecretStr
+from pydantic_core import PydanticUndefined
+
+from blocks.cluster import PostgresCluster, passfile_line, source_settings
+from blocks.notification import NotificationChannel, send, wanted
+from blocks.repository import BackupRepository, repository_settings
+from blocks.sealing import SealingKeys, sealing_settings
+from blocks.site import secret_file, with_blocks
+from seawall.catalog import Severity
+from seawall.errors import NameRefused, SettingsError
+from seawall.model import CopyMode
+from seawall.settings import Settings, SourceSettings
+
+BLOCKS = (PostgresCluster, BackupRepository, SealingKeys, NotificationChannel)
+ROOT = Path(__file__).parent.parent.parent
+
+
+@pytest.mark.parametrize("block", BLOCKS)
+def test_every_field_has_a_default_so_that_old_documents_stay_readable(block):
+    own = [name for name in block.model_fields if name in block.__annotations__]
+    for name in own:
+        field = block.model_fields[name]
+        assert field.default is not PydanticUndefined or field.default_factory is not None, name
+
+
+def test_a_cluster_block_becomes_a_source():
+    block = PostgresCluster(conninfo="host=db port=5433", mode=CopyMode.STREAM, workers=4, wal_timeout_seconds=30)
+    source = source_settings(block, "main", passfile=Path("/w/main.pgpass"))
+    assert (source.name, source.conninfo, source.passfile) == ("main", "host=db port=5433", Path("/w/main.pgpass"))
+    assert (source.mode, source.workers, source.wal_timeout.total_seconds()) == (CopyMode.STREAM, 4, 30.0)
+
+
+def test_a_cluster_block_with_two_passwords_or_a_bad_name_or_path_is_refused():
+    with pytest.raises(SettingsError, match="both"):
+        source_settings(PostgresCluster(passfile="/etc/pgpass"), "main", passfile=Path("/w/x"))
+    with pytest.raises(NameRefused):
+        source_settings(PostgresCluster(), "../main", passfile=None)
+    with pytest.raises(SettingsError, match="absolute"):
+        source_settings(PostgresCluster(data_directory="pgdata"), "main", passfile=None)
+
+
+def test_a_password_survives_the_passfiles_own_notation():
+    assert passfile_line("a:b\\c") == "*:*:*:*:a\\:b\\\\c\n"
+    with pytest.raises(SettingsError):
+        passfile_line("two\nlines")
+
+
+def test_a_password_is_in_no_representation_of_its_block():
+    block = PostgresCluster(password=SecretStr("hunter2"))
+    assert "hunter2" not in repr(block) + str(block) + block.model_dump_json()
+
+
+def test_a_repository_block_in_a_cloud_says_that_its_driver_comes_later():
+    with pytest.raises(SettingsError, match="local storage only"):
+        repository_settings(BackupRepository(url="s3://bucket/prefix", credentials="aws"))
+
+
+def test_a_local_repository_block_becomes_settings_and_takes_no_credentials():
+    assert repository_settings(BackupRepository(url="/backup", concurrency=3)).concurrency == 3
+    for wrong in (BackupRepository(), BackupRepository(url="/backup", credentials="aws")):
+        with pytest.raises(SettingsError):
+            repository_settings(wrong)
+
+
+def test_a_sealing_block_becomes_settings():
+    block = SealingKeys(keyring="/k", operations="A" * 40, escrow="B" * 40, recipients=["C" * 40])
+    settings = sealing_settings(block, passphrase_file=Path("/w/p"))
+    assert settings.all_recipients == ("A" * 40, "B" * 40, "C" * 40)
+    assert settings.passphrase_file == Path("/w/p")
+    with pytest.raises(SettingsError):
+        sealing_settings(SealingKeys(keyring="relative"), passphrase_file=None)
+
+
+def test_what_a_block_says_takes_the_place_of_the_files_section_only():
+    before = Settings(sources={"one": SourceSettings("one"), "two": SourceSettings("two")})
+    after = with_blocks(before, source=SourceSettings("two", conninfo="host=elsewhere"))
+    assert after.sources["two"].conninfo == "host=elsewhere"
+    assert after.sources["one"] is before.sources["one"]
+    assert after.repository is before.repository
+
+
+def test_a_secret_of_a_block_is_written_for_its_owner_only_and_replaced_whole(tmp_path):
+    path = tmp_path / "secrets" / "main.pgpass"
+    for secret in ("a much longer first secret", "second"):
+        secret_file(path, SecretStr(secret))
+    assert path.read_text() == "second"
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    assert [one.name for one in path.parent.iterdir()] == ["main.pgpass"]
+
+
+def test_a_channel_hears_only_of_what_is_severe_enough():
+    channel = NotificationChannel(minimum_severity=Severity.HIGH)
+    assert wanted(channel, Severity.CRITICAL)
+    assert not wanted(channel, Severity.MEDIUM)
+    assert send(channel, Severity.LOW, "t", "b")
+
+
+def test_a_wrong_url_of_a_channel_is_named_by_number_not_by_its_text():
+    channel = NotificationChannel(urls=[SecretStr("nonsense://user:hunter2@host")])
+    with pytest.raises(SettingsError) as caught:
+        send(channel, Severity.CRITICAL, "t", "b")
+    assert "URL 1" in caught.value.message
+    assert "hunter2" not in caught.value.message
+
+
+def test_flow_modules_import_no_cloud_package():
+    script = """
+import sys
+import flows.backup, flows.archive_wal, flows.verify, flows.restore, flows.restore_test, flows.retention_cleanup
+cloud = ("prefect_aws", "prefect_azure", "prefect_gcp", "boto3", "azure", "google", "apprise", "fastapi")
+print([name for name in sys.modules if name.split(".")[0] in cloud and name != "google"])
+"""
+    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
