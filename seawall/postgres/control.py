@@ -1,6 +1,6 @@
 """`global/pg_control`: what a cluster says of itself while no server need run.
 
-Layouts of PostgreSQL 15 to 17 (pg_control version 1300) and 18 (1800), from PostgreSQL's
+Layouts of PostgreSQL 15 and 16 (pg_control version 1300), 17 (1700) and 18 (1800), from PostgreSQL's
 `src/include/catalog/pg_control.h`, struct ControlFileData with CheckPoint inside. The file is written in place
 by a running server, so a reader may meet half of a new version: the CRC-32C tells, and reading again cures it.
 """
@@ -20,11 +20,11 @@ from seawall.wal import Lsn
 CONTROL_FILE = "global/pg_control"
 _HEAD = struct.Struct("=QII")
 _BODY = struct.Struct("=QII i 4x q Q")
-_CHECKPOINT = struct.Struct("=QII ? 3x i QIIIIIIII 4x q III 4x")
+_CHECKPOINT = struct.Struct("=QII ? 3x i Q IIIIIII 4x q III 4x")
 _RECOVERY = struct.Struct("=QQI 4x QQ ? 3x i ? 3x iiiii ? 3x I d")
 _SIZES = struct.Struct("=IIIIIIII ? 3x I")
 _SIGNEDNESS_LAYOUT = 1800
-_LAYOUTS = (1300, _SIGNEDNESS_LAYOUT)
+_LAYOUTS = (1300, 1700, _SIGNEDNESS_LAYOUT)
 _NONCE_BYTES = 32
 _POLYNOMIAL = 0x82F63B78
 

