@@ -25,7 +25,14 @@ _OVERRIDABLE = ("repository", "sealing", "catalog", "server")
 
 @dataclass(frozen=True, slots=True)
 class RepositorySettings:
-    """Where backups lie: `url` is `file:///absolute/path`, an absolute path, or `memory:`."""
+    """Where backups lie.
+
+    Args:
+        url: `file:///absolute/path`, an absolute path, or `memory:`; never with a secret in it.
+        bandwidth_bytes_per_second: the most that is sent to and read from the storage; 0 is no limit.
+        concurrency: how many requests to the storage may be under way at once.
+        attempts: how often a request that may succeed later is made in all.
+    """
 
     url: str = ""
     bandwidth_bytes_per_second: int = 0
@@ -37,8 +44,18 @@ class RepositorySettings:
 class SealingSettings:
     """How objects are compressed and sealed, and for whom.
 
-    `operations` and `escrow` are full OpenPGP fingerprints; `recipients` may name more. The key ring needs
-    their public keys to take backups, and one of the private keys to read them.
+    The key ring needs the recipients' public keys to take backups, and one of the private keys to read them.
+
+    Args:
+        mode: `aes-256-gcm` (data keys wrapped by OpenPGP), `openpgp` (each object is what `gpg -d` opens), or `none`.
+        compression: `zstd`, `lz4`, `gzip`, or `none`.
+        level: the codec's own level; higher is smaller and slower.
+        keyring: the GnuPG home that holds the keys, mode 0700.
+        operations: the full OpenPGP fingerprint of the key for everyday restores.
+        escrow: the full OpenPGP fingerprint of the key that is kept offline.
+        recipients: full OpenPGP fingerprints of further keys.
+        passphrase_file: a file (mode 0600) with the passphrase of the private key, only where backups are read.
+        wal_key_hours: how many hours one data key seals WAL before the next is made.
     """
 
     mode: SealingMode = SealingMode.AES_256_GCM
@@ -59,14 +76,26 @@ class SealingSettings:
 
 @dataclass(frozen=True, slots=True)
 class CatalogSettings:
-    """Where the catalog lies: an SQLAlchemy URL without a password (libpq's passfile supplies that)."""
+    """Where the catalog lies.
+
+    Args:
+        url: an SQLAlchemy URL for SQLite or PostgreSQL, without a password (libpq's passfile supplies that).
+    """
 
     url: str = "sqlite:////var/lib/seawall/catalog.db"
 
 
 @dataclass(frozen=True, slots=True)
 class ServerSettings:
-    """This host: the unprivileged account for servers that Seawall starts, and the working directory."""
+    """This host.
+
+    Args:
+        account: who runs the servers that root starts; `postgres`, else `nobody`, when omitted.
+        work_directory: where spools, sockets and scratch instances lie; must be enterable for that account.
+        time_zone: the site's, in which backup windows are meant, such as `Europe/Berlin`.
+        rpo_minutes: how many minutes of changes may be lost.
+        rto_hours: how many hours a restore may take.
+    """
 
     account: str = ""
     work_directory: Path = Path("/var/lib/seawall/work")
@@ -80,10 +109,17 @@ class SourceSettings:
     """One PostgreSQL cluster.
 
     Args:
+        name: the section's own, `[sources.NAME]`: 1 to 63 characters of a-z, 0-9, `-` and `_`.
         conninfo: libpq keywords or URI without a password; `passfile` holds that.
+        passfile: libpq's password file (mode 0600).
         data_directory: only where the server's own answer is not the path on this host.
         bin_directory: where this major version's `postgres` and `pg_ctl` lie; searched for when omitted.
+        mode: `direct` reads the files on this host, `stream` asks for them over the replication protocol.
+        workers: how many readers of a direct copy work side by side.
+        slot: the replication slot of the WAL receiver; `seawall_<name>` when omitted.
+        max_rate_bytes_per_second: the most that is read from the cluster; 0 is no limit.
         retention_days: how long backups of this source are kept.
+        wal_timeout: how many seconds the end of a backup waits for the WAL that makes it consistent.
     """
 
     name: str
