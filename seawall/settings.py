@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from seawall.errors import SettingsError
-from seawall.model import Compression, CopyMode, SealingMode, checked_name
+from seawall.model import Compression, CopyMode, SealingMode, WalMode, checked_name
 
 DEFAULT_FILE = Path("/etc/seawall/seawall.toml")
 _OVERRIDABLE = ("repository", "sealing", "catalog", "server")
@@ -119,6 +119,7 @@ class SourceSettings:
         slot: the replication slot of the WAL receiver; `seawall_<name>` when omitted.
         max_rate_bytes_per_second: the most that is read from the cluster; 0 is no limit.
         retention_days: how long backups of this source are kept.
+        wal: what `seawall up` runs for it: a receiver on a slot, an agent for archive_command, or nothing.
         wal_timeout: how many seconds the end of a backup waits for the WAL that makes it consistent.
     """
 
@@ -132,6 +133,7 @@ class SourceSettings:
     slot: str = ""
     max_rate_bytes_per_second: int = 0
     retention_days: int = 30
+    wal: WalMode = WalMode.RECEIVE
     wal_timeout: timedelta = timedelta(seconds=120)
 
     @property
@@ -164,6 +166,10 @@ class Settings:
     def spool(self, source: str) -> Path:
         """Where WAL of a source waits on this host, readable for the server's account."""
         return self.server.work_directory / "spool" / source
+
+    def agent_socket(self, source: str) -> Path:
+        """Where the WAL agent of a source listens, reachable for the server's account."""
+        return self.server.work_directory / "agent" / f"{source}.sock"
 
 
 _S = TypeVar("_S", RepositorySettings, SealingSettings, CatalogSettings, ServerSettings, SourceSettings)

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from uuid import UUID
 
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
 from seawall.archive.arrival import wait_for
+from seawall.archive.continuity import Window, switch_wal, windows
 from seawall.errors import WalGap
+from seawall.events import Observer
+from seawall.model import Head
+from seawall.postgres.connect import connect
 from seawall.postgres.inspect import inspect
-from seawall.settings import Settings
+from seawall.repository import SourceArea
+from seawall.settings import Settings, SourceSettings
 from tasks.execution import Facts, Result, Surroundings, execute
 from tasks.opening import can_help, opened
 from tasks.records import ExecutionRecord
@@ -25,26 +31,47 @@ from tasks.records import ExecutionRecord
     retry_condition_fn=can_help,
 )
 def ship(settings: Settings, source: str, job_id: UUID) -> Facts:
-    """Switch WAL, wait until what was closed is stored, and prove continuity since the oldest listed backup.
+    """Switch WAL, wait until what was closed is stored, and prove continuity from every listed backup on.
 
     Raises:
         ArchiveTimeout: WAL does not arrive.
         WalGap: a segment between is missing.
     """
 
-    from seawall.archive import continuity
-
     def verb(around: Surroundings) -> Result:
         chosen = settings.source(source)
         with opened(settings) as repository:
             area = repository.source(source)
-            cluster = inspect(chosen)
-            area.claim(cluster.identity, around.now)
-            closed = continuity.switch(chosen)
-            wait_for(chosen, area, [closed], observe=around.observe)
-            gaps = continuity.gaps(area)
-        if gaps:
-            raise WalGap(f"WAL of {source} has {len(gaps)} gaps: {'; '.join(map(str, gaps[:5]))}")
-        return Result({"segment": closed.name, "timeline": cluster.timeline})
+            closed = _closed(chosen, area, around.observe)
+            heads = area.heads()
+            found = windows(area.wal, heads)
+        refuse_gaps(source, heads, found)
+        until = max((window.until for window in found), default=None)
+        return Result(
+            {"segment": closed, "backups": len(heads), "recoverable_until": None if until is None else str(until)}
+        )
 
     return execute(ExecutionRecord(job_id), verb, settings=settings, title="archive-wal", subject=source)
+
+
+def _closed(source: SourceSettings, area: SourceArea, observe: Observer) -> str | None:
+    """The segment that was closed and is stored now; None for a standby, which closes none."""
+    if inspect(source).in_recovery:
+        return None
+    with connect(source) as session:
+        segment = switch_wal(session)
+    wait_for(source, area, [segment], observe=observe)
+    return segment.name
+
+
+def refuse_gaps(source: str, heads: Sequence[Head], found: Sequence[Window]) -> None:
+    """Go on only if every backup can be recovered to the end of what is stored.
+
+    Raises:
+        WalGap: one cannot.
+    """
+    reachable = {window.label for window in found}
+    faults = [f"backup {head.label} lacks WAL of its own" for head in heads if str(head.label) not in reachable]
+    faults += [f"{window.gap.name} is missing after backup {window.label}" for window in found if window.gap]
+    if faults:
+        raise WalGap(f"WAL of {source} is not continuous: {'; '.join(faults[:5])}")

@@ -122,7 +122,7 @@ def execute(record: Record | None, verb: Verb, *, settings: Settings, title: str
             observe=Observer(hear=progress.hear),
             record_id=None if row is None else row.id,
             actor=f"prefect:{here.name or 'task'}@{socket.gethostname()}",
-            clock=_now,
+            clock=utc_now,
         )
         return _Work(verb, surroundings, row, progress, _Subject(title, subject, here.id)).complete()
 
@@ -145,15 +145,15 @@ class _Row:
     @classmethod
     def begin(cls, record: Record, catalog: Catalog, flow_run_id: UUID | None) -> _Row:
         try:
-            return cls(record, catalog, record.begin(catalog, now=_now(), lease=LEASE, flow_run_id=flow_run_id))
+            return cls(record, catalog, record.begin(catalog, now=utc_now(), lease=LEASE, flow_run_id=flow_run_id))
         except LeaseHeld as error:
             raise AlreadyRunning(error.message, hint=error.hint) from error
 
     def renew(self) -> None:
-        self.catalog.renew(self.id, _now(), LEASE)
+        self.catalog.renew(self.id, utc_now(), LEASE)
 
     def finish(self, end: End) -> None:
-        _persistently(lambda: self.record.finish(self.catalog, self.id, end, now=_now()))
+        _persistently(lambda: self.record.finish(self.catalog, self.id, end, now=utc_now()))
 
 
 class _Work:
@@ -250,7 +250,7 @@ class _Work:
         self._end = end
         if self._row is not None:
             self._row.finish(self._told(end))
-        _persistently(lambda: self._alert(end, _now()))
+        _persistently(lambda: self._alert(end, utc_now()))
         if end.error is not None:
             self._log.error("%s (%s)", end.error.message, end.error.hint)
 
@@ -306,5 +306,5 @@ def _defect(error: Exception) -> SeawallError:
     )
 
 
-def _now() -> datetime:
+def utc_now() -> datetime:
     return datetime.now(UTC)

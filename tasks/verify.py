@@ -7,6 +7,7 @@ from datetime import datetime
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
+from seawall import verify
 from seawall.catalog import Catalog, VerificationType
 from seawall.errors import BackupMissing, VerificationFailed
 from seawall.model import BackupLabel, Proof, Verdict
@@ -34,8 +35,6 @@ def check(settings: Settings, source: str, label: BackupLabel, up_to: Proof | No
     Raises:
         VerificationFailed: something in it is wrong; the message says what.
     """
-    from seawall import verify
-
     level = up_to or deepest(settings)
 
     def verb(around: Surroundings) -> Result:

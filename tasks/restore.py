@@ -1,0 +1,163 @@
+"""Restore a source to a recovery target: plan first, then act."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from datetime import timedelta
+from pathlib import Path
+
+from prefect import task
+from prefect.cache_policies import NO_CACHE
+
+from seawall import restore
+from seawall.catalog import Catalog, RecoveryType
+from seawall.errors import TargetUnreachable, UsageError
+from seawall.model import BackupLabel, RecoveryTarget, TargetKind
+from seawall.postgres.binaries import Account, Binaries, find
+from seawall.restore import RestorePlan, RestoreReport
+from seawall.settings import Settings
+from seawall.wal import Lsn
+from tasks.execution import Facts, Result, Surroundings, execute, utc_now
+from tasks.opening import file_of, opened, ring_of
+from tasks.records import RecoveryRecord
+
+
+@dataclass(frozen=True, slots=True)
+class Destination:
+    """Where a restore goes.
+
+    Args:
+        directory: the data directory to be; absolute.
+        delta: repair what lies there instead of refusing it.
+        tablespaces: original location → new one.
+        port: leave a server running there; 0 leaves it stopped.
+        start: false lays files down only.
+    """
+
+    directory: Path
+    delta: bool = False
+    tablespaces: dict[str, Path] = field(default_factory=dict)
+    port: int = 0
+    start: bool = True
+
+
+def target_of(kind: TargetKind, value: str, *, inclusive: bool, timeline: str) -> RecoveryTarget:
+    """A recovery target from what a run was asked for.
+
+    Raises:
+        TargetUnreachable: the value is none of that kind.
+    """
+    if kind is TargetKind.TIME:
+        return RecoveryTarget.at_time(value, inclusive=inclusive, timeline=timeline)
+    if kind is TargetKind.LSN:
+        try:
+            value = str(Lsn.parse(value))
+        except ValueError as error:
+            raise TargetUnreachable(str(error), hint="An LSN looks like 16/B374D848.") from error
+    if kind is TargetKind.XID and not value.isdigit():
+        raise TargetUnreachable(f"{value!r} is no transaction id", hint="It is a whole number.")
+    return RecoveryTarget(kind, value, inclusive, timeline)
+
+
+@task(name="plan-restore", cache_policy=NO_CACHE, persist_result=False)
+def plan(
+    settings: Settings, source: str, target: RecoveryTarget, destination: Destination, label: BackupLabel | None
+) -> RestorePlan:
+    """Decide how the target is reached, or refuse with the reason; reads only."""
+    if not destination.directory.is_absolute():
+        raise UsageError(f"the destination {destination.directory} is not absolute")
+    with opened(settings) as repository:
+        return restore.plan(
+            repository,
+            source,
+            target,
+            destination.directory,
+            label=label,
+            delta=destination.delta,
+            tablespaces=destination.tablespaces,
+            now=utc_now(),
+            rto=timedelta(hours=settings.server.rto_hours),
+        )
+
+
+@task(name="run-restore", cache_policy=NO_CACHE, persist_result=False)
+def run(settings: Settings, planned: RestorePlan, destination: Destination) -> Facts:
+    """Do what was planned; never tried again by itself, since half a restore wants a look.
+
+    Raises:
+        RecoveryFailed: the target was not reached.
+    """
+
+    def verb(around: Surroundings) -> Result:
+        with opened(settings) as repository, ring_of(settings) as ring:
+            report = restore.run(
+                planned,
+                repository,
+                ring=ring,
+                binaries=binaries_of(settings, planned.source, planned.head.cluster.major_version),
+                account=Account.for_servers(settings.server.account),
+                actor=around.actor,
+                now=around.now,
+                observe=around.observe,
+                workers=workers_of(settings, planned.source),
+                port=destination.port,
+                start=destination.start,
+                socket_path=settings.agent_socket(planned.source),
+            )
+        return Result(report_facts(report))
+
+    return execute(_record(settings, planned), verb, settings=settings, title="restore", subject=planned.source)
+
+
+def binaries_of(settings: Settings, source: str, major: int) -> Binaries:
+    """PostgreSQL's programs of a version; a source need not be configured where it is restored."""
+    configured = settings.sources.get(source)
+    return find(major, None if configured is None else configured.bin_directory)
+
+
+def workers_of(settings: Settings, source: str) -> int:
+    configured = settings.sources.get(source)
+    return 2 if configured is None else configured.workers
+
+
+def _record(settings: Settings, planned: RestorePlan) -> RecoveryRecord:
+    with Catalog.open(settings.catalog.url) as catalog, opened(settings) as repository:
+        file = file_of(catalog, repository, planned.source, planned.head.label)
+    kind = RecoveryType.FULL if planned.target.kind is TargetKind.LATEST else RecoveryType.POINT_IN_TIME
+    return RecoveryRecord(kind, None if file is None else file.id, planned.target.moment, dict(plan_facts(planned)))
+
+
+def plan_facts(planned: RestorePlan) -> Facts:
+    """A plan as it is shown and recorded."""
+    return {
+        "source": planned.source,
+        "label": str(planned.head.label),
+        "why": planned.why,
+        "target": f"{planned.target.kind.value} {planned.target.value}".strip(),
+        "timeline": planned.history.timeline,
+        "destination": str(planned.destination),
+        "delta": planned.delta,
+        "plain_bytes": planned.head.plain_bytes,
+        "wal_segments": planned.wal_count,
+        "estimated_seconds": round(planned.estimated_seconds, 1),
+        "meets_rto": planned.meets_rto,
+        "warnings": list(planned.warnings),
+    }
+
+
+def report_facts(report: RestoreReport) -> Facts:
+    """What a restore did and reached."""
+    reached = report.reached
+    last = None if reached is None else reached.last_commit_at
+    return {
+        "label": report.label,
+        "destination": report.destination,
+        "files": report.files,
+        "written_bytes": report.written_bytes,
+        "reused_bytes": report.reused_bytes,
+        "seconds": {step: round(seconds, 3) for step, seconds in report.seconds.items()},
+        "reached_lsn": None if reached is None else str(reached.lsn),
+        "last_commit_at": None if last is None else last.isoformat(),
+        "timeline": None if reached is None else reached.timeline,
+        "port": report.port,
+    }

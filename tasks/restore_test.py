@@ -1,0 +1,106 @@
+"""Restore into a scratch instance, check it, measure the RTO, and remove it."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from datetime import timedelta
+
+from prefect import task
+from prefect.cache_policies import NO_CACHE
+
+from seawall import restoretest
+from seawall.catalog import Catalog, VerificationType
+from seawall.errors import BackupMissing, VerificationFailed
+from seawall.model import BackupLabel
+from seawall.postgres.binaries import Account
+from seawall.restoretest import Assertion, RestoreTestReport
+from seawall.settings import Settings
+from tasks.execution import Facts, Result, Surroundings, execute
+from tasks.opening import can_help, file_of, opened, ring_of
+from tasks.records import VerificationRecord
+from tasks.restore import binaries_of, report_facts, workers_of
+
+
+@task(
+    name="restore-test",
+    cache_policy=NO_CACHE,
+    persist_result=False,
+    retries=1,
+    retry_delay_seconds=300,
+    retry_condition_fn=can_help,
+)
+def test(settings: Settings, source: str, label: BackupLabel, assertions: Sequence[Assertion], seed: int) -> Facts:
+    """Restore one backup to a random later position and look at everything in it.
+
+    Args:
+        seed: chooses the position; recorded, so that the same test can be repeated.
+
+    Raises:
+        VerificationFailed: what was restored is wrong; the message says what.
+    """
+
+    def verb(around: Surroundings) -> Result:
+        parent = settings.server.work_directory / "scratch"
+        # The server's own account must reach it.
+        parent.mkdir(mode=0o755, parents=True, exist_ok=True)
+        with opened(settings) as repository, ring_of(settings) as ring:
+            head = repository.source(source).head(label)
+            report = restoretest.run(
+                repository,
+                source,
+                ring=ring,
+                binaries=binaries_of(settings, source, head.cluster.major_version),
+                account=Account.for_servers(settings.server.account),
+                parent=parent,
+                label=label,
+                assertions=assertions,
+                now=around.now,
+                rto=timedelta(hours=settings.server.rto_hours),
+                randomness=random.Random(seed),  # noqa: S311 - chooses where to look, guards nothing
+                observe=around.observe,
+                workers=workers_of(settings, source),
+            )
+        if not report.good:
+            raise VerificationFailed(_sentence(source, report))
+        return Result(_facts(report, seed))
+
+    record = _record(settings, source, label)
+    return execute(record, verb, settings=settings, title="restore-test", subject=source)
+
+
+def newest(settings: Settings, source: str) -> BackupLabel:
+    """The label of the source's newest backup.
+
+    Raises:
+        BackupMissing: it has none.
+    """
+    with opened(settings) as repository:
+        labels = repository.source(source).labels()
+    if not labels:
+        raise BackupMissing(f"{source} has no backup that could be tested")
+    return labels[-1]
+
+
+def _record(settings: Settings, source: str, label: BackupLabel) -> VerificationRecord | None:
+    with Catalog.open(settings.catalog.url) as catalog, opened(settings) as repository:
+        file = file_of(catalog, repository, source, label)
+    return None if file is None else VerificationRecord(file.id, VerificationType.RESTORE_TEST)
+
+
+def _facts(report: RestoreTestReport, seed: int) -> Facts:
+    return {
+        "label": str(report.label),
+        "target": f"{report.target.kind.value} {report.target.value}".strip(),
+        "seed": seed,
+        "restore": report_facts(report.report),
+        "row_counts": dict(report.row_counts),
+        "checks": dict(report.checks),
+        "achieved_rto_seconds": round(report.achieved_rto.total_seconds(), 3),
+        "rto_seconds": report.rto.total_seconds(),
+    }
+
+
+def _sentence(source: str, report: RestoreTestReport) -> str:
+    shown = "; ".join(f"{finding.subject}: {finding.message}" for finding in report.findings[:10])
+    return f"the restore test of {source} {report.label} found {len(report.findings)} faults: {shown}"
