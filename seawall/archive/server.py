@@ -130,19 +130,25 @@ class Server:
                 _log.info("a client went away: %s", error)
 
     def _converse(self, connection: socket.socket) -> None:
-        credentials = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
-        _pid, account, _group = _CREDENTIALS.unpack(credentials)
-        if account not in self._accounts:
-            client.send(connection, _refusal(24, f"user id {account} is not served here", "Run it as the server."))
-            return
+        # The whole question first, also of a stranger: a client that is cut off would not hear the refusal.
         message, descriptor = client.receive(connection)
-        answer, passed = self._answered(message, descriptor)
+        passed: int | None = None
         try:
+            answer = self._refusal_of_stranger(connection)
+            if answer is None:
+                answer, passed = self._answered(message, descriptor)
             client.send(connection, answer, passed)
         finally:
             for held in (descriptor, passed):
                 if held is not None:
                     os.close(held)
+
+    def _refusal_of_stranger(self, connection: socket.socket) -> bytes | None:
+        credentials = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
+        _pid, account, _group = _CREDENTIALS.unpack(credentials)
+        if account in self._accounts:
+            return None
+        return _refusal(24, f"user id {account} is not served here", "Run it under the server's account.")
 
     def _answered(self, message: bytes, descriptor: int | None) -> tuple[bytes, int | None]:
         """The answer and the descriptor to pass along with it."""
