@@ -31,6 +31,7 @@ from typing import Self
 from deployments.environment import HOST, STACK_VARIABLE, Environments, Place, Timing, api_url, compose
 from deployments.processes import Child, Command, end_marked, until
 from seawall.errors import SeawallError, ServerFailed, UsageError
+from seawall.model import WalMode
 from seawall.settings import Settings, load
 
 logger = logging.getLogger(__name__)
@@ -40,6 +41,7 @@ START_SECONDS = 180.0
 # What each part may take to end by itself; the worker's and keeper's own limits are below these.
 END_SECONDS = {"keeper": 50.0, "worker": 45.0, "server": 15.0}
 COMPANION_SECONDS = 20.0
+RESTART_SECONDS = 5.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,11 +155,11 @@ class Stack:
 
     def _await_deployment(self, cancelled: Callable[[], bool]) -> None:
         def settled() -> bool:
-            return cancelled() or bool(self.ended()) or self._is_deployed()
+            return cancelled() or bool(self._parts_ended()) or self._is_deployed()
 
         if not until(settled, START_SECONDS, pause=0.2):
             raise ServerFailed(f"the stack was not ready within {START_SECONDS:.0f} s", hint=self._log_hint())
-        for child in self.ended():
+        for child in self._parts_ended():
             raise ServerFailed(
                 f"the {child.command.name} ended with exit code {child.exit_code}:\n{child.log_tail()}",
                 hint=f"Its log is {child.log}.",
@@ -173,8 +175,19 @@ class Stack:
         return f"The logs are in {self.place.logs}."
 
     def ended(self) -> list[Child]:
-        """Parts that run no more."""
+        """Parts and companions that run no more."""
         return [child for child in self._children if child.exit_code is not None]
+
+    def _parts_ended(self) -> list[Child]:
+        """Without companions: a database that is down does not keep the rest from starting."""
+        companions = {one.name for one in self._companions}
+        return [child for child in self.ended() if child.command.name not in companions]
+
+    def tend(self) -> None:
+        """Start whatever has ended afresh."""
+        for child in self.ended():
+            logger.error("the %s ended with exit code %s; starting it again", child.command.name, child.exit_code)
+            self.restart(child.command.name)
 
     def restart(self, name: str) -> None:
         """Start a part afresh that has ended."""
@@ -242,6 +255,17 @@ class Stack:
         self.stop()
 
 
+def receivers(settings: Settings, settings_file: Path) -> tuple[Companion, ...]:
+    """A WAL receiver for each configured source."""
+    return tuple(
+        Companion(
+            f"wal-{name}",
+            (sys.executable, "-m", "seawall", "wal", "receive", name, "--config", str(settings_file), "--quiet"),
+        )
+        for name in sorted(settings.sources)
+    )
+
+
 def read_state(place: Place) -> Mapping[str, object] | None:
     """What a running (or killed) stack wrote about itself, or None."""
     try:
@@ -279,6 +303,19 @@ def _module(name: str) -> tuple[str, ...]:
     return (sys.executable, "-m", name)
 
 
+def wal_companions(settings: Settings, settings_file: Path) -> tuple[Companion, ...]:
+    """What brings the WAL of each source into the repository."""
+    actions = {WalMode.RECEIVE: "receive", WalMode.ARCHIVE_COMMAND: "agent"}
+    return tuple(
+        Companion(
+            f"wal-{source.name}",
+            (sys.executable, "-m", "seawall", "wal", actions[source.wal], source.name, "--config", str(settings_file)),
+        )
+        for source in settings.sources.values()
+        if source.wal in actions
+    )
+
+
 def _run(stack: Stack) -> int:
     """Serve until the first SIGINT or SIGTERM, then drain; the second one ends everything at once."""
     asked = threading.Event()
@@ -295,10 +332,10 @@ def _run(stack: Stack) -> int:
         if not asked.is_set():
             logger.info("Prefect UI: %s (its password is in %s)", stack.ui_url, stack.place.secrets / "prefect-auth")
         while not asked.wait(1):
-            for child in stack.ended():
-                logger.error("the %s ended with exit code %s; starting it again", child.command.name, child.exit_code)
-                stack.restart(child.command.name)
-                asked.wait(5)
+            if stack.ended():
+                # What cannot start must not be started as fast as this host can.
+                asked.wait(RESTART_SECONDS)
+                stack.tend()
         logger.info("stopping: running flows are cancelled and unwind; a second Ctrl-C ends them at once")
     finally:
         stack.stop()
@@ -319,7 +356,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         path = (options.config or Path(os.environ.get("SEAWALL_CONFIG", "/etc/seawall/seawall.toml"))).absolute()
         chosen = replace(Options(), port=options.port, worker_limit=options.worker_limit)
-        return _run(Stack(load(path), path, options=chosen))
+        settings = load(path)
+        return _run(Stack(settings, path, options=chosen, companions=wal_companions(settings, path)))
     except SeawallError as error:
         logger.error("%s\n%s", error.message, error.hint)  # noqa: TRY400 - an expected error needs no traceback
         return error.exit_code
