@@ -60,6 +60,14 @@ class CopyMode(StrEnum):
     STREAM = "stream"
 
 
+class WalMode(StrEnum):
+    """How WAL comes into the repository: streamed on a slot, pushed by archive_command, or by somebody else."""
+
+    RECEIVE = "receive"
+    ARCHIVE_COMMAND = "archive-command"
+    EXTERNAL = "external"
+
+
 class Health(StrEnum):
     """`DEGRADED`: complete, but pages with wrong checksums were in it when it was taken."""
 
