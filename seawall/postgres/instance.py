@@ -34,8 +34,15 @@ def free_port() -> int:
 
 
 class Instance:
-    def __init__(self, data_directory: Path, binaries: Binaries, account: Account, *, log: Path | None = None,
-                 user: str = "postgres") -> None:
+    def __init__(
+        self,
+        data_directory: Path,
+        binaries: Binaries,
+        account: Account,
+        *,
+        log: Path | None = None,
+        user: str = "postgres",
+    ) -> None:
         self.data_directory, self.binaries, self.account, self.user = data_directory, binaries, account, user
         self.log = log or data_directory.with_name(data_directory.name + ".log")
         self.port = 0
@@ -43,20 +50,46 @@ class Instance:
         self._private = False
 
     def initdb(self, options: Sequence[str] = (), *, checksums: bool = True) -> None:
-        done = self.account.run([self.binaries.path("initdb"), "-D", self.data_directory, "-A", "trust", "-U", self.user,
-                                 "-E", "UTF8", "--no-sync", *(["-k"] if checksums else []), *options])
+        done = self.account.run(
+            [
+                self.binaries.path("initdb"),
+                "-D",
+                self.data_directory,
+                "-A",
+                "trust",
+                "-U",
+                self.user,
+                "-E",
+                "UTF8",
+                "--no-sync",
+                *(["-k"] if checksums else []),
+                *options,
+            ]
+        )
         if done.returncode:
             raise ServerFailed(done.stdout + done.stderr)
 
-    def start(self, port: int = 0, options: Mapping[str, str] | None = None, timeout: float = 60.0, *, wait: bool = True,
-              private: bool = False) -> None:
+    def start(
+        self,
+        port: int = 0,
+        options: Mapping[str, str] | None = None,
+        timeout: float = 60.0,
+        *,
+        wait: bool = True,
+        private: bool = False,
+    ) -> None:
         self.port = port or free_port()
         self._sockets = Path(tempfile.mkdtemp(prefix="sw-"))
         self.account.own(self._sockets)
         self._sockets.chmod(0o700)
         self._private = private
-        settings = {"unix_socket_directories": str(self._sockets), "port": str(self.port),
-                    "listen_addresses": "" if private else "127.0.0.1", "unix_socket_permissions": "0700", **(options or {})}
+        settings = {
+            "unix_socket_directories": str(self._sockets),
+            "port": str(self.port),
+            "listen_addresses": "" if private else "127.0.0.1",
+            "unix_socket_permissions": "0700",
+            **(options or {}),
+        }
         if private:
             hba = self._sockets / "hba.conf"
             hba.write_text("local all all trust\n")
@@ -128,8 +161,9 @@ class ScratchInstance(Instance):
 
 
 @contextmanager
-def scratch(parent: Path, binaries: Binaries, account: Account, *, user: str = "postgres", keep: bool = False
-            ) -> Iterator[ScratchInstance]:
+def scratch(
+    parent: Path, binaries: Binaries, account: Account, *, user: str = "postgres", keep: bool = False
+) -> Iterator[ScratchInstance]:
     root = Path(tempfile.mkdtemp(prefix="scratch-", dir=parent))
     root.chmod(0o755)
     account.own(root)

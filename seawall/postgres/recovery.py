@@ -56,8 +56,16 @@ class Reached:
     seconds: float
 
 
-def configure(data_directory: Path, target: RecoveryTarget, restore_command, *, archive_off: bool = True,
-              action: TargetAction = TargetAction.PROMOTE, settings=None, account: Account | None = None) -> None:
+def configure(
+    data_directory: Path,
+    target: RecoveryTarget,
+    restore_command,
+    *,
+    archive_off: bool = True,
+    action: TargetAction = TargetAction.PROMOTE,
+    settings=None,
+    account: Account | None = None,
+) -> None:
     values = {"restore_command": restore_command, "archive_mode": "off", "recovery_target_timeline": target.timeline}
     kind = target.kind.value
     if kind == "immediate":
@@ -81,16 +89,25 @@ def configure(data_directory: Path, target: RecoveryTarget, restore_command, *, 
 
 def deconfigure(data_directory: Path) -> None:
     import re
+
     auto = data_directory / "postgresql.auto.conf"
     auto.write_text(re.sub(r"# seawall begin\n.*?# seawall end\n", "", auto.read_text(), flags=re.S))
 
 
-def complete_configuration(data_directory: Path, saved: Mapping[str, str], account: Account | None = None) -> tuple[str, ...]:
+def complete_configuration(
+    data_directory: Path, saved: Mapping[str, str], account: Account | None = None
+) -> tuple[str, ...]:
     return ()
 
 
-def watch(instance: Instance, target: RecoveryTarget, *, action: TargetAction = TargetAction.PROMOTE,
-          timeout: float = 4 * 3600.0, observe: Observer | None = None) -> Reached:
+def watch(
+    instance: Instance,
+    target: RecoveryTarget,
+    *,
+    action: TargetAction = TargetAction.PROMOTE,
+    timeout: float = 4 * 3600.0,
+    observe: Observer | None = None,
+) -> Reached:
     begin = time.monotonic()
     while True:
         if observe:
@@ -100,13 +117,23 @@ def watch(instance: Instance, target: RecoveryTarget, *, action: TargetAction = 
         try:
             with instance.connect() as s:
                 if not s.execute("SELECT pg_is_in_recovery()").fetchone()[0]:
-                    row = s.execute("SELECT pg_current_wal_lsn()::text, ('x' || left(pg_walfile_name(pg_current_wal_lsn()), 8))::bit(32)::int").fetchone()
+                    row = s.execute(
+                        "SELECT pg_current_wal_lsn()::text, ('x' || left(pg_walfile_name(pg_current_wal_lsn()), 8))::bit(32)::int"
+                    ).fetchone()
                     import re
+
                     text = instance.log.read_text(errors="replace")
                     m = re.findall(r"last completed transaction was at log time (.*)", text)
                     at = datetime.fromisoformat(re.sub(r" ([A-Z]+)$", "+00:00", m[-1])) if m else None
                     d = re.findall(r"redo done at ([0-9A-F/]+)", text)
-                    return Reached(Outcome.PROMOTED, Lsn.parse(d[-1]) if d else Lsn.parse(row[0]), at, int(row[1]), "", time.monotonic() - begin)
+                    return Reached(
+                        Outcome.PROMOTED,
+                        Lsn.parse(d[-1]) if d else Lsn.parse(row[0]),
+                        at,
+                        int(row[1]),
+                        "",
+                        time.monotonic() - begin,
+                    )
         except SeawallError:
             pass
         time.sleep(0.05)

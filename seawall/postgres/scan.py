@@ -1,4 +1,3 @@
-# Interim bodies by the lead, so that others can run end to end; the owner of this package replaces this file.
 """What of a data directory belongs into a backup, and what PostgreSQL says to leave out.
 
 Rules: PostgreSQL's documentation, section "Backing Up the Data Directory" (26.3.4.3 in version 15), and
@@ -9,6 +8,7 @@ out, a grown one is copied up to the size seen here, because WAL replays the res
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 import stat
@@ -16,9 +16,30 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from seawall.errors import ClusterError, ClusterMismatch, PrivilegeMissing
+from seawall.errors import ClusterMismatch, PrivilegeMissing
 from seawall.model import Cluster
-from seawall.postgres.control import read_control
+from seawall.postgres.control import ControlData, read_control
+
+_log = logging.getLogger(__name__)
+
+# The server makes their content anew; only the directories themselves must be there at its start.
+_EMPTIED = frozenset(
+    ("pg_dynshmem", "pg_notify", "pg_replslot", "pg_serial", "pg_snapshots", "pg_stat_tmp", "pg_subtrans")
+)
+_KEPT_IN_WAL = frozenset(("pg_wal/archive_status", "pg_wal/summaries"))
+# The signal files are recovery's, not the cluster's: a restored one would choose the mode of the next start.
+_LEFT_OUT_AT_TOP = frozenset(
+    ("postmaster.pid", "postmaster.opts", "backup_manifest", "backup_label", "tablespace_map", "recovery.signal",
+     "standby.signal", "postgresql.auto.conf.tmp", "current_logfiles.tmp")
+)  # fmt: skip
+# A link to one of these is part of the cluster, wherever an administrator moved it; other linked directories are not.
+_FOLLOWED = frozenset(
+    ("base", "global", "pg_commit_ts", "pg_logical", "pg_multixact", "pg_stat", "pg_twophase", "pg_xact", "pg_tblspc")
+)
+_DATABASE = re.compile(r"(?:base|pg_tblspc/\d+/PG_[^/]+)/\d+")
+_TEMPORARY = re.compile(r"t\d+_\d+(?:_\w+)?(?:\.\d+)?")
+_RELATION = re.compile(r"(\d+)(?:_(?:fsm|vm|init))?(?:\.(\d+))?")
+_RELATION_PATH = re.compile(r"(?:global|(?:base|pg_tblspc/\d+/PG_[^/]+)/\d+)/\d+(?:_(?:fsm|vm|init))?(?:\.(\d+))?")
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,15 +85,6 @@ class CopyPlan:
         return tuple(e for e in self.entries if e.kind == "file")
 
 
-_FILES = frozenset({"postgresql.auto.conf.tmp", "current_logfiles.tmp", "backup_label", "backup_label.old", "tablespace_map",
-    "tablespace_map.old", "backup_manifest", "postmaster.pid", "postmaster.opts", ".seawall-restore.json"})  # fmt: skip
-_CONTENTS = ("pg_wal", "pg_replslot", "pg_dynshmem", "pg_notify", "pg_serial", "pg_snapshots", "pg_stat_tmp", "pg_subtrans")
-_RELATION = re.compile(
-    r"(?:base/\d+|global|pg_tblspc/\d+/PG_[^/]+/\d+)/(?P<node>\d+)(?P<fork>_(?:fsm|vm|init))?(?:\.(?P<segment>\d+))?"
-)
-_TEMPORARY = re.compile(r"t\d+_\d+(?:_(?:fsm|vm))?(?:\.\d+)?")
-
-
 def scan(data_directory: Path, cluster: Cluster | None = None) -> CopyPlan:
     """List a data directory for a backup.
 
@@ -85,71 +97,183 @@ def scan(data_directory: Path, cluster: Cluster | None = None) -> CopyPlan:
         PrivilegeMissing: a part of it cannot be read.
         ClusterError: it is no data directory.
     """
-    control = read_control(data_directory / "global" / "pg_control")
+    control = read_control(data_directory)
     if cluster is not None and control.system_identifier != cluster.system_identifier:
-        raise ClusterMismatch(f"{data_directory} is the cluster {control.system_identifier}, the server's is another")
-    entries = sorted(walk(data_directory), key=lambda entry: entry.path)
-    return CopyPlan(tuple(entries), sum(entry.size for entry in entries if entry.kind == "file"))
+        raise ClusterMismatch(
+            f"{data_directory} is of cluster {control.system_identifier}, "
+            f"but the server is cluster {cluster.system_identifier}",
+            hint="Correct `data_directory` of the source: on another host the server's own path is another directory.",
+        )
+    left_out: list[tuple[str, str]] = []
+    entries = sorted(_walk(data_directory, control, left_out), key=lambda entry: entry.path)
+    return CopyPlan(tuple(entries), sum(entry.size for entry in entries), tuple(left_out))
 
 
 def walk(data_directory: Path) -> Iterator[CopyEntry]:
-    """The entries of `scan`, one by one, parents before children, without holding them all."""
-    try:
-        yield CopyEntry(str(data_directory), "", "directory", stat.S_IMODE(data_directory.stat().st_mode))
-        yield from _below(data_directory, "", set())
-    except PermissionError as error:
-        raise PrivilegeMissing(f"{error.filename} cannot be read by this account") from error
-    except OSError as error:
-        raise ClusterError(f"{error.filename} cannot be read: {error.strerror}") from error
+    """The entries of `scan`, one by one, parents before children, without holding them all.
 
-
-def _below(root: Path, folder: str, unlogged: set[str]) -> Iterator[CopyEntry]:
-    try:
-        found = sorted(os.scandir(root / folder), key=lambda item: item.name)
-    except FileNotFoundError:
-        return
-    unlogged = {item.name.removesuffix("_init") for item in found if item.name.endswith("_init")}
-    for item in found:
-        path = f"{folder}/{item.name}" if folder else item.name
-        if is_left_out(path) or _is_unlogged(item.name, unlogged):
-            continue
-        try:
-            yield from _entry(root, path, item, unlogged)
-        except FileNotFoundError:
-            continue
-
-
-def _entry(root: Path, path: str, item: os.DirEntry[str], unlogged: set[str]) -> Iterator[CopyEntry]:
-    status = item.stat(follow_symlinks=True)
-    mode, mtime = stat.S_IMODE(status.st_mode), status.st_mtime
-    link = os.readlink(root / path) if item.is_symlink() else ""
-    if stat.S_ISDIR(status.st_mode):
-        kind = "link" if re.fullmatch(r"pg_tblspc/\d+", path) and link else "directory"
-        yield CopyEntry(str(root), path, kind, mode, 0, mtime, link)
-        yield from _below(root, path, unlogged)
-    elif stat.S_ISREG(status.st_mode):
-        block = relation_block(path)
-        yield CopyEntry(str(root), path, "file", mode, status.st_size, mtime, link, block is not None, block or 0)
-
-
-def _is_unlogged(name: str, unlogged: set[str]) -> bool:
-    node = re.match(r"\d+", name)
-    return node is not None and node[0] in unlogged and not name.endswith("_init")
+    Raises:
+        PrivilegeMissing: a part of it cannot be read.
+        ClusterError: it is no data directory.
+    """
+    return _walk(data_directory, read_control(data_directory), [])
 
 
 def is_left_out(path: str) -> bool:
-    """Whether PostgreSQL says to skip this path (relative to the data directory) in every backup."""
-    head, _, leaf = path.rpartition("/")
-    top = path.split("/", 1)[0]
-    if not head and leaf in _FILES:
+    """Whether PostgreSQL says to skip this path (relative to the data directory) in every backup.
+
+    Unlogged relations are not decided here: that needs to know whether an `_init` fork lies beside.
+    """
+    top, _, below = path.partition("/")
+    if not below:
+        return top in _LEFT_OUT_AT_TOP or top.startswith("pgsql_tmp")
+    if top in _EMPTIED or (top == "pg_wal" and path not in _KEPT_IN_WAL):
         return True
-    if head and top in _CONTENTS:
+    directory, _, name = path.rpartition("/")
+    if name.startswith(("pgsql_tmp", "pg_internal.init")) or top.startswith("pgsql_tmp"):
         return True
-    name = leaf or path
-    return name.startswith(("pgsql_tmp", "pg_internal.init")) or _TEMPORARY.fullmatch(name) is not None
+    return _TEMPORARY.fullmatch(name) is not None and _DATABASE.fullmatch(directory) is not None
 
 
 def relation_block(path: str, segment_blocks: int = 131072) -> int | None:
-    """The number of a relation file's first block within its fork, or None if the path is no relation file."""
-    match = _RELATION.fullmatch(path)
-    return None if match is None else int(match["segment"] or 0) * segment_blocks
+    """The number of a relation file's first block within its fork, or None if the path is no relation file.
+
+    Args:
+        path: relative to the data directory.
+        segment_blocks: how many blocks one file holds (`ControlData.relation_segment_blocks`).
+    """
+    match = _RELATION_PATH.fullmatch(path)
+    return None if match is None else int(match[1] or 0) * segment_blocks
+
+
+def unlogged(names: list[str]) -> frozenset[str]:
+    """The file names of one database directory that belong to unlogged relations and need no copy.
+
+    An unlogged relation is one with an `_init` fork; recovery makes its other forks from that.
+    """
+    numbers = {name.removesuffix("_init") for name in names if name.endswith("_init")}
+    if not numbers:
+        return frozenset()
+    matches = ((name, _RELATION.fullmatch(name)) for name in names)
+    return frozenset(name for name, m in matches if m and m[1] in numbers and "_init" not in name)
+
+
+@dataclass(slots=True)
+class _Walker:
+    root: Path
+    control: ControlData
+    left_out: list[tuple[str, str]]
+    tablespaces: dict[str, str]  # the real place of each tablespace → its path below pg_tblspc
+
+    def directory(self, path: str) -> Iterator[CopyEntry]:
+        """The entries below `path`, which was yielded already."""
+        listed = self._list(path)
+        skipped = unlogged([entry.name for entry in listed]) if _DATABASE.fullmatch(path) else frozenset()
+        for entry in listed:
+            below = f"{path}/{entry.name}" if path else entry.name
+            if entry.name in skipped or is_left_out(below):
+                continue
+            if not _is_carriable(below):
+                self._leave(below, "its name is not UTF-8")
+                continue
+            yield from self._entry(below, entry)
+
+    def _list(self, path: str) -> list[os.DirEntry[str]]:
+        try:
+            with os.scandir(self.root / path) as listing:
+                return sorted(listing, key=lambda entry: entry.name)
+        except FileNotFoundError:  # a database dropped meanwhile; WAL replays the drop
+            return []
+        except PermissionError as error:
+            raise _closed(self.root / path) from error
+
+    def _entry(self, path: str, entry: os.DirEntry[str]) -> Iterator[CopyEntry]:
+        try:
+            link = os.readlink(entry.path) if entry.is_symlink() else ""
+            status = entry.stat(follow_symlinks=True)
+        except FileNotFoundError:
+            if entry.is_symlink():
+                self._leave(path, "the link leads nowhere")
+            return
+        except PermissionError as error:
+            raise _closed(self.root / path) from error
+        if stat.S_ISDIR(status.st_mode):
+            yield from self._directory(path, status, link)
+        elif stat.S_ISREG(status.st_mode):
+            yield self._file(path, status, link)
+        else:
+            self._leave(path, "it is no file")
+
+    def _directory(self, path: str, status: os.stat_result, link: str) -> Iterator[CopyEntry]:
+        mode = stat.S_IMODE(status.st_mode)
+        place = os.path.realpath(self.root / path)
+        if path.startswith("pg_tblspc/") and path.count("/") == 1:
+            yield self._made(path, "link" if link else "directory", mode, link=link)
+            yield from self._tablespace(path)
+        elif self.tablespaces.get(place) is not None and not path.startswith("pg_tblspc/"):
+            return  # a tablespace inside the data directory: it is copied below pg_tblspc
+        elif link and path not in _FOLLOWED and path != "pg_wal" and path not in _EMPTIED and not _is_data(path):
+            self._leave(path, f"it is a link to the directory {link}, which is not the cluster's")
+            yield self._made(path, "link", mode, link=link)
+        else:
+            yield self._made(path, "directory", mode, mtime=status.st_mtime)
+            yield from self.directory(path)
+
+    def _tablespace(self, path: str) -> Iterator[CopyEntry]:
+        # After an upgrade the old version's directory lies beside; other clusters may share the place as well.
+        suffix = f"_{self.control.catalog_version}"
+        for entry in self._list(path):
+            if entry.name.startswith("PG_") and entry.name.endswith(suffix):
+                yield from self._entry(f"{path}/{entry.name}", entry)
+
+    def _file(self, path: str, status: os.stat_result, link: str) -> CopyEntry:
+        block = relation_block(path, self.control.relation_segment_blocks)
+        return self._made(
+            path, "file", stat.S_IMODE(status.st_mode), size=status.st_size, mtime=status.st_mtime, link=link,
+            is_relation=block is not None, first_block=block or 0,
+        )  # fmt: skip
+
+    def _made(
+        self, path: str, kind: str, mode: int, *, size: int = 0, mtime: float = 0.0, link: str = "",
+        is_relation: bool = False, first_block: int = 0,
+    ) -> CopyEntry:  # fmt: skip
+        return CopyEntry(str(self.root), path, kind, mode, size, mtime, link, is_relation, first_block)
+
+    def _leave(self, path: str, reason: str) -> None:
+        _log.warning("%r is left out of the backup: %s", path, reason)
+        self.left_out.append((path, reason))
+
+
+def _walk(data_directory: Path, control: ControlData, left_out: list[tuple[str, str]]) -> Iterator[CopyEntry]:
+    return _Walker(data_directory, control, left_out, _tablespaces(data_directory)).directory("")
+
+
+def _tablespaces(data_directory: Path) -> dict[str, str]:
+    places: dict[str, str] = {}
+    for link in _listed(data_directory / "pg_tblspc"):
+        if link.is_symlink():
+            places[os.path.realpath(link)] = f"pg_tblspc/{link.name}"
+    return places
+
+
+def _listed(directory: Path) -> list[Path]:
+    return sorted(directory.iterdir()) if directory.is_dir() else []
+
+
+def _is_data(path: str) -> bool:
+    return path.startswith(("base/", "pg_tblspc/", "pg_logical/", "pg_multixact/"))
+
+
+def _is_carriable(path: str) -> bool:
+    try:
+        path.encode()
+    except UnicodeEncodeError:  # os.fsdecode keeps foreign bytes as lone surrogates
+        return False
+    return "\n" not in path
+
+
+def _closed(path: Path) -> PrivilegeMissing:
+    return PrivilegeMissing(
+        f"{path} cannot be read by this account",
+        hint="Run as root, as the server's account, or in its group after `initdb --allow-group-access`.",
+    )
