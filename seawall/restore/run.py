@@ -24,8 +24,9 @@ from seawall.postgres import recovery
 from seawall.postgres.binaries import Account, Binaries
 from seawall.postgres.instance import Instance
 from seawall.repository import Repository
-from seawall.restore import lay
-from seawall.restore.plan import RestorePlan, refuse_destination
+from seawall.restore import lay, tree
+from seawall.restore.destination import refuse_destination
+from seawall.restore.plan import RestorePlan
 
 log = logging.getLogger(__name__)
 
@@ -209,7 +210,10 @@ def _lay(
     if written:
         observe.hear(Noticed("low", "configuration", f"these lay elsewhere and were made: {', '.join(written)}"))
     recovery.configure(plan.destination, _target(plan), command, account=account)
-    lay.finish(plan.destination)
+    try:
+        tree.reveal_control(plan.destination)
+    except OSError as error:
+        raise tree.translated(error, plan.destination) from error
     return laid
 
 
