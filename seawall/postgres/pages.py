@@ -129,7 +129,7 @@ def recheck(
     first: Bytes,
     *,
     file_first_block: int = 0,
-    pause: Callable[[], None] = lambda: time.sleep(0.05),
+    pause: Callable[[], None] = lambda: time.sleep(0.005),
 ) -> bool:
     """Whether a page with a wrong checksum is corrupt: read again and still the same wrong bytes.
 

@@ -189,7 +189,7 @@ class _Walker:
 
     def _entry(self, path: str, entry: os.DirEntry[str]) -> Iterator[CopyEntry]:
         try:
-            link = os.readlink(entry.path) if entry.is_symlink() else ""
+            link = str(Path(entry.path).readlink()) if entry.is_symlink() else ""
             status = entry.stat(follow_symlinks=True)
         except FileNotFoundError:
             if entry.is_symlink():

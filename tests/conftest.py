@@ -1,0 +1,246 @@
+"""Real PostgreSQL clusters for every test that wants one: quick to make, never left behind.
+
+`make_cluster(18)` gives a new one, copied from a template that `initdb` made once in the session. `cluster15`,
+`cluster17` and `cluster18` are shared by the whole session: make objects of your own in them, change no settings.
+`each_cluster` runs a test on all three.
+"""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from seawall.postgres.binaries import Account, Binaries, available
+from seawall.postgres.instance import Instance
+from seawall.settings import SourceSettings
+
+QUICK = {
+    "fsync": "off",
+    "wal_level": "replica",
+    "max_wal_senders": "5",
+    "max_replication_slots": "5",
+    "shared_buffers": "16MB",
+    "max_wal_size": "1GB",
+    "log_line_prefix": "%m ",
+    "autovacuum": "off",
+}
+
+
+@dataclass
+class PgCluster:
+    """A cluster of a test: its instance, and short ways to say what tests say often."""
+
+    instance: Instance
+    home: Path
+    settings: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def data(self) -> Path:
+        return self.instance.data_directory
+
+    @property
+    def source(self) -> SourceSettings:
+        return self.instance.source("main")
+
+    @property
+    def major(self) -> int:
+        return self.instance.binaries.major
+
+    def start(self, settings: Mapping[str, str] | None = None, **how: Any) -> None:
+        self.settings |= settings or {}
+        self.instance.start(self.instance.port, QUICK | self.settings, **how)
+
+    def stop(self, mode: str = "fast") -> None:
+        self.instance.stop(mode)
+
+    def query(self, text: str, dbname: str = "postgres") -> list[tuple[Any, ...]]:
+        with self.instance.connect(dbname) as session:
+            cursor = session.execute(text)
+            return cursor.fetchall() if cursor.description else []
+
+    def value(self, text: str, dbname: str = "postgres") -> Any:
+        return self.query(text, dbname)[0][0]
+
+    def fill(self, table: str, megabytes: int = 1, dbname: str = "postgres") -> None:
+        """A table of about that size."""
+        rows = megabytes * 120
+        self.query(f"CREATE TABLE IF NOT EXISTS {table} (id int, body text)", dbname)
+        self.query(f"ALTER TABLE {table} ALTER body SET STORAGE PLAIN", dbname)
+        self.query(f"INSERT INTO {table} SELECT n, repeat(md5(n::text), 240) FROM generate_series(1, {rows}) n", dbname)
+
+    def tool(self, name: str, *arguments: str | Path) -> str:
+        done = self.instance.account.run([self.instance.binaries.path(name), *arguments], timeout=120)
+        assert done.returncode == 0, f"{name} {arguments}: {done.stdout}{done.stderr}"
+        return done.stdout
+
+    def wait(self, condition: str, seconds: float = 30) -> None:
+        """Wait until an SQL condition is true."""
+        end = time.monotonic() + seconds
+        while not self.value(f"SELECT {condition}"):
+            assert time.monotonic() < end, f"{condition} did not become true\n{self.instance.log_tail()}"
+            time.sleep(0.05)
+
+
+@pytest.fixture(scope="session")
+def servers_account() -> Account:
+    return Account.for_servers()
+
+
+@pytest.fixture(scope="session")
+def servers_place(servers_account: Account) -> Iterator[Path]:
+    """A directory that the servers' account owns and may enter, which pytest's own is not."""
+    place = Path(tempfile.mkdtemp(prefix="seawall-pg-", dir="/tmp"))
+    place.chmod(0o755)
+    servers_account.own(place)
+    yield place
+    shutil.rmtree(place)
+
+
+def binaries_of(major: int) -> Binaries:
+    found = next((b for b in available() if b.major == major), None)
+    if found is None:
+        pytest.skip(f"PostgreSQL {major} is not installed")
+    return found
+
+
+@pytest.fixture(scope="session")
+def cluster_template(servers_account: Account, servers_place: Path) -> Callable[..., Path]:
+    """Data directories made by initdb, one for each kind, made when first asked for."""
+    made: dict[tuple[object, ...], Path] = {}
+
+    def template(major: int, checksums: bool, options: tuple[str, ...]) -> Path:
+        key = (major, checksums, options)
+        if key not in made:
+            place = servers_place / f"template-{len(made)}"
+            Instance(place, binaries_of(major), servers_account).initdb(options, checksums=checksums)
+            made[key] = place
+        return made[key]
+
+    return template
+
+
+@dataclass
+class ClusterMaker:
+    """Makes clusters; all are stopped and removed at the end of its scope."""
+
+    template: Callable[..., Path]
+    place: Path
+    account: Account
+    made: list[PgCluster] = field(default_factory=list)
+
+    def __call__(
+        self,
+        major: int = 18,
+        *,
+        checksums: bool = True,
+        fresh: bool = False,
+        tablespace: bool = False,
+        options: Sequence[str] = (),
+        settings: Mapping[str, str] | None = None,
+        start: bool = True,
+    ) -> PgCluster:
+        """A new cluster.
+
+        `fresh` runs initdb, so that it has a system identifier of its own; `tablespace` adds one named `side` below
+        the cluster's home; `settings` are given at every start.
+        """
+        cluster = self.empty(major)
+        cluster.settings.update(settings or {})
+        if fresh:
+            cluster.instance.initdb(options, checksums=checksums)
+        else:
+            self.copy(self.template(major, checksums, tuple(options)), cluster.data)
+        if start or tablespace:
+            cluster.start()
+        if tablespace:
+            side = cluster.home / "side"
+            side.mkdir(mode=0o700)
+            self.account.own(side)
+            cluster.query(f"CREATE TABLESPACE side LOCATION '{side}'")
+        if tablespace and not start:
+            cluster.stop()
+        return cluster
+
+    def empty(self, major: int = 18) -> PgCluster:
+        """A place for a cluster whose data directory does not exist yet, for a restore into it."""
+        home = Path(tempfile.mkdtemp(prefix=f"pg{major}-", dir=self.place))
+        home.chmod(0o755)
+        self.account.own(home)
+        cluster = PgCluster(Instance(home / "data", binaries_of(major), self.account), home)
+        self.made.append(cluster)
+        return cluster
+
+    def standby(self, primary: PgCluster) -> PgCluster:
+        """A running hot standby of `primary`, made by pg_basebackup."""
+        cluster = self.empty(primary.major)
+        primary.tool(
+            "pg_basebackup", "-D", cluster.data, "-d", primary.instance.conninfo, "-R", "-c", "fast", "-X", "stream"
+        )
+        cluster.start(primary.settings)
+        return cluster
+
+    def copy(self, origin: Path, destination: Path) -> None:
+        subprocess.run(["cp", "-a", origin, destination], check=True)
+
+    def end(self) -> None:
+        for cluster in reversed(self.made):
+            cluster.stop("immediate")
+            shutil.rmtree(cluster.home, ignore_errors=True)
+
+
+@pytest.fixture
+def make_cluster(
+    cluster_template: Callable[..., Path], servers_place: Path, servers_account: Account
+) -> Iterator[ClusterMaker]:
+    maker = ClusterMaker(cluster_template, servers_place, servers_account)
+    yield maker
+    maker.end()
+
+
+@pytest.fixture(scope="session")
+def shared_clusters(
+    cluster_template: Callable[..., Path], servers_place: Path, servers_account: Account
+) -> Iterator[Callable[[int], PgCluster]]:
+    maker = ClusterMaker(cluster_template, servers_place, servers_account)
+    made: dict[int, PgCluster] = {}
+
+    def of(major: int) -> PgCluster:
+        if major not in made:
+            made[major] = maker(major, tablespace=True)
+        return made[major]
+
+    yield of
+    maker.end()
+
+
+@pytest.fixture(scope="session")
+def cluster15(shared_clusters: Callable[[int], PgCluster]) -> PgCluster:
+    return shared_clusters(15)
+
+
+@pytest.fixture(scope="session")
+def cluster17(shared_clusters: Callable[[int], PgCluster]) -> PgCluster:
+    return shared_clusters(17)
+
+
+@pytest.fixture(scope="session")
+def cluster18(shared_clusters: Callable[[int], PgCluster]) -> PgCluster:
+    return shared_clusters(18)
+
+
+@pytest.fixture(scope="session", params=[15, 17, 18])
+def each_cluster(request: pytest.FixtureRequest, shared_clusters: Callable[[int], PgCluster]) -> PgCluster:
+    return shared_clusters(request.param)
+
+
+@pytest.fixture(params=[15, 17, 18])
+def each_major(request: pytest.FixtureRequest) -> int:
+    return int(request.param)
