@@ -28,6 +28,7 @@ from prefect.client.schemas.filters import (
 )
 from prefect.client.schemas.objects import FlowRun, StateType
 from prefect.exceptions import PrefectException
+from prefect.settings import PREFECT_API_URL
 from prefect.states import Cancelling
 
 from deployments import deploy
@@ -90,7 +91,7 @@ class Keeper:
 
     def drain(self, seconds: float = DRAIN_SECONDS) -> None:
         """Cancel what runs, so that it unwinds and records its end, and wait for that."""
-        if not is_answering(str(self._client.api_url)):
+        if not is_answering(str(PREFECT_API_URL.value())):
             return
         was_paused = self._client.read_work_pool(POOL).is_paused
         self._client.update_work_pool(POOL, WorkPoolUpdate(is_paused=True))
@@ -122,7 +123,8 @@ def _unless_unreachable(look: Callable[[], object]) -> None:
 
 
 def main() -> int:
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    # Prefect has set logging up when it was imported, for its own loggers only.
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s", force=True)
     logging.getLogger("httpx").setLevel(logging.WARNING)
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):

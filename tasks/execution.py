@@ -12,10 +12,12 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import socket
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Protocol
@@ -171,6 +173,7 @@ class _Work:
         self._stop: End | None = None
         self._stop_known = threading.Event()
         self._over = threading.Event()
+        self._unwound = threading.Event()
         self._recorded = threading.Lock()
         self._end: End | None = None
         self._failure: BaseException | None = None
@@ -184,13 +187,15 @@ class _Work:
         publisher.start()
         renewal.start()
         with run.engine_log_to(self._log):
-            body.start()
             try:
-                # With a time limit, so that the interpreter handles signals meanwhile.
-                while body.is_alive():
-                    body.join(0.5)
+                body.start()
+                # With a time limit, so that the interpreter handles signals meanwhile. Not `join`: interrupted by an
+                # exception, CPython 3.11 takes a running thread for ended (`Thread._wait_for_tstate_lock`).
+                while not self._unwound.wait(0.5):
+                    continue
             except BaseException:
-                self._interrupt(body)
+                with _undisturbed():
+                    self._interrupt(body)
                 raise
             finally:
                 self._over.set()
@@ -209,6 +214,8 @@ class _Work:
             self._finish(self._run_verb())
         except BaseException as error:  # noqa: BLE001 - a thread has nobody to raise to; `complete` raises it
             self._failure = error
+        finally:
+            self._unwound.set()
 
     def _run_verb(self) -> End:
         try:
@@ -238,8 +245,9 @@ class _Work:
         else:
             self._stop = End(RunStatus.FAILED, error=Cancelled("the run was interrupted: its worker was stopped"))
         self._stop_known.set()
-        body.join(UNWIND_SECONDS)
-        if body.is_alive():
+        if body.ident is None:
+            self._finish(self._stop)
+        elif not self._unwound.wait(UNWIND_SECONDS):
             self._log.error("%s did not stop within %.0f s", self._subject.title, UNWIND_SECONDS)
             self._finish(self._stop)
 
@@ -282,6 +290,20 @@ class _Work:
             except CatalogError as error:
                 # The backup matters more than its record; the source's lease in the repository still keeps others out.
                 self._log.warning("the lease could not be renewed: %s", error.message)
+
+
+@contextmanager
+def _undisturbed() -> Iterator[None]:
+    """Let a second SIGTERM pass unheard: Prefect sends one for each way in which it hears of a cancellation."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    # Not SIG_IGN, which programs that are started meanwhile would inherit.
+    before = signal.signal(signal.SIGTERM, lambda *_: None)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _persistently(record: Callable[[], None]) -> None:

@@ -6,6 +6,7 @@ import json
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -118,6 +119,17 @@ def wait_for(look: Callable[[], Any], seconds: float, pause: float = 0.2) -> Any
         assert time.monotonic() < deadline, f"nothing came within {seconds} s"
         time.sleep(pause)
     return found
+
+
+@pytest.fixture
+def surroundings() -> Any:
+    """How to speak with a stack that a test started itself; a context manager of stack-like things."""
+    return contextmanager(surround)
+
+
+@pytest.fixture
+def settings_in() -> Callable[..., Path]:
+    return write_settings
 
 
 @pytest.fixture(name="wait_for")

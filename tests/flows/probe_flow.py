@@ -23,6 +23,7 @@ from tasks.execution import AlreadyRunning, Result, Surroundings, execute
 from tasks.records import ExecutionRecord
 
 STRANGERS: list[str] = []
+STUBBORN = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); time.sleep(600)"
 
 
 def watch_connections() -> None:
@@ -53,7 +54,8 @@ def note(path: str, **facts: object) -> None:
 def work(settings_file: str, job_id: UUID, notes: str, seconds: float, behaviour: str) -> dict[str, Any]:
     def verb(around: Surroundings) -> Result:
         # In a session of its own, as the engine starts its programs.
-        child = subprocess.Popen(["sleep", "600"], start_new_session=True)
+        program = [sys.executable, "-c", STUBBORN] if behaviour == "deaf" else ["sleep", "600"]
+        child = subprocess.Popen(program, start_new_session=True)
         note(notes, event="begun", child=child.pid, record=str(around.record_id))
         try:
             around.observe.hear(Began("copy", 1000))

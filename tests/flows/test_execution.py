@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import threading
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from uuid import UUID
@@ -130,28 +132,32 @@ def test_the_lease_is_renewed_while_the_verb_works(settings, catalog, job, monke
     run(settings, job, verb)
 
 
-def test_an_interrupted_verb_unwinds_and_its_row_says_that_it_did_not_finish(settings, catalog, job, monkeypatch):
-    """As when a worker is stopped: an exception comes out of nowhere in the main thread."""
-    began, unwound = threading.Event(), []
+@pytest.fixture
+def interrupt() -> Iterator[Callable[[], None]]:
+    """What Prefect does when a worker is stopped: SIGTERM becomes an exception in the main thread."""
+
+    def on_signal(*_: object) -> None:
+        raise InterruptedError
+
+    before = signal.signal(signal.SIGTERM, on_signal)
+    yield lambda: os.kill(os.getpid(), signal.SIGTERM)
+    assert signal.getsignal(signal.SIGTERM) is on_signal
+    signal.signal(signal.SIGTERM, before)
+
+
+def test_an_interrupted_verb_unwinds_and_its_row_says_that_it_did_not_finish(settings, catalog, job, interrupt):
+    unwound = []
 
     def verb(around):
-        began.set()
         try:
+            interrupt()
             assert around.observe.cancel.wait(10)
+            threading.Event().wait(2)
             around.observe.checkpoint()
         finally:
             unwound.append(True)
 
-    join = threading.Thread.join
-
-    def interrupted_join(thread, timeout=None):
-        if thread.name == "backup" and timeout == 0.5:
-            began.wait(10)
-            raise KeyboardInterrupt
-        join(thread, timeout)
-
-    monkeypatch.setattr(threading.Thread, "join", interrupted_join)
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(InterruptedError):
         run(settings, job, verb)
     assert unwound
     found = only(catalog, job)
@@ -159,19 +165,36 @@ def test_an_interrupted_verb_unwinds_and_its_row_says_that_it_did_not_finish(set
     assert "interrupted" in found.error_message
 
 
-def test_a_deaf_verb_is_recorded_as_stopped_all_the_same(settings, catalog, job, monkeypatch):
+def test_a_second_signal_does_not_disturb_the_unwinding(settings, catalog, job, interrupt):
+    """Prefect sends a signal for each way in which it hears of a cancellation, so there are often two."""
+    unwound = []
+
+    def verb(around):
+        interrupt()
+        assert around.observe.cancel.wait(10)
+        interrupt()
+        threading.Event().wait(2)
+        unwound.append(True)
+        around.observe.checkpoint()
+
+    with pytest.raises(InterruptedError):
+        run(settings, job, verb)
+    assert unwound
+    assert only(catalog, job).status is RunStatus.FAILED
+
+
+def test_a_deaf_verb_is_recorded_as_stopped_all_the_same(settings, catalog, job, interrupt, monkeypatch):
     monkeypatch.setattr(execution, "UNWIND_SECONDS", 0.2)
-    release, join = threading.Event(), threading.Thread.join
+    release = threading.Event()
 
-    def interrupted_join(thread, timeout=None):
-        if thread.name == "backup" and timeout == 0.5:
-            raise KeyboardInterrupt
-        join(thread, timeout)
+    def verb(_around):
+        interrupt()
+        release.wait(30)
+        return Result()
 
-    monkeypatch.setattr(threading.Thread, "join", interrupted_join)
     try:
-        with pytest.raises(KeyboardInterrupt):
-            run(settings, job, lambda _around: release.wait(30) and Result())
+        with pytest.raises(InterruptedError):
+            run(settings, job, verb)
         assert only(catalog, job).status is RunStatus.FAILED
     finally:
         release.set()
@@ -208,3 +231,17 @@ def test_what_the_engine_logs_in_any_thread_reaches_the_runs_log(settings, catal
     with caplog.at_level(logging.INFO, "somewhere.else"):
         run(settings, job, verb)
     assert "from a thread" in [record.message for record in caplog.records if record.name == "somewhere.else"]
+
+
+def test_a_signal_before_the_verb_begins_is_recorded_too(settings, catalog, job, monkeypatch):
+    start = threading.Thread.start
+
+    def interrupted_start(thread):
+        if thread.name == "backup":
+            raise KeyboardInterrupt
+        start(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", interrupted_start)
+    with pytest.raises(KeyboardInterrupt):
+        run(settings, job, lambda _around: pytest.fail("it ran"))
+    assert only(catalog, job).status is RunStatus.FAILED

@@ -161,7 +161,7 @@ def test_cancelling_stops_the_verb_and_what_it_started_and_says_cancelled_everyw
 
 def test_the_same_job_never_runs_twice_at_once_and_the_second_is_no_failure(prefect_stack):
     job = prefect_stack.job()
-    first = prefect_stack.parameters(job, seconds=15)
+    first = prefect_stack.parameters(job, seconds=10)
     running = prefect_stack.start(first)
     prefect_stack.noted(first, "begun")
     second = prefect_stack.parameters(job)
@@ -304,7 +304,7 @@ def test_after_an_outage_only_the_newest_missed_run_is_executed(prefect_stack, w
     worker.kill()
     parameters = prefect_stack.parameters(prefect_stack.job())
     schedule = DeploymentScheduleCreate(
-        schedule=IntervalSchedule(interval=timedelta(seconds=10), anchor_date=datetime.now(UTC), timezone="UTC"),
+        schedule=IntervalSchedule(interval=timedelta(seconds=5), anchor_date=datetime.now(UTC), timezone="UTC"),
         parameters=parameters,
         slug=str(uuid4()),
     )
