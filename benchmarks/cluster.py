@@ -42,11 +42,15 @@ def running(work: Path, binaries: Binaries, account: Account, gigabytes: float) 
         "max_wal_senders": "8",
         "wal_keep_size": "2GB",
         "archive_mode": "on",
-        "archive_command": "/bin/true",
+        # pgBackRest connects through a socket only.
+        "unix_socket_directories": str(place),
     }
     instance.start(free_port(), settings)
     try:
         with instance.connect() as session:
+            # Not an option of the start: what is measured later replaces it.
+            session.execute("ALTER SYSTEM SET archive_command = '/bin/true'")
+            session.execute("SELECT pg_reload_conf()")
             for statement in _SCHEMA.strip().split(";")[:-1]:
                 session.execute(statement.encode())
             size = 0
@@ -102,7 +106,7 @@ def _push_latencies(tool: Seawall, instance: Instance) -> list[float]:
         timed = f"a=$EPOCHREALTIME; {{ {command}; }}; r=$?; echo $a $EPOCHREALTIME $r >> {log}; exit $r"
         line = "bash -c '" + timed.replace("'", "'\\''") + "'"
         with instance.connect() as session:
-            from psycopg import sql
+            from psycopg import sql  # noqa: PLC0415 - only this figure composes SQL
 
             session.execute(sql.SQL("ALTER SYSTEM SET archive_command = {}").format(sql.Literal(line)))
             session.execute("SELECT pg_reload_conf()")

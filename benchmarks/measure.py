@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
-import resource
 import subprocess
+import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -39,25 +39,27 @@ def run(
     Raises:
         CommandFailed: it ended with an error; its output is quoted.
     """
-    before = resource.getrusage(resource.RUSAGE_CHILDREN)
     begin = time.perf_counter()
     chosen = {} if account is None or account.is_current else {"user": account.uid, "group": account.gid}
-    done = subprocess.run(
-        [str(argument) for argument in arguments],
-        capture_output=True,
-        text=True,
-        check=False,
-        cwd="/",
-        env={**os.environ, **(environment or {})},
-        **chosen,  # type: ignore[arg-type] # user and group are keywords of Popen
-    )
-    wall = time.perf_counter() - begin
-    after = resource.getrusage(resource.RUSAGE_CHILDREN)
-    if done.returncode != 0:
-        raise CommandFailed(f"{arguments[0]} ended with {done.returncode}: {(done.stderr or done.stdout)[-1500:]}")
-    cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
-    # The kernel keeps the largest peak of all children so far: exact for the largest, an upper bound for others.
-    return wall, cpu, after.ru_maxrss * 1024
+    with tempfile.TemporaryFile() as output:
+        process = subprocess.Popen(
+            [str(argument) for argument in arguments],
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
+            cwd="/",
+            env={**os.environ, **(environment or {})},
+            **chosen,  # type: ignore[call-overload] # user and group are keywords of Popen
+        )
+        # wait4 tells of this process and those that it waited for, not of everything that ran before.
+        _, status, used = os.wait4(process.pid, 0)
+        wall = time.perf_counter() - begin
+        process.returncode = os.waitstatus_to_exitcode(status)
+        if process.returncode != 0:
+            output.seek(0)
+            said = output.read()[-1500:].decode(errors="replace")
+            raise CommandFailed(f"{arguments[0]} ended with {process.returncode}: {said}")
+    return wall, used.ru_utime + used.ru_stime, used.ru_maxrss * 1024
 
 
 def figure(results: Sequence[tuple[float, float, int]]) -> Figure:

@@ -144,10 +144,6 @@ class PgBackRest:
         for folder in (self._work, self._work / "repo", self._work / "log", self._work / "lock", self._work / "spool"):
             folder.mkdir()
             self._account.own(folder)
-        sockets = next(
-            part.partition("=")[2] for part in self._instance.conninfo.split() if part.startswith("host=")
-        ).strip("'")
-        host = f"pg1-socket-path={sockets}\n" if sockets.startswith("/") else "pg1-socket-path=/tmp\n"
         (self._work / "pgbackrest.conf").write_text(
             "[global]\n"
             f"repo1-path={self._work}/repo\nlog-path={self._work}/log\nlock-path={self._work}/lock\n"
@@ -155,7 +151,8 @@ class PgBackRest:
             "process-max=2\ncompress-type=lz4\ncompress-level=1\nstart-fast=y\narchive-check=n\n"
             "log-level-console=warn\nrepo1-retention-full=1\nrepo1-bundle=y\n"
             "[bench]\n"
-            f"pg1-path={self._instance.data_directory}\npg1-port={self._instance.port}\npg1-user=postgres\n{host}",
+            f"pg1-path={self._instance.data_directory}\npg1-port={self._instance.port}\npg1-user=postgres\n"
+            f"pg1-socket-path={self._instance.data_directory.parent}\n",
             encoding="utf-8",
         )
         self._measured("stanza-create", "--no-online")

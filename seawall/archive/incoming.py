@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import os
 import threading
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -43,11 +44,18 @@ class Incoming:
     Args:
         directory: the receiver's spool.
         segment_bytes: of this cluster.
+        closed: called when a segment is durable under its name, from the thread that closes it.
     """
 
-    def __init__(self, directory: Path, segment_bytes: int = DEFAULT_SEGMENT_BYTES) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        segment_bytes: int = DEFAULT_SEGMENT_BYTES,
+        closed: Callable[[], None] = lambda: None,
+    ) -> None:
         self._directory = directory
         self._segment_bytes = segment_bytes
+        self._closed = closed
         self._closer = ThreadPoolExecutor(1, thread_name_prefix="archive-close")
         self._closing: list[Future[None]] = []
         self._lock = threading.Lock()
@@ -237,6 +245,7 @@ class Incoming:
         finally:
             os.close(descriptor)
         self.flushed = segment.end
+        self._closed()
 
     def _settle(self, first: Segment) -> None:
         """Keep open files that the stream will not come back to: of older timelines, or before a gap."""

@@ -301,7 +301,7 @@ class Receiver:
         self._refuse_zombie(found.timeline, found.position)
         slot = self._slot(sender)
         if self._incoming is None:
-            self._incoming = Incoming(self._directory, self._segment_bytes)
+            self._incoming = Incoming(self._directory, self._segment_bytes, self._shipper.nudge)
         if self._skip_gap:
             self._skip_gap = False
             place = starting_place(None, None, slot, history, self._segment_bytes)
@@ -417,7 +417,6 @@ class Receiver:
             (start,) = _START.unpack_from(data, 1)
             if incoming.write(start, data[_WAL_HEADER_BYTES:]):
                 self._completed += 1
-                self._shipper.nudge()
                 self._report(sender, incoming)
                 self._hold_back(sender, incoming)
         elif data[0] == _KEEPALIVE and data[_REPLY_WANTED]:
