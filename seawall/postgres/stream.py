@@ -5,21 +5,53 @@ start position → tablespaces → one COPY stream with messages n (new archive)
 → end position. Archives are tar (POSIX 1003.1 ustar; GNU and pax long names are understood too).
 
 Page checksums are checked here and not by the server: the server would name a bad page only in its log and give
-the whole backup up. A page that was written while it was read carries an LSN after the start; only one whose
-LSN lies between start and stop is excused, because WAL then holds its full image.
+the whole backup up. A page that was written while it was read carries an LSN after the start, or, where the first
+half of it was read before, another content a moment later. It is excused if its LSN lies between start and stop,
+or if it was changed before stop: then WAL between the two holds its full image. Only a role that may execute
+`pg_read_binary_file` can look again; for others such a torn page counts as bad.
 """
 
 from __future__ import annotations
 
+import contextlib
+import logging
+import re
+import select
+import time
+from collections import defaultdict
 from collections.abc import Iterator
-from dataclasses import dataclass
-from datetime import datetime
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from types import TracebackType
 
-from seawall.events import Observer
+import psycopg
+from psycopg import pq
+
+from seawall.errors import ClusterError, PrivilegeMissing, ServerUnreachable, UsageError
+from seawall.events import Noticed, Observer, silent
 from seawall.model import Compression
+from seawall.postgres.connect import Session, connect, error_for, translated
+from seawall.postgres.control import CONTROL_FILE, control_is_valid
+from seawall.postgres.inflate import inflated
+from seawall.postgres.pages import PageChecker, page_lsn
+from seawall.postgres.scan import is_left_out, relation_block
+from seawall.postgres.session import checked_backup_label
+from seawall.postgres.tar import Member, TarReader
 from seawall.settings import SourceSettings
 from seawall.wal import Lsn
+
+_log = logging.getLogger(__name__)
+_CHUNK_BYTES = 2 * 1024 * 1024
+_ARCHIVE, _DATA, _MANIFEST = b"ndm"
+_TABLESPACE_ARCHIVE = re.compile(r"(\d+)\.tar")
+_SIZE = re.compile(r"(\d+)(kB|MB|GB|TB)?")
+_UNITS = {"": 1, "kB": 1 << 10, "MB": 1 << 20, "GB": 1 << 30, "TB": 1 << 40}
+_NO_COMPRESSION = re.compile(r"does not support compression|not supported by this build")
+_LOWEST_RATE, _HIGHEST_RATE = 32 << 10, 1 << 30
+_POLL_MILLISECONDS = 200
+_CANCEL_SECONDS = 5.0
+_TABLESPACE_MODE = 0o700  # what PostgreSQL gives a tablespace's directory; the stream does not say it
+_ENDS_EARLY = "the server ended the backup's stream too early"
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +63,7 @@ class StreamedTablespace:
     size_bytes: int
 
 
+@dataclass(slots=True, eq=False)
 class StreamedFile:
     """One entry of the stream. Its chunks must be taken before the next entry is asked for, or are passed over.
 
@@ -46,6 +79,7 @@ class StreamedFile:
     link: str
     is_relation: bool
     first_block: int
+    _content: Iterator[memoryview] = field(repr=False)
 
     def chunks(self) -> Iterator[memoryview]:
         """The content in pieces of up to 2 MiB, each valid until the next is asked for.
@@ -53,7 +87,155 @@ class StreamedFile:
         Raises:
             ServerUnreachable: the stream broke.
         """
-        raise NotImplementedError
+        return self._content
+
+
+class _Wire:
+    """The replication connection: every wait looks at the observer, so that a caller can always stop it."""
+
+    def __init__(self, source: SourceSettings, observe: Observer) -> None:
+        self.source = source
+        self.observe = observe
+        self._session = connect(source, replication=True, application_name="seawall backup")
+        self._session.add_notice_handler(self._notice)
+        self._pgconn = self._session.pgconn
+        self._poll = select.poll()
+        self._poll.register(self._pgconn.socket, select.POLLIN)
+
+    def show(self, name: str) -> str:
+        """A setting, by the replication protocol's SHOW."""
+        self.send(f"SHOW {name}".encode())
+        result = self.result(pq.ExecStatus.TUPLES_OK)
+        self.finish()
+        return (result.get_value(0, 0) or b"").decode()
+
+    def send(self, command: bytes) -> None:
+        with translated(self.source.name):
+            self._pgconn.send_query(command)
+            # The connection is in libpq's blocking mode: a command that was sent is flushed.
+            self._pgconn.flush()
+
+    def result(self, expected: pq.ExecStatus) -> pq.abc.PGresult:
+        """The next result.
+
+        Raises:
+            ServerUnreachable, PrivilegeMissing, ClusterError: it is the server's refusal, or another than expected.
+        """
+        result = self._next_result()
+        if result is None or result.status != expected:
+            raise ClusterError(f"source {self.source.name!r}: {_ENDS_EARLY}", hint="Take the backup again.")
+        return result
+
+    def finish(self) -> None:
+        """Read what is left of a command's results.
+
+        Raises:
+            ServerUnreachable, PrivilegeMissing, ClusterError: one is the server's refusal.
+        """
+        while self._next_result() is not None:
+            pass
+
+    def _next_result(self) -> pq.abc.PGresult | None:
+        with translated(self.source.name):
+            while self._pgconn.is_busy():
+                self._wait()
+            result = self._pgconn.get_result()
+        if result is not None and result.status == pq.ExecStatus.FATAL_ERROR:
+            raise self._refusal(result)
+        return result
+
+    def _refusal(self, result: pq.abc.PGresult) -> ClusterError:
+        text = (result.error_message or b"no reason given").decode(errors="replace")
+        state = (result.error_field(pq.DiagnosticField.SQLSTATE) or b"").decode()
+        # libpq makes a result without a code when the connection was lost.
+        return error_for(self.source.name, text, state or None, operational=not state)
+
+    def copy_data(self) -> memoryview | None:
+        """The next message of the COPY stream, None at its end; then `result` says why it ended."""
+        with translated(self.source.name):
+            while True:
+                count, data = self._pgconn.get_copy_data(1)
+                if count > 0:
+                    return data
+                if count < 0:
+                    return None
+                self._wait()
+
+    def _wait(self) -> None:
+        self.observe.checkpoint()
+        if self._poll.poll(_POLL_MILLISECONDS):
+            self._pgconn.consume_input()
+
+    def _notice(self, said: psycopg.errors.Diagnostic) -> None:
+        if (said.severity_nonlocalized or said.severity) == "WARNING":
+            message = f"source {self.source.name!r}: {said.message_primary}"
+            self.observe.hear(Noticed("medium", "server-warning", message))
+
+    def close(self) -> None:
+        """Cancel what runs and hang up; the server then forgets the backup."""
+        with contextlib.suppress(psycopg.Error):
+            # A server that waits for its checkpoint would not see that the connection is gone.
+            if self._pgconn.transaction_status == pq.TransactionStatus.ACTIVE:
+                self._session.cancel_safe(timeout=_CANCEL_SECONDS)
+        self._session.close()
+
+
+class _Pages:
+    """Judges the pages of relation files as they pass, and keeps those that only the stop position can excuse."""
+
+    def __init__(self, source: SourceSettings, start: Lsn, block_bytes: int) -> None:
+        self._source, self._start, self._block_bytes = source, start, block_bytes
+        self._checker = PageChecker(_CHUNK_BYTES, block_bytes)
+        self._session: Session | None = None
+        self._may_look = True
+        self._written: list[tuple[str, int, Lsn]] = []
+        self._bad: dict[str, list[int]] = defaultdict(list)
+
+    def look(self, path: str, first_block: int, offset: int, chunk: memoryview) -> None:
+        """Judge one chunk of a file; `offset` is its place in the file, in bytes."""
+        size = self._block_bytes
+        first = first_block + offset // size
+        unclear: list[tuple[int, memoryview]] = []
+        for block in self._checker.check(chunk, first):
+            page = chunk[(block - first) * size : (block - first + 1) * size]
+            if page_lsn(page) > self._start:
+                self._written.append((path, block, page_lsn(page)))
+            else:
+                unclear.append((block, page))
+        if unclear:
+            time.sleep(0.05)  # so that a write in progress ends
+            self._bad[path] += [b for b, page in unclear if not self._changed(path, (b - first_block) * size, page)]
+
+    def _changed(self, path: str, offset: int, page: memoryview) -> bool:
+        """Whether the server reads something else there now; then it was writing the page when it sent it."""
+        if not self._may_look:
+            return False
+        try:
+            if self._session is None:
+                self._session = connect(self._source)
+            with translated(self._source.name):
+                row = self._session.execute(
+                    "SELECT pg_read_binary_file(%s, %s, %s, true)", (path, offset, len(page)), binary=True
+                ).fetchone()
+        except PrivilegeMissing:
+            self._may_look = False
+            return False
+        except ClusterError as error:
+            # Not being able to look again makes no page good, and need not end the backup.
+            _log.warning("%s cannot be read again: %s", path, error.message)
+            return False
+        return row is None or row[0] is None or bytes(row[0]) != bytes(page)
+
+    def verdict(self, stop: Lsn) -> dict[str, tuple[int, ...]]:
+        """All bad pages by file, once the stop position is known."""
+        for path, block, lsn in self._written:
+            if lsn > stop:
+                self._bad[path].append(block)
+        return {path: tuple(sorted(blocks)) for path, blocks in sorted(self._bad.items()) if blocks}
+
+    def close(self) -> None:
+        if self._session is not None:
+            self._session.close()
 
 
 class BaseBackup:
@@ -76,15 +258,30 @@ class BaseBackup:
     manifest: bytes
     stopped_at: datetime
 
+    def __init__(self, wire: _Wire, request: _Request) -> None:
+        self._wire = wire
+        self.checksums = wire.show("data_checksums") == "on"
+        block_bytes = int(wire.show("block_size"))
+        self._segment_blocks = _size(wire.show("segment_size")) // block_bytes
+        self.start_lsn, self.timeline, self.compression = _begin(wire, request)
+        self.tablespaces = tuple(_tablespaces(wire.result(pq.ExecStatus.TUPLES_OK)))
+        wire.result(pq.ExecStatus.COPY_OUT)
+        self._pages = _Pages(wire.source, self.start_lsn, block_bytes) if self.checksums else None
+        self._buffer = memoryview(bytearray(_CHUNK_BYTES))
+        self._next: memoryview | None = None
+        self._bad: dict[str, tuple[int, ...]] = {}
+        self.backup_label = self.tablespace_map = ""
+        self.manifest = b""
+
     @property
     def estimated_bytes(self) -> int:
         """What the server expects to send, in bytes before compression."""
-        raise NotImplementedError
+        return sum(space.size_bytes for space in self.tablespaces)
 
     @property
     def bad_pages(self) -> dict[str, tuple[int, ...]]:
         """Corrupt pages by file; complete after the last file."""
-        raise NotImplementedError
+        return self._bad
 
     def files(self) -> Iterator[StreamedFile]:
         """Every directory, link and file, each once; pg_control comes near the end.
@@ -93,15 +290,131 @@ class BaseBackup:
             ServerUnreachable: the stream broke.
             ClusterError: the server gave up, such as a standby that was promoted meanwhile.
         """
-        raise NotImplementedError
+        self._next = self._wire.copy_data()
+        while self._next is not None:
+            message = bytes(self._next)
+            if message[0] == _ARCHIVE:
+                yield from self._archive(message)
+            elif message[0] == _MANIFEST:
+                self.manifest = b"".join(self._data())
+            else:
+                self._next = self._wire.copy_data()
+        self._stop()
+
+    def _data(self) -> Iterator[memoryview]:
+        """The data messages up to one of another kind, which `_next` then is."""
+        while (message := self._wire.copy_data()) is not None:
+            kind = message[0]
+            if kind == _DATA:
+                yield message[1:]
+            elif kind in (_ARCHIVE, _MANIFEST):
+                break
+        self._next = message
+
+    def _archive(self, message: bytes) -> Iterator[StreamedFile]:
+        name = message[1:].partition(b"\0")[0].decode()
+        match = _TABLESPACE_ARCHIVE.match(name)
+        prefix = ""
+        if match is not None:
+            space = next(space for space in self.tablespaces if space.oid == int(match[1]))
+            yield _root_of(space)
+            prefix = f"pg_tblspc/{space.oid}/"
+        tar = TarReader(inflated(self._data(), self.compression))
+        while (member := tar.next()) is not None:
+            self._wire.observe.checkpoint()
+            yield from self._member(tar, member, prefix)
+
+    def _member(self, tar: TarReader, member: Member, prefix: str) -> Iterator[StreamedFile]:
+        path = _checked(prefix + member.path)
+        if path in ("backup_label", "tablespace_map"):
+            text = b"".join(bytes(chunk) for chunk in self._chunks(tar, path)).decode("utf-8", "surrogateescape")
+            setattr(self, path, text)
+        elif self._is_wanted(path):
+            block = relation_block(path, self._segment_blocks) if member.kind == "file" else None
+            content = self._chunks(tar, path, block)
+            yield StreamedFile(
+                path, member.kind, member.mode, member.size, member.mtime, member.link,
+                block is not None, block or 0, content,
+            )  # fmt: skip
+            # Pages of a file that nobody wanted are judged all the same.
+            for _ in content:
+                pass
+
+    def _is_wanted(self, path: str) -> bool:
+        if any(c == "\n" or "\udc80" <= c <= "\udcff" for c in path):
+            message = f"{path!r} is left out of the backup: its name cannot be carried"
+            self._wire.observe.hear(Noticed("medium", "left-out", message))
+            return False
+        # A link to a tablespace was told by its own archive.
+        return not is_left_out(path) and re.fullmatch(r"pg_tblspc/\d+", path) is None
+
+    def _chunks(self, tar: TarReader, path: str, first_block: int | None = None) -> Iterator[memoryview]:
+        offset = 0
+        while count := tar.readinto(self._buffer):
+            self._wire.observe.checkpoint()
+            chunk = self._buffer[:count]
+            if first_block is not None and self._pages is not None:
+                self._pages.look(path, first_block, offset, chunk)
+            if path == CONTROL_FILE and not control_is_valid(bytes(chunk)):
+                # Servers before 17 read it without a lock; a restore from half of it could not even start.
+                raise ServerUnreachable("pg_control changed while the server sent it", hint="Take the backup again.")
+            yield chunk
+            offset += count
+
+    def _stop(self) -> None:
+        row = self._wire.result(pq.ExecStatus.TUPLES_OK)
+        self.stop_lsn, self.stop_timeline = _position(row)
+        self._wire.finish()
+        if self.stop_timeline != self.timeline or not self.backup_label:
+            raise ClusterError(
+                f"source {self._wire.source.name!r}: the backup began on timeline {self.timeline}, "
+                f"ended on {self.stop_timeline}, and has {'a' if self.backup_label else 'no'} label",
+                hint="The server was promoted meanwhile; take the backup again.",
+            )
+        if self._pages is not None:
+            self._bad = self._pages.verdict(self.stop_lsn)
+        self.stopped_at = _server_clock(self._wire.source)
+
+    def close(self) -> None:
+        """End the backup, whatever it has come to; a backup that was not read to its end is cancelled."""
+        if self._pages is not None:
+            self._pages.close()
+        self._wire.close()
 
     def __enter__(self) -> BaseBackup:
-        raise NotImplementedError
+        return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        raise NotImplementedError
+        self.close()
+
+
+@dataclass(frozen=True, slots=True)
+class _Request:
+    """The options of one BASE_BACKUP; `max_rate` in bytes per second."""
+
+    label: str
+    max_rate: int
+    compression: Compression
+    fast: bool
+
+    def command(self, compression: Compression) -> bytes:
+        options = [
+            f"LABEL {_quoted(self.label)}",
+            "PROGRESS true",
+            f"CHECKPOINT '{'fast' if self.fast else 'spread'}'",
+            "WAL false",
+            "TABLESPACE_MAP true",
+            "MANIFEST 'yes'",
+            "MANIFEST_CHECKSUMS 'SHA256'",
+            "VERIFY_CHECKSUMS false",
+        ]
+        if self.max_rate:
+            options.append(f"MAX_RATE {min(self.max_rate, _HIGHEST_RATE) // 1024}")
+        if compression is not Compression.NONE:
+            options += [f"COMPRESSION '{compression.value}'", "COMPRESSION_DETAIL '1'"]
+        return f"BASE_BACKUP ({', '.join(options)})".encode()
 
 
 def base_backup(
@@ -125,7 +438,76 @@ def base_backup(
         observe: `checkpoint` is called for each chunk.
 
     Raises:
+        UsageError: the label cannot be one, or the rate is below 32 KiB per second.
         PrivilegeMissing: no REPLICATION, or pg_hba.conf has no line for it.
         ServerUnreachable, ClusterError: the server could not.
     """
-    raise NotImplementedError
+    if 0 < max_rate < _LOWEST_RATE or max_rate < 0:
+        raise UsageError(f"a server cannot send at {max_rate} bytes per second", hint="0 is no limit; at least 32768.")
+    request = _Request(checked_backup_label(label), max_rate, compression, fast)
+    wire = _Wire(source, observe or silent())
+    try:
+        return BaseBackup(wire, request)
+    except BaseException:
+        wire.close()
+        raise
+
+
+def _begin(wire: _Wire, request: _Request) -> tuple[Lsn, int, Compression]:
+    """Ask for the backup, for plain data if the server cannot compress: start, timeline and the codec agreed on."""
+    wire.send(request.command(request.compression))
+    try:
+        return *_position(wire.result(pq.ExecStatus.TUPLES_OK)), request.compression
+    except ClusterError as error:
+        if request.compression is Compression.NONE or _NO_COMPRESSION.search(error.message) is None:
+            raise
+        wire.finish()
+        message = f"{error.message}; the backup is sent plain"
+        wire.observe.hear(Noticed("low", "stream-compression", message))
+    wire.send(request.command(Compression.NONE))
+    return *_position(wire.result(pq.ExecStatus.TUPLES_OK)), Compression.NONE
+
+
+def _position(result: pq.abc.PGresult) -> tuple[Lsn, int]:
+    lsn, timeline = result.get_value(0, 0) or b"", result.get_value(0, 1) or b""
+    return Lsn.parse(lsn.decode()), int(timeline)
+
+
+def _tablespaces(result: pq.abc.PGresult) -> Iterator[StreamedTablespace]:
+    for row in range(result.ntuples):
+        oid, location, kibibytes = (result.get_value(row, column) for column in range(3))
+        text = (location or b"").decode("utf-8", "surrogateescape")
+        yield StreamedTablespace(int(oid or 0), text, int(kibibytes or 0) * 1024)
+
+
+def _root_of(space: StreamedTablespace) -> StreamedFile:
+    """A tablespace's entry in pg_tblspc: a link, or a directory where it was made in place (a relative location)."""
+    kind = "link" if space.location.startswith("/") else "directory"
+    link = space.location if kind == "link" else ""
+    return StreamedFile(f"pg_tblspc/{space.oid}", kind, _TABLESPACE_MODE, 0, 0.0, link, False, 0, iter(()))
+
+
+def _checked(path: str) -> str:
+    if not path or path.startswith("/") or ".." in path.split("/"):
+        raise ClusterError(f"the server sent {path!r} as a path in its data directory", hint="Do not trust it.")
+    return path
+
+
+def _size(text: str) -> int:
+    match = _SIZE.fullmatch(text)
+    if match is None:
+        raise ClusterError(f"the server says {text!r} for a size", hint="This is a defect.")
+    return int(match[1]) * _UNITS[match[2] or ""]
+
+
+def _quoted(text: str) -> str:
+    return "'" + text.replace("'", "''") + "'"
+
+
+def _server_clock(source: SourceSettings) -> datetime:
+    """The server's clock: BASE_BACKUP itself does not say when it stopped."""
+    with connect(source) as session, translated(source.name):
+        row = session.execute("SELECT clock_timestamp()").fetchone()
+    if row is None or not isinstance(row[0], datetime):
+        raise ClusterError(f"source {source.name!r}: the server's clock says {row!r}", hint="This is a defect.")
+    return row[0].astimezone(UTC)
