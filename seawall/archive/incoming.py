@@ -70,12 +70,23 @@ class Incoming:
         """Expect a stream on `timeline` from `position`, which is the beginning of a segment."""
         if position.value % self._segment_bytes:
             raise ValueError(f"{position} is no beginning of a segment")
-        self._drain()
-        self._close()
+        self.recover()
         segment = Segment.containing(position, timeline, self._segment_bytes)
         self._settle(segment)
         self.received = self.flushed = position
         self._open(segment)
+
+    def recover(self) -> None:
+        """Give up what is under way, whatever became of it, before asking `resume_at` where to go on.
+
+        Bytes whose sync failed may be lost without another error, so they are never synced again: what was not
+        closed is streamed and written once more from its beginning.
+        """
+        closing, self._closing = self._closing, []
+        for future in closing:
+            future.exception()
+        self._close()
+        self._broken = False
 
     def write(self, start: int, data: Bytes) -> bool:
         """Append bytes that begin at `start`; true when a segment was completed by them.

@@ -56,7 +56,7 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 RECEIVED = "received"
-_FATAL = (WalGap, WalConflict, SupersededTimeline, ClusterMismatch, PrivilegeMissing, UsageError)
+_FATAL = (WalGap, WalConflict, SupersededTimeline, ClusterMismatch, UsageError)
 _FIRST_PAUSE_SECONDS = 0.5
 _LONGEST_PAUSE_SECONDS = 30.0
 _REPORT_EVERY_SECONDS = 10.0
@@ -213,7 +213,7 @@ class Receiver:
         Raises:
             WalGap: WAL was lost; a full backup is needed.
             WalConflict, SupersededTimeline, ClusterMismatch: this is not the server it should be.
-            PrivilegeMissing, UsageError: no later attempt can succeed.
+            PrivilegeMissing, UsageError: the server never admitted this user, or there is no slot.
             LeaseHeld: another receiver works in this spool.
         """
         spooling.prepare(self._directory)
@@ -256,6 +256,11 @@ class Receiver:
                 return
             except WalGap as error:
                 self._go_on_behind(error)
+            except PrivilegeMissing as error:
+                if not self._timeline:
+                    raise
+                # It was admitted before: a password may be being changed. Ending now would only let WAL pile up.
+                self._trouble(error)
             except _FATAL:
                 raise
             except SeawallError as error:
@@ -397,19 +402,24 @@ class Receiver:
         poll = select.poll()
         poll.register(pgconn.socket, select.POLLIN)
         self._reported_at = 0.0
+        looked = False
         while True:
             count, data = pgconn.get_copy_data(1)
             if count > 0:
                 self._handle(sender, incoming, data)
+                looked = False
             elif count < 0:
                 return self._ended(sender.finish())
-            elif poll.poll(0):
+            elif not looked or poll.poll(0):
+                # Read before believing the socket: bytes may already wait in the TLS layer, where poll sees nothing.
                 pgconn.consume_input()
+                looked = True
             elif self._rest(sender, incoming):
                 sender.end_copy()
                 return None
             else:
                 poll.poll(_IDLE_MILLISECONDS)
+                looked = False
 
     def _handle(self, sender: Walsender, incoming: Incoming, data: memoryview) -> None:
         """One message: WAL, or the server asking whether somebody is there."""

@@ -18,7 +18,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from seawall.archive.intake import Taken
-from seawall.errors import LeaseHeld, SeawallError, StorageDenied, StorageError, StorageFull
+from seawall.errors import (
+    ClusterMismatch,
+    LeaseHeld,
+    SeawallError,
+    StorageDenied,
+    StorageError,
+    StorageFull,
+    SupersededTimeline,
+    WalConflict,
+)
 from seawall.events import Advanced, Noticed, Observer
 from seawall.wal import is_archive_name
 
@@ -29,6 +38,7 @@ _FIRST_PAUSE_SECONDS = 0.5
 _LONGEST_PAUSE_SECONDS = 60.0
 _LARGEST_FILE = 1 << 30
 _ENOSPC, _EDQUOT = 28, 122
+_WRONG_SERVER = (WalConflict, SupersededTimeline, ClusterMismatch)
 
 
 def local_error(error: OSError, doing: str) -> StorageError:
@@ -179,9 +189,12 @@ class Shipper:
         return sorted(names, key=lambda name: (not name.endswith(".history"), name))
 
     def failure(self) -> SeawallError | None:
-        """An error that no later attempt can mend, if there was one."""
+        """What shows that these files do not belong into this repository, if anything did.
+
+        Everything else is tried again for as long as it takes, also what a person must mend first (a key, a right).
+        """
         with self._changed:
-            return next((t.error for t in self._troubles.values() if not _mends(t.error)), None)
+            return next((t.error for t in self._troubles.values() if isinstance(t.error, _WRONG_SERVER)), None)
 
     def troubles(self) -> dict[str, SeawallError]:
         """What failed last time, by name."""
@@ -258,7 +271,7 @@ class Shipper:
             pause = min(_FIRST_PAUSE_SECONDS * 2 ** (attempts - 1), _LONGEST_PAUSE_SECONDS)
             self._troubles[name] = _Trouble(error, attempts, time.monotonic() + pause)
         if before is None or before.error.code != error.code:
-            severity = "high" if _mends(error) else "critical"
+            severity = "critical" if isinstance(error, _WRONG_SERVER) else "high"
             self._observe.hear(Noticed(severity, error.code, f"{name} is not in the repository: {error.message}"))
 
     def _forget(self, name: str) -> None:
@@ -272,8 +285,3 @@ class Shipper:
                 age = time.time() - entry.stat(follow_symlinks=False).st_mtime
                 if age > _STALE_AFTER_SECONDS:
                     Path(entry.path).unlink(missing_ok=True)
-
-
-def _mends(error: SeawallError) -> bool:
-    """Whether waiting can help: the storage may come back, get room or permissions; a conflict never goes away."""
-    return isinstance(error, StorageError) or error.retryable
