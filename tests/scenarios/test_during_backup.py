@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -11,7 +12,7 @@ import pytest
 
 from seawall import restore, retention
 from seawall.errors import Cancelled
-from seawall.events import Advanced, Event, Noticed, Observer
+from seawall.events import Advanced, Cancel, Event, Noticed, Observer
 from seawall.model import Health, Proof, RecoveryTarget, TargetKind
 
 if TYPE_CHECKING:
@@ -20,7 +21,10 @@ if TYPE_CHECKING:
     Site = Any
 
 pytestmark = [pytest.mark.postgres, pytest.mark.slow]
-COUNTS = "SELECT (SELECT count(*) FROM grown), (SELECT count(*) FROM cut), (SELECT md5(string_agg(x, '' ORDER BY n)) FROM big)"
+COUNTS = (
+    "SELECT (SELECT count(*) FROM grown), (SELECT count(*) FROM cut),"
+    " (SELECT md5(string_agg(x, '' ORDER BY n)) FROM big)"
+)
 
 
 class AtFirstByte:
@@ -104,7 +108,8 @@ def test_a_backup_survives_what_a_busy_cluster_does_meanwhile(
 
 def test_a_backup_that_is_cancelled_during_the_copy_leaves_nothing_listed(busy: Site) -> None:
     before = busy.area.labels()
-    observer = Observer(ear := AtFirstByte(lambda: observer.cancel.set()))
+    cancel = Cancel()
+    observer = Observer(ear := AtFirstByte(cancel.set), cancel)
     with pytest.raises(Cancelled):
         busy.backup(observe=observer)
     assert ear.failure is None
@@ -158,8 +163,6 @@ def test_a_delta_restore_of_a_damaged_directory_gives_the_same_files(
     content[4097] ^= 1
     flipped.write_bytes(content)
     # A tool that trusts times and sizes would leave this file as it is.
-    import os
-
     os.utime(flipped, (kept_time.st_atime, kept_time.st_mtime))
     missing.unlink()
     os.truncate(shorter, shorter.stat().st_size - 100)
@@ -168,8 +171,8 @@ def test_a_delta_restore_of_a_damaged_directory_gives_the_same_files(
     (plan.destination / "base" / "stranger").write_text("not of this cluster")
     (plan.destination / "strange directory").mkdir()
     (plan.destination / "strange directory" / "file").write_text("neither")
-    shutil_target = next(place for place in spaces.values())
-    spaced = next(path for path in shutil_target.rglob("*") if path.is_file() and path.stat().st_size)
+    space = next(iter(spaces.values()))
+    spaced = next(path for path in space.rglob("*") if path.is_file() and path.stat().st_size)
     spaced.unlink()
     report = busy.run(busy.plan(target, plan.destination, label=head.label, delta=True), start=False)
     assert report.reused_bytes > report.written_bytes > 0
