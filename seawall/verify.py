@@ -15,15 +15,27 @@ from datetime import datetime, timedelta
 
 from seawall.archive.intake import read_header, refuse_other_place
 from seawall.codec import Entry
-from seawall.errors import BackupMissing, ClusterMismatch, Damaged, FormatTooNew, ObjectMissing, StorageError
+from seawall.errors import (
+    BackupMissing,
+    ClusterMismatch,
+    Damaged,
+    FormatTooNew,
+    ObjectMissing,
+    StorageDenied,
+    StorageError,
+    StorageUnreachable,
+)
 from seawall.events import Advanced, Began, Ended, Observer
 from seawall.keys import KeyRing
-from seawall.model import BackupLabel, FileEntry, Finding, Head, Proof, StoredObject, Verdict
+from seawall.model import BackupLabel, Finding, Head, Proof, StoredObject, Verdict
 from seawall.repository import SourceArea
 from seawall.repository.sealed import Counted
+from seawall.restore.lay import refuse_holes
 from seawall.wal import Segment
 
 _WRONG = (Damaged, ObjectMissing, FormatTooNew, StorageError, ClusterMismatch)
+# What the storage did not answer is not known: no verdict, and least of all "damaged", may come from an outage.
+_NOT_KNOWN = (StorageUnreachable, StorageDenied)
 
 
 def check(
@@ -47,6 +59,7 @@ def check(
     Raises:
         BackupMissing: there is no such set.
         KeyMissing: more than hashes was asked for, and the ring has no private key that opens the set.
+        StorageUnreachable, StorageDenied: nothing can be said about the set.
         Cancelled: on request.
     """
     return _Check(area, label, ring, up_to, observe, workers).run(clock or (lambda: now))
@@ -90,7 +103,7 @@ class _Check:
             head = self.area.head(self.label)
             opens = wanted >= levels.index(Proof.DECRYPTABLE)
             objects, files = self._manifest(head) if opens else (self._listed(head), {})
-        except BackupMissing:
+        except (BackupMissing, *_NOT_KNOWN):
             raise
         except _WRONG as error:
             self._found("head-or-manifest", str(self.label), error)
@@ -112,31 +125,48 @@ class _Check:
         self.findings.append(Finding(code, subject, str(error)))
 
     def _manifest(self, head: Head) -> tuple[list[StoredObject], dict[str, list[Entry]]]:
-        """The manifest's content, after both copies were read to their ends and found equal."""
-        manifest = self.area.manifest(self.label, self.ring)
+        """The manifest's content, read to its end, after both copies were compared with what the head says."""
+        manifest = self.area.manifest(self.label, self.ring, copy=self._sound_copy(head))
         wanted: dict[str, list[Entry]] = defaultdict(list)
         for entry in manifest.files():
-            _refuse_holes(entry)
+            refuse_holes(entry)
             offset = 0
             for extent in entry.extents:
                 wanted[extent.object].append(Entry(entry.path, offset, extent.offset, extent.length, extent.blake3))
                 offset += extent.length
-        self._both_manifests(head)
         if manifest.objects != self.area.stored_objects(self.label):
             raise Damaged(f"the list of stored objects of {self.label} is not that of its manifest")
         return manifest.objects, wanted
 
-    def _both_manifests(self, head: Head) -> None:
-        for name in (self.area.layout.manifest(self.label), self.area.layout.manifest_copy(self.label)):
-            counted = Counted(self.area.storage.get(name))
-            for _ in counted:
-                self.observe.checkpoint()
-            if counted.sha256 != head.manifest_sha256:
-                raise Damaged(f"{name} is not what the head says")
+    def _sound_copy(self, head: Head) -> bool:
+        """Whether only the manifest's copy can be read; one that cannot is a finding, and the other one goes on.
+
+        Raises:
+            Damaged: neither can.
+        """
+        layout, wrong = self.area.layout, []
+        for name in (layout.manifest(self.label), layout.manifest_copy(self.label)):
+            try:
+                self._refuse_other_hash(name, head.manifest_sha256)
+            except _NOT_KNOWN:
+                raise
+            except _WRONG as error:
+                wrong.append(name)
+                self._found("missing" if isinstance(error, ObjectMissing) else "manifest-damaged", name, error)
+        if len(wrong) == 2:
+            raise Damaged(f"both copies of the manifest of {self.label} are not what was stored")
+        return layout.manifest(self.label) in wrong
+
+    def _refuse_other_hash(self, name: str, sha256: str) -> None:
+        counted = Counted(self._observed(self.area.storage.get(name)))
+        for _ in counted:
+            pass
+        if counted.sha256 != sha256:
+            raise Damaged(f"{name} is not what the head says: its SHA-256 differs")
 
     def _listed(self, head: Head) -> list[StoredObject]:
         """What is stored, from the clear list: the host that takes backups can prove hashes without a private key."""
-        self._both_manifests(head)
+        self._sound_copy(head)
         return self.area.stored_objects(self.label)
 
     def _present(self, objects: Iterable[StoredObject]) -> bool:
@@ -149,6 +179,8 @@ class _Check:
                     raise Damaged(f"{stored.name} has {size} bytes where {stored.stored_bytes} were stored")
             except ObjectMissing as error:
                 self._found("missing", stored.name, error)
+            except _NOT_KNOWN:
+                raise
             except _WRONG as error:
                 self._found("size", stored.name, error)
         return len(self.findings) == before
@@ -181,6 +213,8 @@ class _Check:
                 pass
             if counted.sha256 != stored.stored_sha256:
                 raise Damaged(f"{stored.name} is not what was stored: its SHA-256 differs")
+        except _NOT_KNOWN:
+            raise
         except _WRONG as error:
             return stored, error
         self.observe.hear(Advanced("verify", stored.plain_bytes, stored.stored_bytes))
@@ -195,20 +229,22 @@ class _Check:
         before = len(self.findings)
         first = Segment.containing(head.start_lsn, head.timeline, head.segment_bytes)
         last = Segment.ending_at(head.stop_lsn, head.timeline, head.segment_bytes)
-        for number in range(first.number, last.number + 1):
-            self.observe.checkpoint()
-            name = Segment(head.timeline, number, head.segment_bytes).name
-            try:
-                _refuse_foreign(self.area.wal.fetch(name, self.ring), name, head)
-            except _WRONG as error:
-                self._found("wal-missing" if isinstance(error, ObjectMissing) else "wal-damaged", name, error)
+        names = [Segment(head.timeline, n, head.segment_bytes).name for n in range(first.number, last.number + 1)]
+        with ThreadPoolExecutor(self.workers, thread_name_prefix="verify-wal") as pool:
+            for name, error in pool.map(lambda name: self._segment(head, name), names):
+                if error is not None:
+                    self._found("wal-missing" if isinstance(error, ObjectMissing) else "wal-damaged", name, error)
         return len(self.findings) == before
 
-
-def _refuse_holes(entry: FileEntry) -> None:
-    covered = sum(extent.length for extent in entry.extents)
-    if entry.kind == "file" and covered != entry.size_bytes:
-        raise Damaged(f"{entry.path} has {entry.size_bytes} bytes, but its extents have {covered}")
+    def _segment(self, head: Head, name: str) -> tuple[str, Exception | None]:
+        self.observe.checkpoint()
+        try:
+            _refuse_foreign(self.area.wal.fetch(name, self.ring), name, head)
+        except _NOT_KNOWN:
+            raise
+        except _WRONG as error:
+            return name, error
+        return name, None
 
 
 def _refuse_foreign(data: bytes, name: str, head: Head) -> None:

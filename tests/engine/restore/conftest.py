@@ -205,3 +205,9 @@ def content() -> Mapping[str, bytes]:
 @pytest.fixture
 def noon() -> datetime:
     return NOON
+
+
+@pytest.fixture
+def wal_of() -> Callable[[Segment, int], bytes]:
+    """Makes the beginning of a segment of any cluster."""
+    return wal_bytes
