@@ -131,7 +131,9 @@ class _Laying:
         self._tree.text(MARKER, json.dumps(marker))
         sync_directory(self._tree.root)
         if self._plan.delta:
-            # From the first changed byte on the directory must not start any more.
+            # From the first changed byte on the directory must not start any more. What lies behind a link named
+            # `global` is not this restore's to remove.
+            self._tree.directory("global")
             (self._tree.root / CONTROL).unlink(missing_ok=True)
             for stale in _STALE:
                 (self._tree.root / stale).unlink(missing_ok=True)
