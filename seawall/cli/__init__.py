@@ -8,16 +8,22 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import io
+import logging
+import os
 import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType, ModuleType
+from typing import Any
 
 from seawall import __version__
 from seawall.cli.console import Console
 from seawall.cli.context import Context
-from seawall.errors import SeawallError, UsageError
+from seawall.errors import Cancelled, SeawallError, UsageError
+
+_log = logging.getLogger(__name__)
 
 # Verb → module and the line that `seawall --help` shows. Modules are found by this table of names only.
 VERBS: dict[str, tuple[str, str]] = {
@@ -50,20 +56,42 @@ def parser(verb: str | None = None) -> argparse.ArgumentParser:
     """The parser of the whole command line; only `verb`'s own arguments are filled in (all if it is None)."""
     top = _Parser(prog="seawall", description="Backup and disaster recovery for PostgreSQL.", allow_abbrev=False)
     top.add_argument("--version", action="version", version=f"seawall {__version__}")
+    _common(top)
     verbs = top.add_subparsers(dest="verb", metavar="VERB", required=True, parser_class=_Parser)
     for name, (_, line) in VERBS.items():
         sub = verbs.add_parser(name, help=line, description=line[0].upper() + line[1:] + ".", allow_abbrev=False)
         if verb in (None, name):
             _module(name).arguments(sub, name)
-            _common(sub)
+            _common_below(sub)
     return top
 
 
-def _common(sub: argparse.ArgumentParser) -> None:
-    group = sub.add_argument_group("always")
-    group.add_argument("--config", type=Path, metavar="FILE", help="settings file (default: SEAWALL_CONFIG)")
-    group.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
-    group.add_argument("--quiet", action="store_true", help="no progress")
+def _common(of: argparse.ArgumentParser, *, hidden: bool = False) -> None:
+    """Options that may stand anywhere. Without defaults: those of an inner parser would undo what an outer one read."""
+    group = of.add_argument_group("always")
+    for name, keywords in _COMMON.items():
+        group.add_argument(name, **(keywords | ({"help": argparse.SUPPRESS} if hidden else {})))
+
+
+_COMMON: dict[str, dict[str, Any]] = {
+    "--config": {
+        "type": Path,
+        "metavar": "FILE",
+        "default": argparse.SUPPRESS,
+        "help": "settings file (default: SEAWALL_CONFIG, else /etc/seawall/seawall.toml)",
+    },
+    "--json": {"action": "store_true", "default": argparse.SUPPRESS, "help": "print one JSON object and nothing else"},
+    "--quiet": {"action": "store_true", "default": argparse.SUPPRESS, "help": "no progress"},
+}
+
+
+def _common_below(sub: argparse.ArgumentParser) -> None:
+    """The same for a verb, and unseen for the commands that it has."""
+    _common(sub)
+    for action in sub._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            for command in action.choices.values():
+                _common(command, hidden=True)
 
 
 def _module(verb: str) -> ModuleType:
@@ -78,20 +106,64 @@ def run(arguments: Sequence[str]) -> int:
     """
     console = Console(json="--json" in arguments, quiet="--quiet" in arguments)
     try:
-        verb = next((a for a in arguments if a in VERBS), "")
-        options = parser(verb).parse_args(arguments)
-        context = Context(console=console, config=options.config)
+        _write_anything()
+        code = _run(arguments, console)
+        # Here and not at the interpreter's end, where nobody could catch what the reader's absence raises.
+        sys.stdout.flush()
+    except BrokenPipeError:
+        return _reader_gone()
+    return code
+
+
+def _run(arguments: Sequence[str], console: Console) -> int:
+    try:
+        options = parser(_verb(arguments)).parse_args(arguments)
+        context = Context(console=console, config=getattr(options, "config", None))
         _stop_on_signals(context)
         return int(_module(options.verb).run(options, context) or 0)
     except SeawallError as error:
-        console.failed(error)
-        return error.exit_code
+        return _failed(console, error)
     except KeyboardInterrupt:
-        return 130
+        return _failed(console, Cancelled("stopped on request"))
     except BrokenPipeError:
-        # The reader of our output went away, as `head` does; there is nobody left to tell.
-        sys.stderr.close()
-        return 141
+        raise
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        return _failed(console, SeawallError(f"{where}{error.strerror or error}", hint="The system refused this."))
+    except Exception as error:  # noqa: BLE001 - a defect too must yield one JSON object and an exit code
+        _log.exception("a defect in Seawall")
+        return _failed(console, SeawallError(f"{type(error).__name__}: {error}", hint="This is a defect; report it."))
+
+
+def _failed(console: Console, error: SeawallError) -> int:
+    console.failed(error)
+    return error.exit_code
+
+
+def _verb(arguments: Sequence[str]) -> str:
+    """The first argument that is neither an option nor the value of one; a settings file may be named like a verb."""
+    rest = iter(arguments)
+    for argument in rest:
+        if argument == "--config":
+            next(rest, None)
+        elif not argument.startswith("-"):
+            return argument
+    return ""
+
+
+def _write_anything() -> None:
+    """A name in a message may have characters that the terminal's encoding lacks; the message still counts."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
+def _reader_gone() -> int:
+    """The reader of our output went away, as `head` does. Nobody is left to tell, also not at the interpreter's end."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, sys.stdout.fileno())
+    os.close(nowhere)
+    return 141
 
 
 def _stop_on_signals(context: Context) -> None:

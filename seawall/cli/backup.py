@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import argparse
+from typing import Any
 
 from seawall.cli.console import size, span
 from seawall.cli.context import Context
 from seawall.cli.listing import summary
-from seawall.model import BackupKind
+from seawall.errors import SeawallError
+from seawall.model import BackupKind, Head, Proof
+from seawall.settings import SourceSettings
 
 
 def arguments(parser: argparse.ArgumentParser, _verb: str) -> None:
@@ -17,32 +20,55 @@ def arguments(parser: argparse.ArgumentParser, _verb: str) -> None:
     parser.add_argument("--verify", action="store_true", help="read it back afterwards")
 
 
-def run(options: argparse.Namespace, context: Context) -> None:
-    from seawall import backup
-
+def run(options: argparse.Namespace, context: Context) -> int:
     source, kind = context.source(options.source), BackupKind(options.kind)
     if options.dry_run:
-        _show_plan(context, options.source, kind)
-        return
+        _show_plan(context, source, kind)
+        return 0
+    from seawall import backup
+
     head = backup.take(
         source, context.repository, context.sealing, kind=kind, now=context.now(), observe=context.observer
     )
+    value, lines = {"backup": summary(head)}, [_line(head)]
+    if options.verify:
+        return _verify(context, head, value, lines)
+    context.console.result(value, lines)
+    return 0
+
+
+def _line(head: Head) -> str:
     took = head.ended_at - head.began_at
     rate = head.plain_bytes / max(took.total_seconds(), 0.001)
     line = f"{head.source} {head.label}: {size(head.plain_bytes)} in {head.file_count} files, stored as "
-    line += f"{size(head.stored_bytes)}, {span(took)}, {size(rate)}/s, {head.health.value}"
-    context.console.result({"backup": summary(head)}, [line])
-    if options.verify:
-        from seawall.cli import verify
-
-        verify.verify_one(context, head.source, head.label)
+    return line + f"{size(head.stored_bytes)}, {span(took)}, {size(rate)}/s, {head.health.value}"
 
 
-def _show_plan(context: Context, name: str | None, kind: BackupKind) -> None:
+def _verify(context: Context, head: Head, value: dict[str, Any], lines: list[str]) -> int:
+    """The backup exists whatever comes of this, so what was taken is printed also when its proof fails."""
+    from seawall.cli import verify
+
+    try:
+        verdicts = [verify.prove(context, head.source, head.label, Proof.WAL_CONTINUOUS)]
+    except SeawallError as error:
+        context.console.failed(error, value, lines)
+        return error.exit_code
+    value, lines = (
+        value | {"verdicts": verify.verdict_values(verdicts)},
+        lines + verify.verdict_lines(head.source, verdicts),
+    )
+    failure = verify.failure_of(head.source, verdicts)
+    if failure is None:
+        context.console.result(value, lines)
+        return 0
+    context.console.failed(failure, value, lines)
+    return failure.exit_code
+
+
+def _show_plan(context: Context, source: SourceSettings, kind: BackupKind) -> None:
     from seawall import backup
     from seawall.postgres.inspect import inspect
 
-    source = context.source(name)
     cluster = inspect(source)
     chosen = backup.plan(source, context.repository.source(source.name), cluster, kind, now=context.now())
     value = {

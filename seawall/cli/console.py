@@ -57,8 +57,13 @@ class Console:
         """Print the outcome: `value` as JSON, or `lines` for people."""
         self.close()
         if self.json:
-            print(json.dumps({"ok": True, **value}, default=_plain, ensure_ascii=False))
+            print(json.dumps({"ok": True, **value}, default=_plain))
         else:
+            self.say(*lines)
+
+    def say(self, *lines: str) -> None:
+        """Print a part of a result that comes bit by bit; JSON output has it at the end."""
+        if not self.json:
             for line in lines:
                 print(line)
 
@@ -75,12 +80,13 @@ class Console:
         if not self.json:
             print(message, file=sys.stderr)
 
-    def failed(self, error: SeawallError) -> None:
-        """Print an error with its hint."""
+    def failed(self, error: SeawallError, value: Mapping[str, Any] | None = None, lines: Sequence[str] = ()) -> None:
+        """Print an error with its hint, and before it what was found all the same."""
         self.close()
         if self.json:
-            print(json.dumps({"ok": False, "error": error.as_dict()}, ensure_ascii=False))
+            print(json.dumps({"ok": False, "error": error.as_dict(), **(value or {})}, default=_plain))
             return
+        self.say(*lines)
         print(f"seawall: {error.message}", file=sys.stderr)
         if error.hint:
             print(f"  hint: {error.hint}", file=sys.stderr)

@@ -11,7 +11,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from seawall.cli.console import Console
+from seawall.errors import SettingsError
 from seawall.events import Observer
+from seawall.model import checked_name
 from seawall.settings import Settings, SourceSettings, load
 
 if TYPE_CHECKING:
@@ -44,6 +46,22 @@ class Context:
             return next(iter(self.settings.sources.values()))
         return self.settings.source(name or "")
 
+    def stored_source(self, name: str | None) -> str:
+        """The name of a source that the repository holds; unlike `source`, it need not be configured here.
+
+        Raises:
+            SettingsError: it is neither stored nor configured, or none was named and there are several.
+        """
+        if name is None and len(self.settings.sources) == 1:
+            return next(iter(self.settings.sources))
+        known = sorted({*self.settings.sources, *self.repository.sources()})
+        if name is None and len(known) == 1:
+            return known[0]
+        if name is not None and checked_name(name, what="source name") in known:
+            return name
+        what = "name a source" if name is None else f"there is no source {name!r}"
+        raise SettingsError(f"{what} (known: {', '.join(known) or 'none'})")
+
     @cached_property
     def repository(self) -> Repository:
         from seawall.repository import Repository
@@ -65,7 +83,7 @@ class Context:
 
     def agent_socket(self, source: str) -> Path:
         """Where the agent of a source listens; reachable for the server's account."""
-        return self.settings.server.work_directory / "agent" / f"{source}.sock"
+        return self.settings.agent_socket(source)
 
     def now(self) -> datetime:
         return datetime.now(UTC)

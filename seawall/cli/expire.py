@@ -8,7 +8,7 @@ from typing import Any
 from seawall import retention
 from seawall.cli.console import size
 from seawall.cli.context import Context
-from seawall.errors import SettingsError
+from seawall.errors import SettingsError, UsageError
 from seawall.model import BackupLabel
 from seawall.retention import Collected, RetentionPlan, RetentionPolicy
 
@@ -24,7 +24,7 @@ def run(options: argparse.Namespace, context: Context) -> None:
     if options.undo:
         _undo(options, context)
         return
-    names = [options.source] if options.source else sorted(context.settings.sources)
+    names = [context.stored_source(options.source)] if options.source else sorted(context.settings.sources)
     outcomes = [_expire(context, name, options) for name in names]
     lines = [line for outcome in outcomes for line in outcome["lines"]]
     for outcome in outcomes:
@@ -33,8 +33,17 @@ def run(options: argparse.Namespace, context: Context) -> None:
 
 
 def _undo(options: argparse.Namespace, context: Context) -> None:
-    source = context.source(options.source).name
+    source = context.stored_source(options.source)
     label = BackupLabel.parse(options.undo)
+    if not context.repository.source(source).is_expired(label):
+        raise UsageError(
+            f"{source} {label} is not marked for removal", hint="`seawall list --expired` shows the marks."
+        )
+    if options.dry_run:
+        context.console.result(
+            {"source": source, "would_restore": str(label), "dry_run": True}, [f"would list {label}"]
+        )
+        return
     retention.unexpire(context.repository, source, label, actor=context.actor, now=context.now())
     context.console.result({"source": source, "restored": str(label)}, [f"{source} {label} is listed again"])
 

@@ -27,19 +27,22 @@ def run(options: argparse.Namespace, context: Context) -> None:
 def _place(options: argparse.Namespace, context: Context) -> None:
     if not options.label or not options.reason:
         raise UsageError("a hold needs --label and --reason", hint="Somebody will ask why this backup is still there.")
-    source, label, now = context.source(options.source).name, BackupLabel.parse(options.label), context.now()
-    area = context.repository.source(source)
+    source, label, now = context.stored_source(options.source), BackupLabel.parse(options.label), context.now()
+    area, until = context.repository.source(source), _moment(options.until)
     area.head(label)
     details = {"reason": options.reason, "until": options.until or "no end"}
     AuditLog(context.repository.storage).append(context.actor, "hold", f"{source} {label}", details, now=now)
-    hold = area.place_hold(label, reason=options.reason, owner=context.actor, now=now, until=_moment(options.until))
+    hold = area.place_hold(label, reason=options.reason, owner=context.actor, now=now, until=until)
     context.console.result({"hold": hold.id, "label": str(label)}, [f"{label} is held; the hold's id is {hold.id}"])
 
 
 def _release(options: argparse.Namespace, context: Context) -> None:
     if not options.id:
         raise UsageError("name the hold with --id", hint="`seawall hold list` shows the ids.")
-    source, now = context.source(options.source).name, context.now()
+    source, now = context.stored_source(options.source), context.now()
+    known = context.repository.source(source).holds(now)
+    if options.id not in {hold.id for hold in known}:
+        raise UsageError(f"{source} has no hold {options.id!r}", hint="`seawall hold list` shows the ids.")
     AuditLog(context.repository.storage).append(
         context.actor, "release-hold", f"{source} {options.id}", {"reason": options.reason or ""}, now=now
     )
@@ -48,7 +51,7 @@ def _release(options: argparse.Namespace, context: Context) -> None:
 
 
 def _list(options: argparse.Namespace, context: Context) -> None:
-    source, now = context.source(options.source).name, context.now()
+    source, now = context.stored_source(options.source), context.now()
     holds = context.repository.source(source).holds(now)
     rows = [(h.id, str(h.label), h.owner, h.until.isoformat() if h.until else "no end", h.reason) for h in holds]
     lines = context.console.table(("ID", "LABEL", "OWNER", "UNTIL", "REASON"), rows) if rows else ["no holds"]

@@ -24,12 +24,9 @@ def arguments(parser: argparse.ArgumentParser, _verb: str) -> None:
     export.add_argument("fingerprint")
     rotate = actions.add_parser("rotate", help="wrap every data key for the recipients that the settings name now")
     rotate.add_argument("--retire", action="store_true", help="then delete wraps for earlier recipients")
-    rotate.add_argument("--dry-run", action="store_true")
+    rotate.add_argument("--dry-run", action="store_true", help="count, and change nothing")
     kit = actions.add_parser("kit", help="write the recovery kit: where, which keys, how; no secret")
     kit.add_argument("--output", type=Path, help="a file (default: standard output)")
-    for action in (create, bring, export, rotate, kit, actions.choices["list"]):
-        action.add_argument("--config", type=Path, default=argparse.SUPPRESS, help=argparse.SUPPRESS)
-        action.add_argument("--json", action="store_true", default=argparse.SUPPRESS, help=argparse.SUPPRESS)
 
 
 def run(options: argparse.Namespace, context: Context) -> None:

@@ -25,13 +25,13 @@ def run(options: argparse.Namespace, context: Context) -> None:
     if options.verb == "list":
         _list(options, context)
     elif options.label:
-        _backup(context, options.source, BackupLabel.parse(options.label))
+        _backup(context, context.stored_source(options.source), BackupLabel.parse(options.label))
     else:
         _sources(context, options.source)
 
 
 def _list(options: argparse.Namespace, context: Context) -> None:
-    names = (options.source,) if options.source else context.repository.sources()
+    names = (context.stored_source(options.source),) if options.source else context.repository.sources()
     areas = [context.repository.source(name) for name in names]
     found = [(area, head) for area in areas for head in area.heads(with_expired=options.expired)]
     rows = [
@@ -99,7 +99,7 @@ def _shown(member: str, item: object) -> str:
 
 
 def _sources(context: Context, source: str | None) -> None:
-    names = (source,) if source else context.repository.sources()
+    names = (context.stored_source(source),) if source else context.repository.sources()
     found = [_source(context.repository.source(name)) for name in names]
     lines = [f"repository {context.repository.id} at {context.repository.storage.url}"]
     for item in found:

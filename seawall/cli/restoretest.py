@@ -33,11 +33,11 @@ def arguments(parser: argparse.ArgumentParser, _verb: str) -> None:
     parser.add_argument("--bin-directory", type=Path, help="where postgres of the right version lies")
 
 
-def run(options: argparse.Namespace, context: Context) -> None:
+def run(options: argparse.Namespace, context: Context) -> int:
     from seawall import restoretest
     from seawall.postgres.binaries import Account, find
 
-    source = context.source(options.source).name
+    source = context.stored_source(options.source)
     identity = context.repository.source(source).identity()
     parent = options.scratch or context.settings.server.work_directory / "scratch"
     parent.mkdir(mode=0o755, parents=True, exist_ok=True)
@@ -68,6 +68,7 @@ def run(options: argparse.Namespace, context: Context) -> None:
         "checks": dict(report.checks),
         "achieved_rto_seconds": report.achieved_rto,
         "rto_seconds": report.rto,
+        "findings": findings,
     }
     checks = ", ".join(f"{count} {what}" for what, count in report.checks.items())
     reached = report.report.reached.lsn if report.report.reached else "-"
@@ -76,11 +77,13 @@ def run(options: argparse.Namespace, context: Context) -> None:
         f"  {span(report.achieved_rto)} achieved, the RTO is {span(report.rto)}; checked {checks}",
         *(f"  {name}: {count} rows" for name, count in report.row_counts.items()),
     ]
-    if findings:
-        for line in (*lines, *(f"  {f['code']} {f['subject']}: {f['message']}" for f in findings)):
-            context.console.note(line)
-        raise VerificationFailed(
-            f"the restore test of {source} {report.label} found {len(findings)} faults; the first: "
-            f"{findings[0]['subject']}: {findings[0]['message']}"
-        )
-    context.console.result(value, lines)
+    if not findings:
+        context.console.result(value, lines)
+        return 0
+    lines += [f"  {f['code']} {f['subject']}: {f['message']}" for f in findings]
+    failure = VerificationFailed(
+        f"the restore test of {source} {report.label} found {len(findings)} faults; the first: "
+        f"{findings[0]['subject']}: {findings[0]['message']}"
+    )
+    context.console.failed(failure, value, lines)
+    return failure.exit_code

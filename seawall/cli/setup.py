@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import argparse
-import secrets
+import tomllib
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from seawall.cli import keymaking
 from seawall.cli.context import Context
 from seawall.errors import NotARepository, SettingsError, UsageError
 from seawall.model import Compression, CopyMode, SealingMode, checked_name
-from seawall.settings import Settings, load
-
-if TYPE_CHECKING:
-    from seawall.keys import KeyRing
+from seawall.settings import Settings, load, parse
 
 
 def arguments(parser: argparse.ArgumentParser, _verb: str) -> None:
@@ -26,46 +24,91 @@ def arguments(parser: argparse.ArgumentParser, _verb: str) -> None:
     parser.add_argument("--mode", choices=[m.value for m in CopyMode], default=CopyMode.DIRECT.value)
     parser.add_argument("--sealing", choices=[m.value for m in SealingMode], default=SealingMode.AES_256_GCM.value)
     parser.add_argument("--compression", choices=[c.value for c in Compression], default=Compression.ZSTD.value)
+    parser.add_argument("--keyring", type=Path, metavar="DIR", help="a GnuPG home (default: DIRECTORY/keyring)")
     parser.add_argument("--operations", metavar="FINGERPRINT", help="an OpenPGP key already in the ring")
     parser.add_argument("--escrow", metavar="FINGERPRINT", help="the escrow key already in the ring")
 
 
 def run(options: argparse.Namespace, context: Context) -> None:
-    config = _write_settings(options) if options.directory else options.config
+    made: dict[str, Any] = {}
+    config = options.config if "config" in options else None
+    if options.directory:
+        directory = options.directory.expanduser().absolute()
+        config = directory / "seawall.toml"
+        if config.exists():
+            _add_source(options, context, config)
+        else:
+            made = _make_all(options, directory, config)
     settings = load(config)
-    made = _make_keys(options, settings, config) if options.directory else {}
-    settings = load(config)
+    _make_work_directory(settings)
     repository_id = _make_repository(context, settings)
     _make_catalog(settings)
     value: dict[str, Any] = {"config": str(config or ""), "repository": repository_id, **made}
     context.console.result(value, _lines(config, settings, repository_id, made))
 
 
-def _write_settings(options: argparse.Namespace) -> Path:
-    directory: Path = options.directory.expanduser().absolute()
-    if options.source:
-        checked_name(options.source, what="source name")
-    config = directory / "seawall.toml"
-    if config.exists():
-        raise UsageError(f"{config} exists already", hint="`seawall init --config` uses it as it is.")
-    # Readable for the account that runs the server: its archive commands read the spool below it.
+def _make_all(options: argparse.Namespace, directory: Path, config: Path) -> dict[str, Any]:
+    """Keys first and settings last: where settings exist, what they name exists, also after an interruption."""
+    if bool(options.operations) != bool(options.escrow):
+        raise UsageError("name both --operations and --escrow, or neither", hint="Without them two keys are made.")
+    draft = _parsed(_toml(options, directory, options.operations or "", options.escrow or ""), config)
+    # Enterable for the account that runs the server: its archive commands read the spool below it.
     directory.mkdir(mode=0o755, parents=True, exist_ok=True)
-    config.write_text(_toml(options, directory), encoding="utf-8")
-    return config
+    made = {}
+    operations, escrow = options.operations or "", options.escrow or ""
+    if draft.sealing.mode is not SealingMode.NONE:
+        if operations:
+            keymaking.refuse_unusable(draft.sealing)
+        else:
+            operations, escrow = keymaking.make_pair(draft.sealing, directory)
+            made = {"operations": operations, "escrow": escrow, "escrow_files": str(directory / "escrow")}
+    _write(config, _toml(options, directory, operations, escrow))
+    return made
 
 
-def _toml(options: argparse.Namespace, directory: Path) -> str:
+def _parsed(text: str, config: Path) -> Settings:
+    return parse(tomllib.loads(text), origin=str(config))
+
+
+def _write(config: Path, text: str) -> None:
+    """Whole or not at all."""
+    draft = config.with_name(f".{config.name}.new")
+    draft.write_text(text, encoding="utf-8")
+    draft.replace(config)
+
+
+def _add_source(options: argparse.Namespace, context: Context, config: Path) -> None:
+    """Settings that exist are kept; only a source that they lack is added."""
+    settings = load(config)
+    if options.source and checked_name(options.source, what="source name") not in settings.sources:
+        text = config.read_text(encoding="utf-8").rstrip("\n") + "\n\n" + "\n".join(_source_lines(options)) + "\n"
+        _parsed(text, config)
+        _write(config, text)
+        context.console.note(f"source {options.source} was added to {config}; the rest of it stays as it is")
+    else:
+        context.console.note(f"{config} exists already and stays as it is")
+
+
+def _make_work_directory(settings: Settings) -> None:
+    work = settings.server.work_directory
+    for directory in (work, work / "spool", work / "agent", work / "scratch"):
+        if not directory.exists():
+            directory.mkdir(parents=True)
+            directory.chmod(0o755)
+
+
+def _toml(options: argparse.Namespace, directory: Path, operations: str, escrow: str) -> str:
     lines = [
         "# Seawall's settings; docs/reference/settings.md explains each. No secret belongs in here.",
         "[repository]",
-        f"url = {_text(options.repository or str(directory / 'repository'))}",
+        f"url = {_text(_url(options.repository) or str(directory / 'repository'))}",
         "",
         "[sealing]",
         f"mode = {_text(options.sealing)}",
         f"compression = {_text(options.compression)}",
-        f"keyring = {_text(str(directory / 'keyring'))}",
-        f"operations = {_text(options.operations or '')}",
-        f"escrow = {_text(options.escrow or '')}",
+        f"keyring = {_text(str(_absolute(options.keyring) or directory / 'keyring'))}",
+        f"operations = {_text(operations)}",
+        f"escrow = {_text(escrow)}",
         f"passphrase_file = {_text(str(directory / 'keyring.passphrase'))}",
         "",
         "[catalog]",
@@ -75,16 +118,29 @@ def _toml(options: argparse.Namespace, directory: Path) -> str:
         f"work_directory = {_text(str(directory / 'work'))}",
         "",
     ]
-    if options.source:
-        lines += [
-            f"[sources.{options.source}]",
-            f"conninfo = {_text(options.conninfo)}",
-            f"mode = {_text(options.mode)}",
-        ]
-        for member, path in (("passfile", options.passfile), ("data_directory", options.data_directory)):
-            if path is not None:
-                lines.append(f"{member} = {_text(str(path.expanduser().absolute()))}")
-    return "\n".join(lines) + "\n"
+    return "\n".join(lines + (_source_lines(options) if options.source else [])) + "\n"
+
+
+def _source_lines(options: argparse.Namespace) -> list[str]:
+    lines = [
+        f"[sources.{checked_name(options.source, what='source name')}]",
+        f"conninfo = {_text(options.conninfo)}",
+        f"mode = {_text(options.mode)}",
+    ]
+    for member in ("passfile", "data_directory"):
+        path = _absolute(getattr(options, member))
+        if path is not None:
+            lines.append(f"{member} = {_text(str(path))}")
+    return lines
+
+
+def _absolute(path: Path | None) -> Path | None:
+    return None if path is None else path.expanduser().absolute()
+
+
+def _url(text: str | None) -> str | None:
+    """A URL as it is; a path as the absolute one that it means here."""
+    return text if text is None or ":" in text else str(Path(text).expanduser().absolute())
 
 
 def _text(value: str) -> str:
@@ -93,64 +149,6 @@ def _text(value: str) -> str:
     if any(ord(c) < 32 or ord(c) == 127 for c in escaped):
         raise SettingsError(f"{value!r} has a control character")
     return f'"{escaped}"'
-
-
-def _make_keys(options: argparse.Namespace, settings: Settings, config: Path) -> dict[str, Any]:
-    if settings.sealing.mode is SealingMode.NONE or (options.operations and options.escrow):
-        return {}
-    if options.operations or options.escrow:
-        raise UsageError("name both --operations and --escrow, or neither", hint="Without them two keys are made.")
-    passphrase_file = settings.sealing.passphrase_file
-    if passphrase_file is None:
-        raise SettingsError("no passphrase_file is set")
-    _write_secret(passphrase_file, secrets.token_urlsafe(24))
-    from seawall.keys import open_ring
-
-    ring = open_ring(settings.sealing)
-    try:
-        operations = ring.generate(
-            "Seawall operations",
-            "operations@seawall.invalid",
-            passphrase=passphrase_file.read_text(encoding="utf-8").strip(),
-        )
-        escrow = _make_escrow(ring, config.parent)
-    finally:
-        ring.close()
-    text = config.read_text(encoding="utf-8")
-    text = text.replace('operations = ""', f'operations = "{operations}"').replace(
-        'escrow = ""', f'escrow = "{escrow}"'
-    )
-    config.write_text(text, encoding="utf-8")
-    return {"operations": operations, "escrow": escrow, "escrow_files": str(config.parent / "escrow")}
-
-
-def _make_escrow(ring: KeyRing, directory: Path) -> str:
-    """Make the escrow key in a ring of its own: its private part never enters the ring that stays here."""
-    from seawall.keys import KeyRing as Ring
-
-    folder = directory / "escrow"
-    folder.mkdir(mode=0o700)
-    passphrase = secrets.token_urlsafe(24)
-    away = Ring(folder / "ring", lambda: passphrase)
-    try:
-        fingerprint = away.generate("Seawall escrow", "escrow@seawall.invalid", passphrase=passphrase)
-        ring.import_keys(away.export_public(fingerprint))
-        _write_secret(folder / "escrow-secret.asc", away.export_secret(fingerprint))
-        _write_secret(folder / "escrow.passphrase", passphrase)
-    finally:
-        away.close()
-    import shutil
-
-    shutil.rmtree(folder / "ring")
-    return fingerprint
-
-
-def _write_secret(path: Path, text: str | bytes) -> None:
-    import os
-
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    with open(descriptor, "wb") as file:
-        file.write(text.encode() if isinstance(text, str) else text)
 
 
 def _make_repository(context: Context, settings: Settings) -> str:

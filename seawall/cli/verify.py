@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from typing import Any
 
 from seawall.cli.console import size, span
 from seawall.cli.context import Context
@@ -24,8 +25,8 @@ def arguments(parser: argparse.ArgumentParser, _verb: str) -> None:
     )
 
 
-def run(options: argparse.Namespace, context: Context) -> None:
-    source = context.source(options.source).name
+def run(options: argparse.Namespace, context: Context) -> int:
+    source = context.stored_source(options.source)
     labels = context.repository.source(source).labels()
     if options.label:
         chosen = [BackupLabel.parse(options.label)]
@@ -33,19 +34,18 @@ def run(options: argparse.Namespace, context: Context) -> None:
         raise BackupMissing(f"{source} has no backup to verify")
     else:
         chosen = list(labels) if options.all else [labels[-1]]
-    _report(context, source, [_check(context, source, label, Proof(options.up_to)) for label in chosen])
+    verdicts = [prove(context, source, label, Proof(options.up_to)) for label in chosen]
+    value, lines = {"source": source, "verdicts": verdict_values(verdicts)}, verdict_lines(source, verdicts)
+    failure = failure_of(source, verdicts)
+    if failure is not None:
+        context.console.failed(failure, value, lines)
+        return failure.exit_code
+    context.console.result(value, lines)
+    return 0
 
 
-def verify_one(context: Context, source: str, label: BackupLabel) -> None:
-    """Verify one backup as far as it goes and print the verdict.
-
-    Raises:
-        VerificationFailed: something in it is wrong.
-    """
-    _report(context, source, [_check(context, source, label, Proof.WAL_CONTINUOUS)])
-
-
-def _check(context: Context, source: str, label: BackupLabel, up_to: Proof) -> Verdict:
+def prove(context: Context, source: str, label: BackupLabel, up_to: Proof) -> Verdict:
+    """Verify one backup as far as asked."""
     from seawall import verify
 
     area = context.repository.source(source)
@@ -55,8 +55,24 @@ def _check(context: Context, source: str, label: BackupLabel, up_to: Proof) -> V
     )
 
 
-def _report(context: Context, source: str, verdicts: list[Verdict]) -> None:
-    lines, values = [], []
+def verdict_values(verdicts: list[Verdict]) -> list[dict[str, Any]]:
+    return [
+        {
+            "label": str(verdict.label),
+            "good": verdict.good,
+            "reached": verdict.reached.value if verdict.reached else "nothing",
+            "objects": verdict.objects,
+            "stored_bytes": verdict.stored_bytes,
+            "plain_bytes": verdict.plain_bytes,
+            "took_seconds": verdict.took,
+            "findings": [{"code": f.code, "subject": f.subject, "message": f.message} for f in verdict.findings],
+        }
+        for verdict in verdicts
+    ]
+
+
+def verdict_lines(source: str, verdicts: list[Verdict]) -> list[str]:
+    lines = []
     for verdict in verdicts:
         reached = verdict.reached.value if verdict.reached else "nothing"
         lines.append(
@@ -64,22 +80,13 @@ def _report(context: Context, source: str, verdicts: list[Verdict]) -> None:
             f"{verdict.objects} objects, {size(verdict.stored_bytes)} read in {span(verdict.took)}"
         )
         lines += [f"  {finding.code}  {finding.subject}: {finding.message}" for finding in verdict.findings]
-        values.append(
-            {
-                "label": str(verdict.label),
-                "good": verdict.good,
-                "reached": reached,
-                "objects": verdict.objects,
-                "stored_bytes": verdict.stored_bytes,
-                "plain_bytes": verdict.plain_bytes,
-                "took_seconds": verdict.took,
-                "findings": [{"code": f.code, "subject": f.subject, "message": f.message} for f in verdict.findings],
-            }
-        )
+    return lines
+
+
+def failure_of(source: str, verdicts: list[Verdict]) -> VerificationFailed | None:
+    """The error that stands for whatever is not good, or None."""
     bad = [verdict for verdict in verdicts if not verdict.good]
-    if bad:
-        for line in lines:
-            context.console.note(line)
-        faults = "; ".join(f"{f.subject}: {f.message}" for verdict in bad for f in verdict.findings[:5])
-        raise VerificationFailed(f"{len(bad)} of {len(verdicts)} backups of {source} are not good: {faults}")
-    context.console.result({"source": source, "verdicts": values}, lines)
+    if not bad:
+        return None
+    faults = "; ".join(f"{f.subject}: {f.message}" for verdict in bad for f in verdict.findings[:5])
+    return VerificationFailed(f"{len(bad)} of {len(verdicts)} backups of {source} are not good: {faults}")

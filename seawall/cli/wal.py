@@ -22,9 +22,11 @@ def arguments(parser: argparse.ArgumentParser, _verb: str) -> None:
     parser.add_argument("--tail-seconds", type=float, default=5.0, help="receive: how old the open segment may get")
 
 
-def run(options: argparse.Namespace, context: Context) -> None:
-    actions = {"receive": _receive, "agent": _agent, "switch": _switch, "status": _status, "command": _command}
-    actions[options.action](options, context)
+def run(options: argparse.Namespace, context: Context) -> int:
+    if options.action == "status":
+        return _status(options, context)
+    {"receive": _receive, "agent": _agent, "switch": _switch, "command": _command}[options.action](options, context)
+    return 0
 
 
 def _receive(options: argparse.Namespace, context: Context) -> None:
@@ -81,19 +83,19 @@ def _command(options: argparse.Namespace, context: Context) -> None:
 def _switch(options: argparse.Namespace, context: Context) -> None:
     from seawall.archive.arrival import wait_for
     from seawall.archive.continuity import switch_wal
-    from seawall.postgres.connect import connect
+    from seawall.postgres.connect import connect, translated
 
     source = context.source(options.source)
-    with connect(source) as session:
+    with connect(source) as session, translated(source.name):
         segment = switch_wal(session)
     wait_for(source, context.repository.source(source.name), [segment], observe=context.observer)
     context.console.result({"segment": segment.name}, [f"{segment.name} is stored"])
 
 
-def _status(options: argparse.Namespace, context: Context) -> None:
+def _status(options: argparse.Namespace, context: Context) -> int:
     from seawall.archive.continuity import windows
 
-    area = context.repository.source(context.source(options.source).name)
+    area = context.repository.source(context.stored_source(options.source))
     heads = area.heads()
     found = windows(area.wal, heads)
     value = [
@@ -112,8 +114,9 @@ def _status(options: argparse.Namespace, context: Context) -> None:
     ]
     lines.append(f"{size(area.wal.stored_bytes())} of WAL stored")
     gaps = [window for window in found if window.gap is not None]
-    if gaps:
-        for line in lines:
-            context.console.note(line)
-        raise WalGap("; ".join(f"{w.gap.name} is missing after backup {w.label}" for w in gaps if w.gap))
-    context.console.result({"windows": value}, lines)
+    if not gaps:
+        context.console.result({"windows": value}, lines)
+        return 0
+    failure = WalGap("; ".join(f"{w.gap.name} is missing after backup {w.label}" for w in gaps if w.gap))
+    context.console.failed(failure, {"windows": value}, lines)
+    return failure.exit_code
