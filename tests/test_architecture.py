@@ -102,12 +102,12 @@ class TestWalPath:
         assert seconds <= WAL_CPU_SECONDS
 
     def test_what_the_agent_stores_with_imports_nothing_heavy(self) -> None:
-        loaded, _ = cost(["-c", "import seawall.repository, seawall.storage.local"])
+        loaded, _ = cost(["-c", "import seawall.repository, seawall.storage.local"], runs=1)
         assert "seawall.repository" in loaded
         assert not {name.split(".")[0] for name in loaded} & (HEAVY - {"numpy"})
 
     def test_the_observation_sees_a_heavy_import(self) -> None:
-        loaded, seconds = cost(["-c", "import sqlmodel"])
+        loaded, seconds = cost(["-c", "import sqlmodel"], runs=1)
         assert "sqlmodel" in loaded
         assert seconds > WAL_CPU_SECONDS
 
