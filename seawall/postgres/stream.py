@@ -405,6 +405,8 @@ class _Request:
             "PROGRESS true",
             f"CHECKPOINT '{'fast' if self.fast else 'spread'}'",
             "WAL false",
+            # Whoever takes the backup proves that its WAL is stored; PostgreSQL's archiver may never get there.
+            "WAIT false",
             "TABLESPACE_MAP true",
             "MANIFEST 'yes'",
             "MANIFEST_CHECKSUMS 'SHA256'",
