@@ -325,7 +325,8 @@ class BaseBackup:
             yield from self._member(tar, member, prefix)
 
     def _member(self, tar: TarReader, member: Member, prefix: str) -> Iterator[StreamedFile]:
-        path = _checked(prefix + member.path)
+        # The server says `./pg_wal/archive_status`, but `base/1/1259`.
+        path = _checked(prefix + member.path.removeprefix("./"))
         if path in ("backup_label", "tablespace_map"):
             text = b"".join(bytes(chunk) for chunk in self._chunks(tar, path)).decode("utf-8", "surrogateescape")
             setattr(self, path, text)
@@ -490,7 +491,7 @@ def _root_of(space: StreamedTablespace) -> StreamedFile:
 
 
 def _checked(path: str) -> str:
-    if not path or path.startswith("/") or ".." in path.split("/"):
+    if path.startswith("/") or not {"", ".", ".."}.isdisjoint(path.split("/")):
         raise ClusterError(f"the server sent {path!r} as a path in its data directory", hint="Do not trust it.")
     return path
 
