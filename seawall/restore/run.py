@@ -1,22 +1,28 @@
-"""Acting on a plan: lay files down, let PostgreSQL replay WAL, compare what was reached with what was asked."""
+"""Acting on a plan: lay files down, let PostgreSQL replay WAL, compare what was reached with what was asked.
+
+Nothing is left running when it fails or is cancelled: the server is stopped before the agent that gives it WAL,
+and files stay for a look. A restored cluster archives nothing until an administrator says that it is the successor.
+"""
 
 from __future__ import annotations
 
 import logging
 import os
+import re
 import shutil
+import sys
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
 
 from seawall.archive.agent import Agent
-from seawall.archive.commands import restore_command
+from seawall.archive.commands import CLIENT, restore_command
 from seawall.audit import AuditLog
-from seawall.errors import RecoveryFailed
+from seawall.errors import BinariesMissing, PrivilegeMissing, SeawallError, TargetUnreachable, WalGap
 from seawall.events import Ended, Noticed, Observer
 from seawall.keys import KeyRing
 from seawall.model import RecoveryTarget, TargetKind
@@ -25,10 +31,17 @@ from seawall.postgres.binaries import Account, Binaries
 from seawall.postgres.instance import Instance
 from seawall.repository import Repository
 from seawall.restore import lay, tree
-from seawall.restore.destination import refuse_destination
+from seawall.restore.destination import refuse_destination, refuse_tablespaces
 from seawall.restore.plan import RestorePlan
+from seawall.wal import Segment
 
 log = logging.getLogger(__name__)
+DEFAULT_SOCKET = Path("/run/seawall/agent.sock")
+# What may wait ahead of replay on this host.
+_AHEAD_BYTES = 256 * 1024 * 1024
+_SUPERUSER = re.compile(
+    r'^ALTER ROLE (?:"((?:[^"]|"")+)"|(\w+)) WITH SUPERUSER\b[^;]*(?<!NO)LOGIN\b', re.MULTILINE
+)  # as pg_dumpall writes it
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +82,7 @@ def run(
     port: int = 0,
     start: bool = True,
     socket_path: Path | None = None,
+    action: recovery.TargetAction = recovery.TargetAction.PROMOTE,
 ) -> RestoreReport:
     """Restore, recover and prove; leaves a stopped data directory, or a running server.
 
@@ -79,58 +93,42 @@ def run(
         port: leave a server running there; 0 leaves it stopped.
         start: false lays files down and leaves recovery to the administrator, who then needs an agent on
             `socket_path` when the server starts.
+        action: with `start=False`, what that server does at its target; a recovery run here always promotes.
 
     Raises:
-        RecoveryFailed, WalGap: the target was not reached; the files stay for a look.
+        RecoveryFailed, WalGap, TargetUnreachable: the target was not reached; the files stay for a look.
         Cancelled: on request; no server is left running.
     """
-    details = {"destination": str(plan.destination), "target": f"{plan.target.kind.value} {plan.target.value}".strip()}
-    AuditLog(repository.storage).append(actor, "restore", f"{plan.source} {plan.head.label}", details, now=now)
+    _audit(plan, repository, actor=actor, now=now, observe=observe)
     if not start:
-        return _files_only(
-            plan,
-            repository,
-            ring=ring,
-            account=account,
-            observe=observe,
-            workers=workers,
-            socket_path=socket_path,
-        )
+        begin = time.monotonic()
+        command = restore_command(socket_path or DEFAULT_SOCKET)
+        laying = _Laying(plan, repository, ring, account, observe, workers, action)
+        laid = laying.run(command)
+        seconds = time.monotonic() - begin
+        return _report(plan, laid, None, {"files": seconds, "total": seconds})
     with recovered(
         plan, repository, ring=ring, binaries=binaries, account=account, observe=observe, workers=workers
     ) as (report, instance):
         instance.stop()
-        recovery.deconfigure(plan.destination)
+        recovery.deconfigure(plan.destination, account=account)
+        observe.hear(
+            Noticed("medium", "archive-off", "archive_mode is off in the restored cluster; see docs/how-to/restore.md")
+        )
         if not port:
             return report
     instance.start(port)
-    return RestoreReport(
-        report.label,
-        report.destination,
-        report.files,
-        report.written_bytes,
-        report.reused_bytes,
-        report.reached,
-        report.seconds,
-        port,
-    )
+    return replace(report, port=port)
 
 
-def _files_only(
-    plan: RestorePlan,
-    repository: Repository,
-    *,
-    ring: KeyRing,
-    account: Account,
-    observe: Observer,
-    workers: int,
-    socket_path: Path | None,
-) -> RestoreReport:
-    begin = time.monotonic()
-    command = restore_command(socket_path or Path("/run/seawall/agent.sock"))
-    laid = _lay(plan, repository, ring=ring, account=account, observe=observe, workers=workers, command=command)
-    seconds = time.monotonic() - begin
-    return _report(plan, laid, None, {"files": seconds, "total": seconds})
+def _audit(plan: RestorePlan, repository: Repository, *, actor: str, now: datetime, observe: Observer) -> None:
+    """Note the restore in the repository. One that cannot be written to, or whose audit is broken, still restores."""
+    details = {"destination": str(plan.destination), "target": f"{plan.target.kind.value} {plan.target.value}".strip()}
+    try:
+        AuditLog(repository.storage).append(actor, "restore", f"{plan.source} {plan.head.label}", details, now=now)
+    except SeawallError as error:
+        log.warning("the restore is not in the audit: %s", error)
+        observe.hear(Noticed("high", "not-audited", f"the restore is not in the audit: {error.message}"))
 
 
 @contextmanager
@@ -148,18 +146,24 @@ def recovered(
     """A restored, recovered and promoted instance, private to this host, while the context is open.
 
     Nothing is left running at its end, whatever happens in between.
+
+    Args:
+        timeout: seconds without any progress of replay.
+
+    Raises:
+        BinariesMissing, PrivilegeMissing: the server could not be run; nothing was written.
+        RecoveryFailed, WalGap, TargetUnreachable: the target was not reached.
     """
     begin = time.monotonic()
-    binaries.usable_by(account)
+    _refuse_unrunnable(plan, binaries, account)
     with _fetching(plan, repository, ring, account, observe) as command:
-        laid = _lay(plan, repository, ring=ring, account=account, observe=observe, workers=workers, command=command)
+        laid = _Laying(plan, repository, ring, account, observe, workers).run(command)
         files = time.monotonic() - begin
         observe.hear(Ended("restore", files))
-        instance = Instance(plan.destination, binaries, account)
+        instance = Instance(plan.destination, binaries, account, user=_superuser(laid.specials))
         try:
             instance.start(wait=False, private=True)
-            reached = recovery.watch(instance, _target(plan), timeout=timeout, observe=observe)
-            refuse_other_point(plan.target, reached)
+            reached = _watched(plan, instance, timeout, observe)
             total = time.monotonic() - begin
             observe.hear(Ended("recovery", total - files))
             seconds = {"files": files, "recovery": total - files, "total": total}
@@ -167,6 +171,46 @@ def recovered(
         finally:
             # Whatever happened, nothing is left running; a stopped instance is left as it is.
             instance.stop("fast" if instance.is_ready() else "immediate")
+
+
+def _refuse_unrunnable(plan: RestorePlan, binaries: Binaries, account: Account) -> None:
+    """Find out before the first byte is written that the server, or what gives it WAL, cannot be run."""
+    wanted = plan.head.cluster.major_version
+    if binaries.major != wanted:
+        raise BinariesMissing(f"{binaries.directory} has PostgreSQL {binaries.version}, the backup is of {wanted}")
+    binaries.usable_by(account)
+    interpreter = Path(sys.executable)
+    for reason in (account.can_execute(interpreter), account.can_enter(CLIENT.parent)):
+        if reason is not None:
+            raise PrivilegeMissing(f"the server could not ask for WAL: {reason}", hint="The message says what to do.")
+
+
+def _superuser(specials: Mapping[str, str]) -> str:
+    """A role that may look at the recovery; `postgres` unless the backup's globals say that it is none."""
+    found = [name or quoted.replace('""', '"') for quoted, name in _SUPERUSER.findall(specials.get("globals.sql", ""))]
+    return "postgres" if "postgres" in found or not found else found[0]
+
+
+def _watched(plan: RestorePlan, instance: Instance, timeout: float, observe: Observer) -> recovery.Reached:
+    """Follow replay to its end, and put PostgreSQL's answers into the words of what was asked."""
+    try:
+        reached = recovery.watch(instance, _target(plan), timeout=timeout, observe=observe)
+    except WalGap as error:
+        if plan.target.kind is not TargetKind.TIME or "before configured recovery target" not in error.message:
+            raise
+        # The plan proved that WAL was stored after that time. So it holds no commit after it: an idle server.
+        raise TargetUnreachable(
+            f"all WAL up to {plan.wal_end} was replayed, but no commit after {plan.target.value} is in it: "
+            f"{error.message}",
+            hint="Restore to `latest`: it holds every commit there is. Nothing proves that none is missing after it.",
+        ) from error
+    if plan.target.kind is TargetKind.LATEST:
+        last = Segment.parse(plan.wal_last, plan.head.segment_bytes)
+        if reached.lsn < last.start:
+            # Not an error by itself: a record that spans segments may have its end in one that is not stored.
+            message = f"replay ended at {reached.lsn}, although WAL up to {plan.wal_end} is stored"
+            observe.hear(Noticed("high", "ended-early", message))
+    return reached
 
 
 @contextmanager
@@ -181,40 +225,48 @@ def _fetching(
         area = repository.source(plan.source)
         socket_path = place / "agent.sock"
         accounts = frozenset({account.uid, os.geteuid()})
-        with Agent(area, None, ring, place / "spool", socket_path, accounts=accounts, observe=observe):
+        depth = max(2, min(16, _AHEAD_BYTES // plan.head.segment_bytes))
+        with Agent(area, None, ring, place / "spool", socket_path, accounts=accounts, observe=observe, depth=depth):
             yield restore_command(socket_path)
     finally:
         shutil.rmtree(place, ignore_errors=True)
 
 
-def _lay(
-    plan: RestorePlan,
-    repository: Repository,
-    *,
-    ring: KeyRing,
-    account: Account,
-    observe: Observer,
-    workers: int,
-    command: str,
-) -> lay.Laid:
-    # The destination may have changed since the plan was made.
-    refuse_destination(plan.destination, delta=plan.delta)
-    area = repository.source(plan.source)
-    laid = lay.lay(plan, area, ring, account, workers=workers, observe=observe)
-    saved = {
-        name.removeprefix("configuration:"): text
-        for name, text in laid.specials.items()
-        if name.startswith("configuration:")
-    }
-    written = recovery.complete_configuration(plan.destination, saved, account)
-    if written:
-        observe.hear(Noticed("low", "configuration", f"these lay elsewhere and were made: {', '.join(written)}"))
-    recovery.configure(plan.destination, _target(plan), command, account=account)
-    try:
-        tree.reveal_control(plan.destination)
-    except OSError as error:
-        raise tree.translated(error, plan.destination) from error
-    return laid
+@dataclass(frozen=True, slots=True)
+class _Laying:
+    """Everything up to a directory that PostgreSQL can start recovery in."""
+
+    plan: RestorePlan
+    repository: Repository
+    ring: KeyRing
+    account: Account
+    observe: Observer
+    workers: int
+    action: recovery.TargetAction = recovery.TargetAction.PROMOTE
+
+    def run(self, command: str) -> lay.Laid:
+        plan = self.plan
+        # The destination may have changed since the plan was made.
+        refuse_destination(plan.destination, delta=plan.delta)
+        refuse_tablespaces(plan.tablespaces, plan.destination, delta=plan.delta)
+        area = self.repository.source(plan.source)
+        laid = lay.lay(plan, area, self.ring, self.account, workers=self.workers, observe=self.observe)
+        saved = {
+            name.removeprefix("configuration:"): text
+            for name, text in laid.specials.items()
+            if name.startswith("configuration:")
+        }
+        written = recovery.complete_configuration(plan.destination, saved, self.account)
+        if written:
+            made = f"these lay elsewhere and were made: {', '.join(written)}"
+            self.observe.hear(Noticed("low", "configuration", made))
+        recovery.configure(plan.destination, _target(plan), command, account=self.account, action=self.action)
+        try:
+            # Last of all: from here on PostgreSQL can start there.
+            tree.reveal_control(plan.destination)
+        except OSError as error:
+            raise tree.translated(error, plan.destination) from error
+        return laid
 
 
 def _target(plan: RestorePlan) -> RecoveryTarget:
@@ -226,19 +278,6 @@ def _target(plan: RestorePlan) -> RecoveryTarget:
     if plan.history.timeline == plan.head.timeline:
         timeline = "current"
     return RecoveryTarget(plan.target.kind, plan.target.value, plan.target.inclusive, timeline)
-
-
-def refuse_other_point(target: RecoveryTarget, reached: recovery.Reached) -> None:
-    """Compare what was reached with what was asked: PostgreSQL does not always say when they differ.
-
-    Raises:
-        RecoveryFailed: replay went past the target, or ended before it.
-    """
-    moment, lsn = target.moment, target.lsn
-    if moment is not None and reached.last_commit_at is not None and reached.last_commit_at > moment:
-        raise RecoveryFailed(f"a commit of {reached.last_commit_at} was replayed, after the target {moment}")
-    if lsn is not None and reached.lsn < lsn and target.inclusive:
-        raise RecoveryFailed(f"replay ended at {reached.lsn}, before the target {lsn}")
 
 
 def _report(
