@@ -23,7 +23,7 @@ def run(options: argparse.Namespace, context: Context) -> int:
     from seawall import health
 
     settings = context.settings
-    sources = [settings.source(options.source)] if options.source else list(settings.sources.values())
+    sources = [settings.source(options.source)] if options.source is not None else list(settings.sources.values())
     with context.ring as ring:
         results = health.check(
             settings,

@@ -24,7 +24,7 @@ def run(options: argparse.Namespace, context: Context) -> None:
     if options.undo:
         _undo(options, context)
         return
-    names = [context.stored_source(options.source)] if options.source else sorted(context.settings.sources)
+    names = [context.stored_source(options.source)] if options.source is not None else sorted(context.settings.sources)
     outcomes = [_expire(context, name, options) for name in names]
     lines = [line for outcome in outcomes for line in outcome["lines"]]
     for outcome in outcomes:

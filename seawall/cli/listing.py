@@ -31,7 +31,7 @@ def run(options: argparse.Namespace, context: Context) -> None:
 
 
 def _list(options: argparse.Namespace, context: Context) -> None:
-    names = (context.stored_source(options.source),) if options.source else context.repository.sources()
+    names = (context.stored_source(options.source),) if options.source is not None else context.repository.sources()
     areas = [context.repository.source(name) for name in names]
     found = [(area, head) for area in areas for head in area.heads(with_expired=options.expired)]
     rows = [
@@ -99,7 +99,7 @@ def _shown(member: str, item: object) -> str:
 
 
 def _sources(context: Context, source: str | None) -> None:
-    names = (context.stored_source(source),) if source else context.repository.sources()
+    names = (context.stored_source(source),) if source is not None else context.repository.sources()
     found = [_source(context.repository.source(name)) for name in names]
     lines = [f"repository {context.repository.id} at {context.repository.storage.url}"]
     for item in found:

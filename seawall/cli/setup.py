@@ -109,7 +109,7 @@ def _toml(options: argparse.Namespace, directory: Path, operations: str, escrow:
         f"keyring = {_text(str(_absolute(options.keyring) or directory / 'keyring'))}",
         f"operations = {_text(operations)}",
         f"escrow = {_text(escrow)}",
-        f"passphrase_file = {_text(str(directory / 'keyring.passphrase'))}",
+        *([] if options.sealing == SealingMode.NONE else [_passphrase_line(directory)]),
         "",
         "[catalog]",
         f"url = {_text(f'sqlite:///{directory}/catalog.db')}",
@@ -119,6 +119,10 @@ def _toml(options: argparse.Namespace, directory: Path, operations: str, escrow:
         "",
     ]
     return "\n".join(lines + (_source_lines(options) if options.source else [])) + "\n"
+
+
+def _passphrase_line(directory: Path) -> str:
+    return f"passphrase_file = {_text(str(directory / 'keyring.passphrase'))}"
 
 
 def _source_lines(options: argparse.Namespace) -> list[str]:

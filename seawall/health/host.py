@@ -42,7 +42,7 @@ def settings_are_sound(settings: Settings, sources: Sequence[SourceSettings]) ->
     for source in sources:
         if source.passfile is not None:
             _refuse_open(source.passfile, f"passfile of source {source.name!r}")
-    if settings.sealing.passphrase_file is not None:
+    if settings.sealing.passphrase_file is not None and settings.sealing.mode is not SealingMode.NONE:
         _refuse_open(settings.sealing.passphrase_file, "passphrase_file")
     named = ", ".join(source.name for source in sources) or "none"
     return good(f"sources: {named}; sealing {settings.sealing.mode.value}, {settings.sealing.compression.value}")
