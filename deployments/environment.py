@@ -157,8 +157,9 @@ def _without_prefect(inherited: Mapping[str, str]) -> dict[str, str]:
     # A proxy of the site must not get what is meant for the server on this host.
     for name in ("NO_PROXY", "no_proxy"):
         kept[name] = ",".join(filter(None, (kept.get(name, ""), HOST, "localhost")))
-    # Flow modules are found from any working directory, installed or in a checkout.
-    kept["PYTHONPATH"] = os.pathsep.join(filter(None, (str(PACKAGES), kept.get("PYTHONPATH", ""))))
+    if (PACKAGES / "pyproject.toml").exists():
+        # A checkout that is not installed: flow modules must be found from any working directory.
+        kept["PYTHONPATH"] = os.pathsep.join(filter(None, (str(PACKAGES), kept.get("PYTHONPATH", ""))))
     return kept
 
 

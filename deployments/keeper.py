@@ -36,6 +36,7 @@ from deployments.environment import POOL, STACK_VARIABLE, Place
 from deployments.readiness import connect, is_answering
 from deployments.sweeper import Sweeper, swept
 from seawall.catalog import Catalog
+from seawall.errors import SeawallError
 from seawall.settings import Settings, load
 
 logger = logging.getLogger(__name__)
@@ -125,11 +126,20 @@ def _unless_unreachable(look: Callable[[], object]) -> None:
 def main() -> int:
     # Prefect has set logging up when it was imported, for its own loggers only.
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s", force=True)
-    logging.getLogger("httpx").setLevel(logging.WARNING)
+    for chatty in ("httpx", "alembic"):
+        logging.getLogger(chatty).setLevel(logging.WARNING)
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
-    settings_file = Path(os.environ["SEAWALL_CONFIG"])
+    try:
+        _keep(Path(os.environ["SEAWALL_CONFIG"]), stop)
+    except SeawallError as error:
+        logger.error("%s\n%s", error.message, error.hint)  # noqa: TRY400 - an expected error needs no traceback
+        return error.exit_code
+    return 0
+
+
+def _keep(settings_file: Path, stop: threading.Event) -> None:
     settings = load(settings_file)
     with connect() as client, Catalog.open(settings.catalog.url, create=True) as catalog:
         catalog.upgrade()
@@ -137,7 +147,6 @@ def main() -> int:
         keeper.begin()
         keeper.keep(stop, float(os.environ.get(SWEEP_VARIABLE, "15")))
         _unless_unreachable(keeper.drain)
-    return 0
 
 
 if __name__ == "__main__":
