@@ -19,6 +19,8 @@ _MOST = 1024 * 1024
 def inflated(pieces: Iterator[memoryview], compression: Compression) -> Iterator[Bytes]:
     """The plain bytes of one compressed stream; each piece is valid until the next is asked for.
 
+    zstd that ends in the middle is not noticed here but by `TarReader`, which then misses its last block.
+
     Raises:
         ClusterError: the bytes are not of that codec, or end in the middle.
     """

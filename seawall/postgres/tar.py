@@ -91,7 +91,7 @@ class TarReader:
     def _header(self) -> bytes | None:
         self._skip(self._content + self._padding)
         self._content = self._padding = 0
-        header = self._exactly(_BLOCK) if self._has_more() else _ZEROS
+        header = self._exactly(_BLOCK)
         if header == _ZEROS:
             # Two zero blocks close an archive; what comes after the first carries nothing.
             for _ in self._pieces:
@@ -142,18 +142,13 @@ class TarReader:
             count -= len(self._piece(count))
 
     def _piece(self, most: int) -> memoryview:
-        if not self._has_more():
-            raise _broken("it ends in the middle")
-        piece, self._rest = self._rest[:most], self._rest[most:]
-        return piece
-
-    def _has_more(self) -> bool:
         while not self._rest:
             piece = next(self._pieces, None)
             if piece is None:
-                return False
+                raise _broken("it ends in the middle")
             self._rest = memoryview(piece)
-        return True
+        taken, self._rest = self._rest[:most], self._rest[most:]
+        return taken
 
 
 def _broken(what: str) -> ClusterError:
