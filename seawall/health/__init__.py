@@ -181,4 +181,4 @@ class _Source:
 
 def _windows(area: SourceArea, heads: Sequence[Head]) -> tuple[tuple[Window, ...], Finding]:
     found = windows(area.wal, heads) if heads else ()
-    return found, recoverability.wal_is_continuous(found, heads)
+    return found, recoverability.wal_is_continuous(found, [str(head.label) for head in heads])

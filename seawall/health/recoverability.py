@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import LiteralString
@@ -202,13 +202,14 @@ def backup_was_verified(url: str, repository_id: str, heads: Sequence[Head], now
     """
     with Catalog.open(url) as catalog:
         files = [catalog.find_backup_file(repository_id, head.source, head.label) for head in heads]
-    proved = {head: file.verified_at for head, file in zip(heads, files, strict=True) if file and file.verified_at}
-    return judge_verified(heads, {str(head.label): at for head, at in proved.items()}, now)
+    labels = [str(head.label) for head in heads]
+    proved = {n: file.verified_at for n, file in zip(labels, files, strict=True) if file and file.verified_at}
+    return judge_verified(labels, proved, now)
 
 
-def judge_verified(heads: Sequence[Head], verified: dict[str, datetime], now: datetime) -> Finding:
+def judge_verified(labels: Sequence[str], verified: Mapping[str, datetime], now: datetime) -> Finding:
     """Judge when backups were read back, by label; pure."""
-    if not heads:
+    if not labels:
         return skipped("there is no backup yet")
     if not verified:
         return warning("the catalog knows of no backup that was read back", "Let the scheduled verification run.")
@@ -218,17 +219,17 @@ def judge_verified(heads: Sequence[Head], verified: dict[str, datetime], now: da
     return good(f"{label} was read back and proved {_hours(now - at)} ago")
 
 
-def wal_is_continuous(found: Sequence[Window], heads: Sequence[Head]) -> Finding:
+def wal_is_continuous(found: Sequence[Window], labels: Sequence[str]) -> Finding:
     """Every backup has the WAL that makes it consistent, and no WAL behind it is cut off by a gap; pure.
 
     Raises:
         WalGap: there is a gap.
     """
-    if not heads:
+    if not labels:
         return skipped("there is no backup yet")
     gaps = [f"{window.gap.name} after {window.label}" for window in found if window.gap is not None]
     reached = {window.label for window in found}
-    gaps += [f"WAL of {head.label} itself" for head in heads if str(head.label) not in reached]
+    gaps += [f"WAL of {label} itself" for label in labels if label not in reached]
     if gaps:
         raise WalGap(f"missing: {', '.join(gaps)}")
     last = max(found, key=lambda window: (window.timeline, window.until))

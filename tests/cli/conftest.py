@@ -101,14 +101,26 @@ def without_settings(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delenv(name)
 
 
-@pytest.fixture
-def plain(tmp_path: Path, seawall: Callable[..., Ran]) -> Path:
-    """Settings of an empty, unsealed repository with one source that nobody serves."""
-    made = seawall(
-        "init", "--directory", tmp_path / "plain", "--sealing", "none", "--source", "shop",
+@pytest.fixture(scope="session")
+def pattern(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What `init` makes of an empty directory; made once."""
+    directory = tmp_path_factory.mktemp("pattern")
+    done = spawn(
+        "init", "--directory", directory / "plain", "--sealing", "none", "--source", "shop",
         "--conninfo", "host=127.0.0.1 port=1 user=nobody connect_timeout=2", "--json",
     )  # fmt: skip
-    return Path(made.json["config"])
+    out, err = done.communicate(timeout=120)
+    assert done.returncode == 0, out + err
+    return directory / "plain"
+
+
+@pytest.fixture
+def plain(pattern: Path, tmp_path: Path) -> Path:
+    """Settings of an empty, unsealed repository with one source that nobody serves."""
+    copy = shutil.copytree(pattern, tmp_path / "plain")
+    config = copy / "seawall.toml"
+    config.write_text(config.read_text().replace(str(pattern), str(copy)))
+    return config
 
 
 @pytest.fixture(scope="session")

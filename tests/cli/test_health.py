@@ -247,7 +247,9 @@ class TestWal:
     def test_a_gap_is_a_failure(self) -> None:
         window = Window("20261123T000000Z-full", 1, Lsn(1), Lsn(9), Segment(1, 5))
         with pytest.raises(WalGap, match=Segment(1, 5).name):
-            wal_is_continuous([window], [object()])  # type: ignore[list-item]
+            wal_is_continuous([window], [window.label])
+        with pytest.raises(WalGap, match="itself"):
+            wal_is_continuous([], [window.label])
         assert wal_is_continuous([], []).status is Status.SKIPPED
 
     def test_the_rpo_counts_only_while_something_is_not_stored(self) -> None:
@@ -267,9 +269,9 @@ class TestBackups:
             judge_space(999, 1000, None)
 
     def test_a_proof_that_is_old_or_absent_is_a_warning(self) -> None:
-        heads = [object()]
+        labels = ["a"]
         assert judge_verified([], {}, NOW).status is Status.SKIPPED
-        assert judge_verified(heads, {}, NOW).status is Status.WARNING  # type: ignore[arg-type]
+        assert judge_verified(labels, {}, NOW).status is Status.WARNING
         for age, status in ((6, Status.OK), (8, Status.WARNING)):
-            found = judge_verified(heads, {"a": NOW - timedelta(days=age)}, NOW)  # type: ignore[arg-type]
+            found = judge_verified(labels, {"a": NOW - timedelta(days=age)}, NOW)
             assert found.status is status
