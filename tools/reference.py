@@ -139,7 +139,53 @@ def _sentence(text: str) -> str:
     return f"{text[:1].upper()}{text[1:]}." if text else ""
 
 
-PAGES = {"errors.md": errors_page, "settings.md": settings_page, "cli.md": cli_page}
+def exit_codes_page() -> str:
+    """Every exit code with the errors that have it."""
+    by_code: dict[int, list[str]] = {}
+    for kind in error_classes():
+        by_code.setdefault(kind.exit_code, []).append(f"`{kind.code}`")
+    rows = {0: "done", 141: "the reader of our output went away, as `head` does"}
+    rows |= {code: ", ".join(names) for code, names in by_code.items()}
+    return "\n".join(
+        [
+            "# Exit codes",
+            _MADE.format("`seawall/errors.py` and `tools/reference.py`"),
+            "| code | meaning: the errors that end with it, explained in [errors](errors.md) |",
+            "|---|---|",
+            *[f"| {code} | {meaning} |" for code, meaning in sorted(rows.items())],
+            _WAL_EXIT_CODES,
+        ]
+    )
+
+
+_WAL_EXIT_CODES = """
+A verb that looks at several things (`check`, `verify --all`, `wal status`) ends with the code of what failed.
+
+## `archive-push` and `archive-get`
+
+PostgreSQL runs these, and gives their exit codes meanings of its own.
+
+| command | code | meaning | what PostgreSQL does |
+|---|---|---|---|
+| `archive-push` | 0 | durable | may recycle the segment |
+| | 2 | wrong usage | keeps it, counts a failure, tries again |
+| | 3 | no agent answers, and nothing was spooled | the same |
+| | 4 | the file or the spool cannot be used | the same |
+| | 20 to 125 | the agent's error, as above | the same |
+| | above 125 | never | its archiver would end uncounted |
+| `archive-get` | 0 | the file is in place | replays it |
+| | 1 | proved absent | takes it for the end of WAL on this timeline |
+| | 126 | everything else | stops with an error; recovery can be started again |
+
+So an outage of the storage is never taken for the end of WAL.
+"""
+
+PAGES = {
+    "errors.md": errors_page,
+    "exit-codes.md": exit_codes_page,
+    "settings.md": settings_page,
+    "cli.md": cli_page,
+}
 
 
 def main() -> None:
