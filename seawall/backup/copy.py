@@ -369,17 +369,14 @@ class _Chunks:
 
 def _deal(stream: BaseBackup, lanes: Sequence[_Lane], listed: list[StreamedFile], output: _Output) -> None:
     """Give the stream's files out to the lanes in extents of up to 8 MiB, always to the least busy lane."""
-    try:
-        for file in stream.files():
-            listed.append(file)
-            if file.kind == "file":
-                _deal_file(file, lanes, output)
-        for lane in lanes:
-            lane.send(None, output)
-    except BaseException:
-        # The lanes wait for more; tell them that none comes before the error goes on its way.
-        output.failed.set()
-        raise
+    # After an error here the lanes wait for more until `_run` tells them: were they told from here, their own
+    # "another worker failed" could be what `_run` meets first, and the user would not learn why.
+    for file in stream.files():
+        listed.append(file)
+        if file.kind == "file":
+            _deal_file(file, lanes, output)
+    for lane in lanes:
+        lane.send(None, output)
 
 
 def _deal_file(file: StreamedFile, lanes: Sequence[_Lane], output: _Output) -> None:
