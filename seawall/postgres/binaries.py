@@ -282,7 +282,8 @@ def find(major: int | None = None, directory: Path | None = None) -> Binaries:
     """
     if directory is not None:
         chosen = Binaries(directory)
-        if major is not None and chosen.major != major:
+        present = chosen.major  # asked in any case: a wrong directory is said here, not at the first use
+        if major is not None and present != major:
             raise BinariesMissing(f"{directory} has PostgreSQL {chosen.version}, but {major} is wanted")
         return chosen
     found = available()
