@@ -9,12 +9,17 @@ The format is described in docs/repository-format.md of Seawall.
     recover.py --repository DIR --source NAME [--label LABEL] --into NEWDIR [--target-time "2026-11-23 14:05:00+00"]
 
 It writes the data directory, and all WAL from the backup on into NEWDIR.wal, sets recovery up, and says how to start.
+Everything is checked before it is used: documents by their hashes, objects by the hash that refers to them and by the
+tag of each frame. What it does not do: it never starts PostgreSQL, and it restores full backups only.
+PostgreSQL takes a missing segment of WAL for the end of all WAL, so the script refuses a gap unless --accept-gap says
+that what lies before it is enough. Until everything is written NEWDIR has no pg_control and cannot be started.
 """
 
 import argparse
 import base64
 import ctypes
 import ctypes.util
+import datetime
 import hashlib
 import hmac
 import json
@@ -28,21 +33,38 @@ import zlib
 MAGIC = b"SEAWALL1"
 FRAME_BYTES = 2 * 1024 * 1024
 TAG = 16
+CONTROL = "global/pg_control"
 
 
 class Unrecoverable(Exception):
     """Something that this script cannot go on with."""
 
 
-def library(*names):
-    for name in names:
-        found = ctypes.util.find_library(name)
-        for candidate in filter(None, (found, "lib%s.so" % name)):
+LIBRARIES = {}
+SONAMES = {"crypto": ("libcrypto.so.3", "libcrypto.so.1.1"), "zstd": ("libzstd.so.1",), "lz4": ("liblz4.so.1",)}
+
+
+def library(name):
+    """A shared library of the system, or None; found once."""
+    if name not in LIBRARIES:
+        LIBRARIES[name] = None
+        for candidate in SONAMES[name] + (ctypes.util.find_library(name),):
             try:
-                return ctypes.CDLL(candidate)
+                LIBRARIES[name] = LIBRARIES[name] or (candidate and ctypes.CDLL(candidate))
             except OSError:
                 continue
-    raise Unrecoverable("none of these libraries is here: %s" % ", ".join(names))
+    return LIBRARIES[name]
+
+
+def piped(program, data):
+    """What a program makes of its input, when there is no library."""
+    try:
+        done = subprocess.run([program, "-d", "-c"], input=data, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    except FileNotFoundError:
+        raise Unrecoverable("this system has neither the library nor the program %s" % program)
+    if done.returncode != 0:
+        raise Unrecoverable("%s: %s" % (program, done.stderr.decode(errors="replace").strip()))
+    return done.stdout
 
 
 # ---- small documents
@@ -50,8 +72,11 @@ def library(*names):
 
 def document(data, name):
     """A JSON document that carries the SHA-256 of its own canonical form."""
-    value = json.loads(data)
-    claimed = value.pop("sha256")
+    try:
+        value = json.loads(data)
+        claimed = value.pop("sha256")
+    except (ValueError, KeyError, AttributeError):
+        raise Unrecoverable("%s is no document of Seawall" % name)
     canonical = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
     if hashlib.sha256(canonical).hexdigest() != claimed:
         raise Unrecoverable("%s is damaged" % name)
@@ -87,6 +112,12 @@ class Repository:
     def exists(self, name):
         return os.path.exists(self.path(name))
 
+    def close(self):
+        """End the agent that gpg left behind for a key ring of our own."""
+        if self.gnupg_home:
+            end = ["gpgconf", "--homedir", self.gnupg_home, "--kill", "gpg-agent"]
+            subprocess.run(end, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+
     def gpg(self, data):
         """The content of one OpenPGP message; nothing is returned unless gpg says that it is whole."""
         command = ["gpg", "--batch", "--quiet"]
@@ -100,6 +131,8 @@ class Repository:
         return done.stdout
 
     def key(self, source, key_id):
+        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,127}", key_id):
+            raise Unrecoverable("%r is no id of a data key" % key_id)
         if key_id not in self.keys:
             folder = "sources/%s/keys/%s" % (source, key_id)
             wraps = self.names(folder)
@@ -138,6 +171,8 @@ class AesGcm:
     def __init__(self, key):
         if AesGcm.crypto is None:
             AesGcm.crypto = library("crypto")
+            if AesGcm.crypto is None:
+                raise Unrecoverable("this system has no libcrypto (OpenSSL), which opens sealed objects")
             for name in ("EVP_CIPHER_CTX_new", "EVP_aes_256_gcm"):
                 getattr(AesGcm.crypto, name).restype = ctypes.c_void_p
         self.key = key
@@ -160,8 +195,14 @@ class AesGcm:
 
 
 def frames(data, logical, key_for):
+    """Verified plain bytes of each frame, and whether it is the final one; docs/repository-format.md."""
+    if bytes(data[:8]) != MAGIC:
+        raise Unrecoverable("%s does not begin like a sealed object of format 1" % logical)
     length = int.from_bytes(data[8:12], "big")
-    header = json.loads(bytes(data[12 : 12 + length]))
+    try:
+        header = json.loads(bytes(data[12 : 12 + length]))
+    except ValueError:
+        raise Unrecoverable("%s has a damaged header" % logical)
     if header["object"] != logical:
         raise Unrecoverable("%r lies where %r belongs" % (header["object"], logical))
     digest = hashlib.sha256(data[: 12 + length]).digest()
@@ -170,7 +211,7 @@ def frames(data, logical, key_for):
         extracted = hmac.new(bytes.fromhex(header["salt"]), key_for(header["key"]), "sha256").digest()
         info = b"seawall/1 " + header["object"].encode() + b"\x01"
         cipher = AesGcm(hmac.new(extracted, info, "sha256").digest())
-    position, number, final = 12 + length, 0, False
+    position, number, final, plain_hash = 12 + length, 0, False, hashlib.sha256()
     while not final:
         frame_header = bytes(data[position : position + 9])
         if len(frame_header) < 9:
@@ -178,23 +219,30 @@ def frames(data, logical, key_for):
         stored_length, plain_length = (int.from_bytes(frame_header[a : a + 4], "big") for a in (0, 4))
         final, raw = bool(frame_header[8] & 1), bool(frame_header[8] & 2)
         stored = data[position + 9 : position + 9 + stored_length]
-        if len(stored) != stored_length or plain_length > FRAME_BYTES:
+        if len(stored) != stored_length or stored_length < TAG or plain_length > FRAME_BYTES:
             raise Unrecoverable("%s is cut off" % logical)
         if cipher is not None:
             nonce = bytes.fromhex(header["nonce"]) + number.to_bytes(4, "big") + bytes([final])
             body = cipher.open(nonce, stored, digest + frame_header)
         else:
-            # Without encryption the bytes are proved by the SHA-256 that refers to this object.
+            # Without encryption the bytes are proved by a SHA-256: of the object, or for WAL of what is in it.
             body = bytes(stored[:-TAG])
         plain = body if raw else DECODERS[header["codec"]](body, plain_length)
         if len(plain) != plain_length:
             raise Unrecoverable("a frame of %s has the wrong length" % logical)
+        plain_hash.update(plain)
         yield plain, final
         position, number = position + 9 + stored_length, number + 1
+    if header["kind"] != "bundle" and position != len(data):
+        raise Unrecoverable("%s is followed by bytes that do not belong to it" % logical)
+    if header["extra"].get("sha256", plain_hash.hexdigest()) != plain_hash.hexdigest():
+        raise Unrecoverable("%s does not hold what its header states" % logical)
 
 
 def zstd(body, length):
     lib = library("zstd")
+    if lib is None:
+        return piped("zstd", body)
     lib.ZSTD_decompress.restype = ctypes.c_size_t
     plain = ctypes.create_string_buffer(max(length, 1))
     if lib.ZSTD_decompress(plain, ctypes.c_size_t(length), body, ctypes.c_size_t(len(body))) != length:
@@ -204,6 +252,8 @@ def zstd(body, length):
 
 def lz4(body, length):
     lib = library("lz4")
+    if lib is None:
+        return piped("lz4", body)
     lib.LZ4F_decompress.restype = lib.LZ4F_createDecompressionContext.restype = ctypes.c_size_t
     context = ctypes.c_void_p()
     lib.LZ4F_createDecompressionContext(ctypes.byref(context), 100)
@@ -212,14 +262,8 @@ def lz4(body, length):
     try:
         while done < length and taken < len(body):
             out, used = ctypes.c_size_t(length - done), ctypes.c_size_t(len(body) - taken)
-            state = lib.LZ4F_decompress(
-                context,
-                ctypes.byref(plain, done),
-                ctypes.byref(out),
-                ctypes.byref(source, taken),
-                ctypes.byref(used),
-                None,
-            )
+            into, given = ctypes.byref(plain, done), ctypes.byref(source, taken)
+            state = lib.LZ4F_decompress(context, into, ctypes.byref(out), given, ctypes.byref(used), None)
             if lib.LZ4F_isError(ctypes.c_size_t(state)) or not (out.value or used.value):
                 raise Unrecoverable("a frame does not decompress")
             done, taken = done + out.value, taken + used.value
@@ -228,9 +272,16 @@ def lz4(body, length):
     return plain.raw[:done]
 
 
+def gzip(body, _length):
+    try:
+        return zlib.decompress(body, 31)
+    except zlib.error as error:
+        raise Unrecoverable("a frame does not decompress: %s" % error)
+
+
 DECODERS = {
     "none": lambda body, length: body,
-    "gzip": lambda body, length: zlib.decompress(body, 31),
+    "gzip": gzip,
     "zstd": zstd,
     "lz4": lz4,
 }
@@ -239,9 +290,18 @@ DECODERS = {
 # ---- backups
 
 
-def labels(repository, source):
+def heads(repository, source):
+    """Labels and heads of what can be restored; a damaged head is named and keeps no other backup from it."""
     base = "sources/%s/backups" % source
-    return [label for label in repository.names(base) if repository.exists("%s/%s/manifest" % (base, label))]
+    found = []
+    for label in repository.names(base):
+        if not repository.exists("%s/%s/manifest" % (base, label)):
+            continue
+        try:
+            found.append((label, repository.document("%s/%s/head.json" % (base, label))))
+        except (Unrecoverable, OSError, ValueError, KeyError) as error:
+            print("recover.py: backup %s is passed over: %s" % (label, error), file=sys.stderr)
+    return found
 
 
 def manifest(repository, source, label):
@@ -263,7 +323,10 @@ def manifest(repository, source, label):
     else:
         raise Unrecoverable("both copies of the manifest are unusable: %s" % error)
     objects, specials, files, end = [], {}, [], None
-    for line in plain.splitlines()[1:]:
+    first, *lines = plain.decode("ascii").splitlines()
+    if json.loads(first)["head"] != {k: v for k, v in head.items() if not k.startswith("manifest_")}:
+        raise Unrecoverable("the head of %s does not say what its manifest says" % label)
+    for line in lines:
         value = json.loads(line)
         if "o" in value:
             objects.append(value["o"])
@@ -286,6 +349,8 @@ def inside(root, path):
 
 def restore(repository, source, label, into):
     head, objects, specials, files = manifest(repository, source, label)
+    if head["kind"] != "full":
+        raise Unrecoverable("%s is %s; this script restores full backups" % (label, head["kind"]))
     os.makedirs(into, mode=0o700)
     spaces = {"pg_tblspc/%d" % oid: "%s.tablespaces/%d" % (into, oid) for oid, _ in head["tablespaces"]}
     wanted = {number: [] for number in range(len(objects))}
@@ -305,6 +370,8 @@ def restore(repository, source, label, into):
             for number, plain_offset, length, _blake3 in file.get("extents", ()):
                 wanted[number].append((plain_offset, length, path, offset))
                 offset += length
+            if offset != file["size"]:
+                raise Unrecoverable("the manifest does not cover %s" % file["path"])
     for name in ("pg_wal/archive_status", "pg_wal/summaries"):
         os.makedirs(os.path.join(into, name), mode=0o700, exist_ok=True)
     for number, (name, _stored, sha256, _plain) in enumerate(objects):
@@ -312,7 +379,7 @@ def restore(repository, source, label, into):
         print("  %d of %d objects" % (number + 1, len(objects)), end="\r", file=sys.stderr)
     print(file=sys.stderr)
     if spaces:
-        specials["tablespace_map"] = "".join("%s %s\n" % (k.split("/")[1], v) for k, v in spaces.items())
+        specials["tablespace_map"] = "".join("%s %s\n" % (k[10:], v.replace("\\", "\\\\")) for k, v in spaces.items())
     for name in ("backup_label", "tablespace_map"):
         if name in specials:
             with open(os.path.join(into, name), "w", newline="") as file:
@@ -321,6 +388,9 @@ def restore(repository, source, label, into):
 
 
 def place(into, spaces, path):
+    if path == CONTROL:
+        # PostgreSQL cannot start without it, so it comes to its place when all else is there.
+        path += ".held"
     for prefix, directory in spaces.items():
         if path.startswith(prefix + "/"):
             return inside(directory, path[len(prefix) + 1 :])
@@ -348,49 +418,103 @@ def write(parts, extents):
         raise Unrecoverable("a bundle ends before %s" % queue[0][2])
 
 
-def restore_wal(repository, source, head, into):
+def stored_wal(repository, source):
+    """Every object of WAL by the name of its last part, but for history files."""
+    base, found = "sources/%s/wal" % source, {}
+    for timeline in repository.names(base):
+        if re.fullmatch(r"[0-9A-F]{8}", timeline):
+            for folder in repository.names("%s/%s" % (base, timeline)):
+                for leaf in repository.names("%s/%s/%s" % (base, timeline, folder)):
+                    found[leaf] = "%s/%s/%s/%s" % (base, timeline, folder, leaf)
+    return found
+
+
+def refuse_gap(head, stored):
+    """PostgreSQL takes a missing segment for the end of WAL, and starts there without a word."""
+    size, timeline = head["segment_bytes"], "%08X" % head["timeline"]
+    first, last = position(head["start_lsn"]) // size, (position(head["stop_lsn"]) - 1) // size
+    for number in range(first, last + 1):
+        if segment(timeline, number, size) not in stored:
+            raise Unrecoverable("the backup needs %s, which is not stored" % segment(timeline, number, size))
+    whole = [leaf for leaf in stored if re.fullmatch(r"[0-9A-F]{24}", leaf) and leaf[8:] >= segment("", first, size)]
+    for timeline in sorted({leaf[:8] for leaf in whole}):
+        names = {leaf for leaf in whole if leaf[:8] == timeline}
+        numbers = range(number_of(min(names), size), number_of(max(names), size))
+        missing = [segment(timeline, n, size) for n in numbers if segment(timeline, n, size) not in names]
+        if missing:
+            raise Unrecoverable("%s is not stored, but later WAL is; see --accept-gap" % missing[0])
+
+
+def restore_wal(repository, source, head, stored, into, accept_gap):
     """All WAL from the backup's start on, under the names that PostgreSQL asks for."""
     os.makedirs(into, mode=0o700)
-    start, count = first_segment(head), 0
-    base = "sources/%s/wal" % source
-    for timeline in repository.names(base):
-        if timeline == "history":
-            for name in repository.names(base + "/history"):
-                if name.endswith(".history"):
-                    put(repository, source, "%s/history/%s" % (base, name), os.path.join(into, name))
+    size, count, beginnings, left = head["segment_bytes"], 0, {}, {}
+    start = segment("", position(head["start_lsn"]) // size, size)
+    base = "sources/%s/wal/history" % source
+    for name in repository.names(base):
+        if name.endswith(".history"):
+            put(repository, source, "%s/%s" % (base, name), os.path.join(into, name))
+            for timeline, at in switches(os.path.join(into, name)):
+                left.setdefault((timeline, position(at) // size), []).append((int(name[:8], 16), position(at)))
+    for leaf, name in sorted(stored.items()):
+        if leaf[8:24] < start:
             continue
-        tails = {}
-        for folder in repository.names("%s/%s" % (base, timeline)):
-            for leaf in repository.names("%s/%s/%s" % (base, timeline, folder)):
-                name = "%s/%s/%s/%s" % (base, timeline, folder, leaf)
-                if leaf[8:24] < start:
-                    continue
-                if re.fullmatch(r"[0-9A-F]{24}", leaf):
-                    put(repository, source, name, os.path.join(into, leaf))
-                    count += 1
-                elif re.fullmatch(r"[0-9A-F]{24}\.(tail-[0-9A-F]{16}|partial)", leaf):
-                    tails[leaf[:24]] = name
-        for segment, name in tails.items():
-            # The segment that was open when the source was lost: what was saved of it, and zeros to its full size.
-            path = os.path.join(into, segment)
-            if not os.path.exists(path):
-                put(repository, source, name, path)
-                os.truncate(path, head["segment_bytes"])
-                count += 1
+        if re.fullmatch(r"[0-9A-F]{24}", leaf):
+            try:
+                put(repository, source, name, os.path.join(into, leaf))
+            except Unrecoverable as error:
+                if not accept_gap:
+                    raise
+                print("recover.py: nothing behind it can be reached: %s" % error, file=sys.stderr)
+            count += 1
+        elif re.fullmatch(r"[0-9A-F]{24}\.(tail-[0-9A-F]{16}|partial)", leaf):
+            # The closed partial of a timeline that was left holds all of it; a tail may be older.
+            older = beginnings.get(leaf[:24], "")
+            beginnings[leaf[:24]] = older if older.endswith(".partial") else name
+    for leaf, name in beginnings.items():
+        # A segment that never became whole: what was saved of it, and zeros to its full size.
+        path = os.path.join(into, leaf)
+        if not os.path.exists(path):
+            put(repository, source, name, path)
+            for newer, at in left.get((int(leaf[:8], 16), number_of(leaf, size)), ()):
+                # What was written after this timeline was left never happened on the newer one, which has no copy.
+                if segment("%08X" % newer, number_of(leaf, size), size) not in stored:
+                    os.truncate(path, min(os.path.getsize(path), at % size))
+            os.truncate(path, size)
+            count += 1
     return count
 
 
-def first_segment(head):
-    high, low = head["start_lsn"].split("/")
-    number = ((int(high, 16) << 32) | int(low, 16)) // head["segment_bytes"]
-    per_log = (1 << 32) // head["segment_bytes"]
-    return "%08X%08X" % (number // per_log, number % per_log)
+def switches(path):
+    with open(path) as file:
+        rows = [line.split() for line in file if line.strip() and not line.startswith("#")]
+    return [(int(row[0]), row[1]) for row in rows]
+
+
+def position(lsn):
+    high, low = lsn.split("/")
+    return (int(high, 16) << 32) | int(low, 16)
+
+
+def segment(timeline, number, size):
+    per_log = (1 << 32) // size
+    return "%s%08X%08X" % (timeline, number // per_log, number % per_log)
+
+
+def number_of(name, size):
+    return int(name[8:16], 16) * ((1 << 32) // size) + int(name[16:24], 16)
 
 
 def put(repository, source, name, path):
-    with open(path, "wb") as file:
-        for plain, _ in repository.open(source, name):
-            file.write(plain)
+    """One verified file of WAL."""
+    try:
+        with open(path, "wb") as file:
+            for plain, _ in repository.open(source, name):
+                file.write(plain)
+    except (Unrecoverable, ValueError, KeyError) as error:
+        # Nothing of it may stay: PostgreSQL would replay it, or take its end for the end of all WAL.
+        os.unlink(path)
+        raise Unrecoverable("%s: %s" % (name, error))
 
 
 def configure(into, wal, specials, target):
@@ -408,10 +532,10 @@ def configure(into, wal, specials, target):
             with open(os.path.join(folder, name.rsplit("/", 1)[-1]), "w") as file:
                 file.write(text)
     # PostgreSQL puts a path with its own placeholders after these; the shell sees the directory as one word.
-    command = "cp %s/%%f %%p" % shlex.quote(os.path.abspath(wal)).replace("%", "%%")
+    command = "cp %s/%%f %%p" % shlex.quote(wal).replace("%", "%%")
     settings = {"restore_command": command, "archive_mode": "off", "recovery_target_timeline": "latest"}
     if target:
-        settings.update(recovery_target_time=target, recovery_target_action="promote")
+        settings.update(recovery_target_time=target.isoformat(" "), recovery_target_action="promote")
     with open(os.path.join(into, "postgresql.auto.conf"), "a") as file:
         for name, value in settings.items():
             file.write("%s = '%s'\n" % (name, value.replace("\\", "\\\\").replace("'", "''")))
@@ -426,6 +550,7 @@ def main():
     parser.add_argument("--label", help="default: the newest, or the newest before --target-time")
     parser.add_argument("--into", metavar="NEWDIR", help="the data directory to make")
     parser.add_argument("--target-time", metavar="TIME", help="stop there; with an offset from UTC")
+    parser.add_argument("--accept-gap", action="store_true", help="go on although WAL is missing; what follows is lost")
     parser.add_argument("--gnupg-home", metavar="DIR")
     parser.add_argument("--passphrase-file", metavar="FILE")
     options = parser.parse_args()
@@ -438,44 +563,74 @@ def main():
 
 def recover(options):
     repository = Repository(options.repository, options.gnupg_home, options.passphrase_file)
-    if options.list:
-        for source in repository.names("sources"):
-            for label in labels(repository, source):
-                head = repository.document("sources/%s/backups/%s/head.json" % (source, label))
-                print("%s  %s  restorable from %s" % (source, label, head["stopped_at"]))
-        return 0
-    if not options.source or not options.into:
-        raise Unrecoverable("name --source and --into, or --list")
-    if os.path.exists(options.into):
-        raise Unrecoverable("%s exists already" % options.into)
-    if options.target_time and not re.search(r"([+-]\d\d(:?\d\d)?|Z)$", options.target_time):
-        raise Unrecoverable("the target time needs an offset from UTC, such as +00")
-    label = options.label or newest(repository, options.source, options.target_time)
-    print("restoring %s %s into %s" % (options.source, label, options.into))
-    head, specials = restore(repository, options.source, label, options.into)
-    count = restore_wal(repository, options.source, head, options.into + ".wal")
-    configure(options.into, options.into + ".wal", specials, options.target_time)
-    print("%d files of WAL are in %s.wal" % (count, options.into))
-    print(
-        "now, as the account that will run it: pg_ctl -D %s -w start   (PostgreSQL %d)"
-        % (shlex.quote(options.into), head["major_version"])
-    )
+    try:
+        return show(repository) if options.list else restore_all(repository, options)
+    finally:
+        repository.close()
+
+
+def show(repository):
+    for source in repository.names("sources"):
+        for label, head in heads(repository, source):
+            print("%s  %s  %s  restorable from %s" % (source, label, head["health"], head["stopped_at"]))
     return 0
 
 
-def newest(repository, source, target):
-    from datetime import datetime
+def restore_all(repository, options):
+    source, into = options.source, options.into and os.path.abspath(options.into)
+    if not source or not into:
+        raise Unrecoverable("name --source and --into, or --list")
+    for path in (into, into + ".wal", into + ".tablespaces"):
+        if os.path.lexists(path):
+            raise Unrecoverable("%s exists already" % path)
+    target = moment(options.target_time)
+    label = chosen(repository, source, options.label, target)
+    stored = stored_wal(repository, source)
+    head = repository.document("sources/%s/backups/%s/head.json" % (source, label))
+    try:
+        refuse_gap(head, stored)
+    except Unrecoverable as error:
+        if not options.accept_gap:
+            raise
+        print("recover.py: nothing behind it can be reached: %s" % error, file=sys.stderr)
+    print("restoring %s %s into %s" % (source, label, into))
+    head, specials = restore(repository, source, label, into)
+    count = restore_wal(repository, source, head, stored, into + ".wal", options.accept_gap)
+    configure(into, into + ".wal", specials, target)
+    os.sync()
+    os.rename(inside(into, CONTROL + ".held"), inside(into, CONTROL))
+    os.sync()
+    print("%d files of WAL are in %s.wal" % (count, into))
+    made = [shlex.quote(path) for path in (into, into + ".wal", into + ".tablespaces") if os.path.exists(path)]
+    if os.geteuid() == 0:
+        print("PostgreSQL does not run as root. Give the files to its account: chown -R postgres: %s" % " ".join(made))
+    print("Then, as that account, with PostgreSQL %d: pg_ctl -D %s -w start" % (head["major_version"], made[0]))
+    print("WAL archiving is off in it (archive_mode in postgresql.auto.conf) until you turn it on again.")
+    return 0
 
+
+def moment(text):
+    """A time as PostgreSQL takes it; without an offset nobody knows whose noon is meant."""
+    if not text:
+        return None
+    text = re.sub(r"Z$", "+00:00", text.strip())
+    text = re.sub(r"([+-]\d\d)$", r"\1:00", re.sub(r"([+-]\d\d)(\d\d)$", r"\1:\2", text))
+    parsed = datetime.datetime.fromisoformat(text)
+    if parsed.tzinfo is None:
+        raise Unrecoverable("the target time needs an offset from UTC, such as +00")
+    return parsed
+
+
+def chosen(repository, source, label, target):
+    """The newest good backup that ended before the target: PostgreSQL does not say when it stops later than asked."""
     found = []
-    for label in labels(repository, source):
-        head = repository.document("sources/%s/backups/%s/head.json" % (source, label))
-        found.append((datetime.fromisoformat(head["stopped_at"]), label))
-    if target:
-        text = re.sub(r"([+-]\d\d)$", r"\1:00", target.replace("Z", "+00:00"))
-        found = [pair for pair in found if pair[0] < datetime.fromisoformat(text)]
+    for known, head in heads(repository, source):
+        stopped = datetime.datetime.fromisoformat(head["stopped_at"])
+        if (label is None or known == label) and (target is None or stopped < target):
+            found.append((head["health"] == "good", stopped, known))
     if not found:
-        raise Unrecoverable("no backup of %r ends before the target" % source)
-    return max(found)[1]
+        raise Unrecoverable("%s of %r ends before the target" % (label or "no backup", source))
+    return max(found)[2]
 
 
 if __name__ == "__main__":

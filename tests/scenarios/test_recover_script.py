@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -30,6 +31,7 @@ class Recovery:
 
     site: Site
     gnupg_home: Path
+    rows: Callable[..., list[tuple[object, ...]]]
 
     def __call__(self, *more: str, into: Path | None = None, ok: bool = True) -> subprocess.CompletedProcess[str]:
         arguments = ["--repository", str(self.site.home / "repository"), "--gnupg-home", str(self.gnupg_home)]
@@ -49,13 +51,17 @@ class Recovery:
         assert "Traceback" not in done.stderr, done.stderr
         return done
 
-    def start(self, into: Path) -> Any:
-        """Start what was restored, as the account that the directory is given to."""
+    @contextmanager
+    def start(self, into: Path) -> Iterator[Any]:
+        """Start what was restored, as the account that the directory is given to, and wait until it has replayed."""
         spaces = into.with_name(f"{into.name}.tablespaces")
         for place in (into, into.with_name(f"{into.name}.wal"), *([spaces] if spaces.exists() else [])):
             owner = f"{self.site.account.uid}:{self.site.account.gid}"
             subprocess.run(["chown", "-R", owner, str(place)], check=True)
-        return self.site.running(into)
+        with self.site.running(into) as instance:
+            replaying = "SELECT pg_is_in_recovery()"
+            self.site.until(lambda: self.rows(instance, replaying) == [(False,)], "the end of recovery")
+            yield instance
 
 
 @pytest.fixture(scope="module")
@@ -63,11 +69,11 @@ def gnupg_home(ring: Any) -> Iterator[Path]:
     """An ordinary GnuPG home with the escrow key's owner's keys; its agent is ended with it."""
     home = ring.home.parent / "gnupg"
     home.mkdir(mode=0o700)
-    passphrase = str(ring.home.parent / "passphrase")
+    options = ["--batch", "--quiet", "--homedir", str(home), "--pinentry-mode", "loopback"]
+    options += ["--passphrase-file", str(ring.home.parent / "passphrase")]
     for key in ring.list():
         subprocess.run(
-            ["gpg", "--batch", "--quiet", "--homedir", str(home), "--pinentry-mode", "loopback"]
-            + ["--passphrase-file", passphrase, "--import"],
+            ["gpg", *options, "--import"],
             input=ring.export_secret(key.fingerprint),
             text=True,
             check=True,
@@ -87,22 +93,23 @@ def cluster(sites: Any) -> Iterator[Any]:
         yield site
 
 
-@pytest.mark.parametrize("compression", list(Compression))
-@pytest.mark.parametrize("mode", list(SealingMode))
-def test_the_script_restores_what_any_mode_and_codec_sealed(
-    cluster: Site,
-    sites: Any,
-    sealed_with: Callable[..., Any],
-    gnupg_home: Path,
-    mode: SealingMode,
-    compression: Compression,
-    rows: Callable[..., list[tuple[object, ...]]],
-) -> None:
-    home = cluster.home / f"{mode}-{compression}"
+@pytest.fixture(params=[(mode, codec) for mode in SealingMode for codec in Compression], ids="-".join)
+def sealed_site(request: pytest.FixtureRequest, cluster: Site, sites: Any, sealed_with: Callable[..., Any]) -> Site:
+    """Another repository for the cluster, sealed in its own way."""
+    mode, codec = request.param
+    home = cluster.home / f"{mode}-{codec}"
     home.mkdir()
     home.chmod(0o755)
-    site = sites.beside(cluster.instance, home, sealed_with(mode, compression))
-    site.slot = f"matrix_{mode.name.lower()}_{compression}"
+    site = sites.beside(cluster.instance, home, sealed_with(mode, codec))
+    site.slot = f"matrix_{mode.name.lower()}_{codec}"
+    return site
+
+
+def test_the_script_restores_what_any_mode_and_codec_sealed(
+    sealed_site: Site, gnupg_home: Path, rows: Callable[..., list[tuple[object, ...]]]
+) -> None:
+    site = sealed_site
+    site.query("DELETE FROM t WHERE n = 0")
     site.receive()
     try:
         site.backup()
@@ -116,7 +123,7 @@ def test_the_script_restores_what_any_mode_and_codec_sealed(
     finally:
         site.stop_receiving()
         site.query(f"SELECT pg_drop_replication_slot('{site.slot}')")
-    recover = Recovery(site, gnupg_home)
+    recover = Recovery(site, gnupg_home, rows)
     into = site.place("recovered")
     recover(into=into)
     with recover.start(into) as instance:
@@ -138,7 +145,7 @@ class Story:
 
 
 @pytest.fixture(scope="module")
-def story(site: Site, gnupg_home: Path) -> Story:
+def story(site: Site, gnupg_home: Path, rows: Callable[..., list[tuple[object, ...]]]) -> Story:
     """On each version: a tablespace, two backups, a time between writes, and a segment in the middle of the WAL."""
     space = site.home / "space"
     space.mkdir(mode=0o700)
@@ -155,7 +162,7 @@ def story(site: Site, gnupg_home: Path) -> Story:
     site.query("SELECT pg_sleep(0.05)", "DELETE FROM t WHERE n % 2 = 0")
     latest = site.query(ROWS)
     site.ship()
-    return Story(Recovery(site, gnupg_home), first, last, target, at_target, latest, middle)
+    return Story(Recovery(site, gnupg_home, rows), first, last, target, at_target, latest, middle)
 
 
 def test_the_script_lists_what_there_is(story: Story) -> None:
@@ -192,7 +199,7 @@ def test_the_script_refuses_what_it_cannot_do_in_a_sentence(story: Story, tmp_pa
     assert "offset" in story.recover("--target-time", "2026-11-23 14:00:00", into=place("vague"), ok=False).stderr
     assert "exists already" in story.recover(into=tmp_path, ok=False).stderr
     assert "--source and --into" in story.recover(ok=False).stderr
-    stranger = Recovery(story.recover.site, tmp_path)
+    stranger = Recovery(story.recover.site, tmp_path, story.recover.rows)
     tmp_path.chmod(0o700)
     assert "gpg" in stranger(into=place("keyless"), ok=False).stderr
 
