@@ -20,7 +20,7 @@ demo: ## Protect a real database, lose data, get it back, and prove it (about tw
 
 up: ## Start the same stack and stay; Ctrl-C stops all of it
 	@$(PYTHON) -m tools.setup demo
-	@$(VENV)/seawall up
+	@$(VENV)/python -m deployments.demo --stay --place var/up
 
 test: ## Run every test
 	@$(PYTHON) -m tools.setup test

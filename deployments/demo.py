@@ -16,7 +16,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -38,6 +38,7 @@ from seawall.wal import Lsn
 SOURCE = "shop"
 DEFAULT_PLACE = Path(__file__).resolve().parent.parent / "var" / "demo"
 _RPO_SAMPLES = 3
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class Difference(VerificationFailed):
@@ -104,6 +105,7 @@ class Demonstration:
         self._account = Account.for_servers()
         self._binaries = find(18)
         self._config = place / "seawall" / "seawall.toml"
+        self._stacks: list[Stack] = []
 
     @contextmanager
     def running(self, *, keep: bool) -> Iterator[None]:
@@ -111,7 +113,7 @@ class Demonstration:
         self._make_place(keep=keep)
         self._binaries.usable_by(self._account)
         with ExitStack() as stack:
-            stack.enter_context(_interruptible())
+            stack.enter_context(_interruptible(self._hurry))
             self.instance = Instance(self.place / "postgres" / "data", self._binaries, self._account)
             stack.callback(self.instance.stop)
             self._start_cluster()
@@ -120,12 +122,16 @@ class Demonstration:
             self.source: SourceSettings = self.settings.source(SOURCE)
             say("starting Prefect server, worker and WAL receiver")
             companions = wal_companions(self.settings, self._config)
-            self.stack = stack.enter_context(
-                Stack(self.settings, self._config, options=Options(port=free_port()), companions=companions)
-            )
+            self.stack = Stack(self.settings, self._config, options=Options(port=free_port()), companions=companions)
+            self._stacks.append(self.stack)
+            stack.enter_context(self.stack)
             # Prefect reads its settings from the environment when it is first imported, in `flow`.
             os.environ.update(self.stack.environments.client if self.stack.environments else {})
             yield
+
+    def _hurry(self) -> None:
+        for stack in self._stacks:
+            stack.hurry()
 
     def _make_place(self, *, keep: bool) -> None:
         if self.place.exists() and not keep:
@@ -300,20 +306,26 @@ class Demonstration:
 
 
 @contextmanager
-def _interruptible() -> Iterator[None]:
-    """SIGTERM like Ctrl-C, so that everything ends in its order."""
+def _interruptible(hurry: Callable[[], None]) -> Iterator[None]:
+    """The first Ctrl-C or SIGTERM ends everything in its order; later ones only stop the waiting for it."""
 
-    def stop(_number: int, _frame: object) -> None:
+    def later(_number: int, _frame: object) -> None:
+        hurry()
+
+    def first(_number: int, _frame: object) -> None:
+        for number in _SIGNALS:
+            signal.signal(number, later)
         raise KeyboardInterrupt
 
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = signal.signal(signal.SIGTERM, stop)
+    before = {number: signal.signal(number, first) for number in _SIGNALS}
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 if __name__ == "__main__":

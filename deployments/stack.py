@@ -255,17 +255,6 @@ class Stack:
         self.stop()
 
 
-def receivers(settings: Settings, settings_file: Path) -> tuple[Companion, ...]:
-    """A WAL receiver for each configured source."""
-    return tuple(
-        Companion(
-            f"wal-{name}",
-            (sys.executable, "-m", "seawall", "wal", "receive", name, "--config", str(settings_file), "--quiet"),
-        )
-        for name in sorted(settings.sources)
-    )
-
-
 def read_state(place: Place) -> Mapping[str, object] | None:
     """What a running (or killed) stack wrote about itself, or None."""
     try:

@@ -107,7 +107,7 @@ def servers_place(servers_account: Account) -> Iterator[Path]:
 def binaries_of(major: int) -> Binaries:
     found = next((b for b in available() if b.major == major), None)
     if found is None:
-        pytest.skip(f"PostgreSQL {major} is not installed")
+        pytest.fail(f"PostgreSQL {major} is not installed; `make setup` installs what the tests need")
     return found
 
 

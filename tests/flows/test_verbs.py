@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from deployments.processes import Child, Command
-from deployments.stack import receivers
+from deployments.stack import wal_companions
 from seawall.catalog import Catalog, JobType, RunStatus, VerificationType
 from seawall.model import BackupLabel
 from seawall.postgres.binaries import Account, find
@@ -50,7 +50,7 @@ def shop() -> Iterator[Shop]:
         settings_file = write(directory, instance)
         settings = load(settings_file)
         Repository.create(open_storage(settings.repository), now=datetime.now(UTC))
-        (companion,) = receivers(settings, settings_file)
+        (companion,) = wal_companions(settings, settings_file)
         environment = {"PATH": "/usr/bin:/bin", "PYTHONPATH": str(Path(__file__).parent.parent.parent)}
         receiver = Child(Command("wal", companion.arguments, environment, directory), directory / "wal.log")
         with Catalog.open(settings.catalog.url, create=True) as catalog:
