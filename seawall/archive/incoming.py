@@ -165,6 +165,10 @@ class Incoming:
         except OSError as error:
             raise local_error(error, f"{final} cannot be written") from error
 
+    def closing(self) -> int:
+        """How many complete segments are not yet durable under their names."""
+        return sum(not future.done() for future in self._closing)
+
     def snapshot(self) -> Snapshot | None:
         """The open segment as far as it is durable, for another thread; None when nothing of it is."""
         with self._lock:

@@ -455,7 +455,7 @@ class Receiver:
         """Read no further while too much waits: the server then keeps WAL, and `max_slot_wal_keep_size` decides."""
         self._refuse_failure()
         told = False
-        while len(self._shipper.waiting()) * self._segment_bytes > self._limit_bytes:
+        while (len(self._shipper.waiting()) + incoming.closing()) * self._segment_bytes > self._limit_bytes:
             if self._stopping():
                 raise Cancelled("stopped on request")
             if not told:

@@ -14,7 +14,7 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from seawall.archive.intake import Taken
@@ -275,8 +275,12 @@ class Shipper:
             self._observe.hear(Noticed(severity, error.code, f"{name} is not in the repository: {error.message}"))
 
     def _forget(self, name: str) -> None:
+        """The storage works (again), so what it failed at is tried again at once and not when its pause is over."""
         with self._changed:
             self._troubles.pop(name, None)
+            for other, trouble in self._troubles.items():
+                if isinstance(trouble.error, StorageError):
+                    self._troubles[other] = replace(trouble, again_at=0.0)
 
     def _remove_stale(self) -> None:
         """Drafts of clients that died; a living one is done within seconds."""

@@ -13,19 +13,31 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import psycopg
 import pytest
 
+from seawall.archive.continuity import switch_wal
 from seawall.archive.receiver import Receiver
-from seawall.errors import ClusterMismatch, LeaseHeld, SupersededTimeline, UsageError, WalConflict, WalGap
+from seawall.errors import (
+    ClusterMismatch,
+    LeaseHeld,
+    StorageUnreachable,
+    SupersededTimeline,
+    UsageError,
+    WalConflict,
+    WalGap,
+)
 from seawall.events import Observer
 from seawall.keys import KeyRing
 from seawall.model import ClusterIdentity
-from seawall.repository import Sealing, SourceArea
+from seawall.repository import Repository, Sealing, SourceArea
+from seawall.storage.local import LocalStorage
 from seawall.wal import Lsn, Segment
 
 # Pytest hands fixtures over by name:
 # ruff: noqa: PLR0917
 pytestmark = pytest.mark.postgres
+one_version = pytest.mark.parametrize("major", [18])  # where nothing depends on the server's version
 
 
 @pytest.fixture
@@ -278,6 +290,7 @@ def test_the_old_primary_is_refused_once_the_new_timeline_is_known(
         receiver_for(primary).run()
 
 
+@one_version
 def test_another_cluster_is_refused(
     primary: Any, area: SourceArea, make_server: Callable[..., Any], receiver_for: Callable[..., Receiver]
 ) -> None:
@@ -288,6 +301,7 @@ def test_another_cluster_is_refused(
     assert not area.wal.names()
 
 
+@one_version
 def test_other_content_under_a_stored_name_stops_the_receiver(
     primary: Any, area: SourceArea, sealing: Sealing, receiver_for: Callable[..., Receiver], eventually: Any
 ) -> None:
@@ -328,6 +342,7 @@ def test_a_slot_that_lost_its_wal_is_a_gap_and_can_be_passed_only_on_request(
     assert any(getattr(event, "code", "") == "wal-gap" and event.severity == "critical" for event in events)
 
 
+@one_version
 def test_a_lost_spool_is_made_good_from_the_server(
     primary: Any,
     area: SourceArea,
@@ -353,12 +368,14 @@ def test_a_lost_spool_is_made_good_from_the_server(
     same_as_in_pg_wal(primary, area, ring, names)
 
 
+@one_version
 def test_a_missing_slot_is_named_and_not_made_unless_asked(primary: Any, receiver_for: Callable[..., Receiver]) -> None:
     with pytest.raises(UsageError, match="no slot 'seawall_shop'"):
         receiver_for(primary, create_slot=False).run()
     assert not primary.query("SELECT 1 FROM pg_replication_slots")
 
 
+@one_version
 def test_one_spool_has_one_receiver(primary: Any, receiver_for: Callable[..., Receiver], eventually: Any) -> None:
     with running(receiver_for(primary)) as receiver:
         eventually(lambda: receiver.status().connected)
@@ -380,6 +397,7 @@ def test_a_restarted_server_is_received_from_again(
         eventually(lambda: area.wal.stored(last))
 
 
+@one_version
 def test_stopping_takes_no_longer_than_seconds_and_keeps_what_came(
     primary: Any, receiver_for: Callable[..., Receiver], eventually: Any
 ) -> None:
@@ -393,3 +411,66 @@ def test_stopping_takes_no_longer_than_seconds_and_keeps_what_came(
     receiver.stop()
     assert time.monotonic() - began < 5
     assert receiver.status().flushed >= written
+
+
+@one_version
+def test_while_the_storage_is_out_segments_wait_here_and_then_on_the_server(
+    primary: Any, repository_path: Path, sealing: Sealing, ring: KeyRing, tmp_path: Path, eventually: Any
+) -> None:
+    heard: list[Any] = []
+    out = threading.Event()
+
+    class Outage(LocalStorage):
+        def put(self, name: str, chunks: Any) -> Any:
+            if out.is_set():
+                raise StorageUnreachable("the storage is out")
+            return super().put(name, chunks)
+
+    area = Repository.open(Outage(repository_path)).source("shop")
+    receiver = Receiver(
+        primary.source,
+        area,
+        sealing,
+        tmp_path / "spool",
+        create_slot=True,
+        tail_seconds=0.3,
+        spool_limit_bytes=2 * 16 * 1024 * 1024,
+        observe=Observer(heard.append),
+    )
+    with running(receiver):
+        eventually(lambda: receiver.status().connected)
+        first = primary.value("SELECT pg_walfile_name(restart_lsn) FROM pg_replication_slots")
+        primary.query("ALTER SYSTEM SET wal_keep_size = '1GB'")
+        primary.query("SELECT pg_reload_conf()")
+        out.set()
+        for _ in range(8):
+            primary.write(8)
+            last = primary.switch()
+        eventually(lambda: "spool-full" in {getattr(event, "code", "") for event in heard})
+        time.sleep(0.7)
+        assert receiver.status().waiting == 3
+        assert receiver.status().connected
+        lag = int(primary.value("SELECT pg_current_wal_lsn() - restart_lsn FROM pg_replication_slots"))
+        assert lag > 3 * 16 * 1024 * 1024, "the server must keep what the spool may not"
+        out.clear()
+        eventually(lambda: area.wal.stored(last) and not complete_in(receiver._directory), 60.0)
+    assert {"storage-unreachable", "spool-full"} <= {getattr(event, "code", "") for event in heard}
+    same_as_in_pg_wal(primary, area, ring, [n for n in complete_segments(primary) if n >= first])
+
+
+def test_an_idle_server_meets_its_rpo_and_writes_no_segments_for_nothing(primary: Any) -> None:
+    with psycopg.connect(primary.conninfo, autocommit=True) as session:
+        primary.query("CREATE TABLE change ()")
+        written = primary.value("SELECT pg_current_wal_lsn()")
+        segment = switch_wal(session)
+        assert segment == Segment.ending_at(Lsn.parse(written), 1)
+        for _ in range(3):
+            assert switch_wal(session) == segment
+        primary.query("CREATE TABLE another_change ()")
+        assert switch_wal(session) == segment.next()
+
+
+@one_version
+def test_a_standby_has_no_wal_to_switch(standby: Any) -> None:
+    with psycopg.connect(standby.conninfo, autocommit=True) as session, pytest.raises(UsageError):
+        switch_wal(session)
