@@ -239,9 +239,11 @@ def unexpire(repository: Repository, source: str, label: BackupLabel, *, actor: 
     """Take a mark back while the set is still there.
 
     Raises:
+        BackupMissing: its removal has begun, or it never was.
         ObjectMissing: it is not marked.
     """
     area = repository.source(source)
+    area.head(label)
     area.storage.stat(area.layout.expiry(label))
     AuditLog(repository.storage).append(actor, "unexpire", f"{source} {label}", {}, now=now)
     area.storage.delete(area.layout.expiry(label))
@@ -320,18 +322,20 @@ class _Collection:
             self._left[str(label)] = "a hold was placed on it"
         elif any(head.prior == str(label) for head in self._area.heads()):
             self._left[str(label)] = "a listed backup builds on it"
-        else:
-            self._remove(label, "collect")
+        elif self._remove(label, "collect"):
+            # The mark goes only with the last object: without it, what a lock kept would be listed again.
             self._delete(mark)
 
     def _collect_wal(self, first: str, last: str, mark: str) -> None:
         kept = {name for head in self._area.heads() for name in _own_wal(head)}
         names = [n for n in sorted(self._area.wal.names(int(first[:8], 16))) if first <= n <= last and n not in kept]
         self._audit_unless_dry("collect-wal", f"{first}..{last}", {"segments": str(len(names))})
+        gone = True
         for name in names:
             self._observe.checkpoint()
-            self._delete(self._area.layout.segment(name))
-        self._delete(mark)
+            gone = self._delete(self._area.layout.segment(name)) and gone
+        if gone:
+            self._delete(mark)
 
     def _collect_uncommitted(self) -> None:
         running = lease.newest(self._area.storage, self._area.layout)
@@ -349,35 +353,42 @@ class _Collection:
             else:
                 self._remove(label, "collect-uncommitted")
 
-    def _remove(self, label: BackupLabel, action: str) -> None:
+    def _remove(self, label: BackupLabel, action: str) -> bool:
+        """Remove everything of a set; false when something had to stay."""
         self._audit_unless_dry(action, str(label), {})
         layout = self._area.layout
-        # The manifest goes first: from then on no reader takes what is left for a backup.
-        self._delete(layout.manifest(label))
-        self._delete(layout.manifest_copy(label))
+        # The manifest goes first: from then on no reader takes what is left for a backup. If it must stay, so
+        # does all that it names.
+        for name in (layout.manifest(label), layout.manifest_copy(label)):
+            if not self._delete(name):
+                return False
+        gone = True
         for stat in list(self._area.storage.list(layout.backup(label))):
             self._observe.checkpoint()
-            self._delete(stat.name)
+            gone = self._delete(stat.name) and gone
         # The key goes last; without it nothing that a failing storage brings back could be read.
-        for name in self._area.keychain.generations(str(label)):
-            self._delete(name)
+        for name in self._area.keychain.generations(str(label)) if gone else ():
+            gone = self._delete(name) and gone
         self._sets.append(str(label))
+        return gone
 
     def _audit_unless_dry(self, action: str, subject: str, details: Mapping[str, str]) -> None:
         if not self._dry_run:
             self._audit.append(self._actor, action, f"{self._area.name} {subject}", details, now=self._now)
 
-    def _delete(self, name: str) -> None:
+    def _delete(self, name: str) -> bool:
+        """Delete one object; true when it is gone (or would be, in a dry run), false when it is locked."""
         try:
             size = self._area.storage.stat(name).size_bytes
             if not self._dry_run:
                 self._area.storage.delete(name)
         except ObjectMissing:
-            return
+            return True
         except StorageDenied as error:
             # Locked is a normal state: the object goes when its lock ends.
             self._left[name] = error.message
             self._observe.hear(Noticed("low", "locked", f"{name} stays: {error.message}"))
-            return
+            return False
         self._objects += 1
         self._freed += size
+        return True

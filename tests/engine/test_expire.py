@@ -8,7 +8,7 @@ import pytest
 
 from seawall import retention
 from seawall.audit import AuditLog
-from seawall.errors import ClockWentBackwards, StorageDenied, UsageError
+from seawall.errors import BackupMissing, ClockWentBackwards, StorageDenied, UsageError
 from seawall.events import silent
 from seawall.keys import KeyRing
 from seawall.model import BackupKind, BackupLabel, ClusterIdentity, Compression, CopyMode, Head, SealingMode
@@ -180,20 +180,41 @@ def test_an_interrupted_collection_finishes_next_time(
     assert repository.source("shop").labels() == tuple(labels[3:])
 
 
-def test_a_locked_object_stays_and_is_reported(
-    repository: Repository, plain: Sealing, clock: MovableClock, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("what", ["", "/manifest", "/manifest.copy", "/bundles/", "head.json", "/keys/"])
+def test_a_locked_object_stays_and_its_set_is_never_listed_again(
+    repository: Repository, plain: Sealing, clock: MovableClock, monkeypatch: pytest.MonkeyPatch, what: str
 ) -> None:
-    a_history(repository, plain, clock, 12)
+    labels = a_history(repository, plain, clock, 12)
     expire(repository, clock)
     clock.now += timedelta(hours=25)
+    delete = repository.storage.delete
 
     def locked(name: str) -> None:
-        raise StorageDenied(f"{name} is locked")
+        if what in name and not name.endswith("wal") and "/wal/" not in name:
+            raise StorageDenied(f"{name} is locked")
+        delete(name)
 
     monkeypatch.setattr(repository.storage, "delete", locked)
+    before = names(repository)
     done = collect(repository, clock)
-    assert done.objects == 0
-    assert done.left
+    assert repository.source("shop").labels() == tuple(labels[3:])
+    if what in ("", "/manifest"):
+        kept = {name for name in before if str(labels[0]) in name}
+        assert kept <= names(repository), "a manifest that must stay keeps what it names"
+    assert bool(done.left) is (what != "/keys/"), "mode none has no keys"
+    monkeypatch.setattr(repository.storage, "delete", delete)
+    collect(repository, clock)
+    assert not any(str(label) in name for label in labels[:3] for name in names(repository))
+
+
+def test_a_set_whose_removal_began_cannot_be_brought_back(
+    repository: Repository, plain: Sealing, clock: MovableClock
+) -> None:
+    labels = a_history(repository, plain, clock, 12)
+    expire(repository, clock)
+    repository.storage.delete(repository.source("shop").layout.manifest(labels[0]))
+    with pytest.raises(BackupMissing):
+        retention.unexpire(repository, "shop", labels[0], actor="ada", now=clock.now)
 
 
 def test_clocks_that_disagree_stop_every_deletion(repository: Repository, plain: Sealing, clock: MovableClock) -> None:
