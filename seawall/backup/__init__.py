@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 
 from seawall.archive.arrival import refuse_without_carrier, wait_for
 from seawall.backup.copy import Copied, copy_direct, copy_stream
@@ -56,10 +56,18 @@ def plan(source: SourceSettings, area: SourceArea, cluster: Cluster, kind: Backu
     Raises:
         ClockWentBackwards: a newer label exists already.
     """
-    begun = area.begun()
-    label = BackupLabel.after(max(begun, key=lambda known: known.begun_at, default=None), now)
+    label = _free_label(area, now)
     reason = "" if kind is BackupKind.FULL else f"a full backup stands in: {kind.value} backups are not taken yet"
     return BackupPlan(source.name, label, kind, BackupKind.FULL, reason, source.mode, cluster, max(source.workers, 1))
+
+
+def _free_label(area: SourceArea, now: datetime) -> BackupLabel:
+    newest = max(area.begun(), key=lambda known: known.begun_at, default=None)
+    label = BackupLabel.after(newest, now)
+    # An attempt that failed within this second may have come no further than its key, which no listing of sets shows.
+    while area.keychain.generations(str(label)):
+        label = BackupLabel.after(label, label.begun_at + timedelta(seconds=1))
+    return label
 
 
 def take(
@@ -89,8 +97,12 @@ def take(
         SeawallError: whatever else went wrong; nothing was listed.
     """
     cluster = inspect(source)
-    refuse_without_carrier(source)
     area = repository.source(source.name)
+    if area.identity() is not None:
+        # Another cluster is refused as such before anything else is found wrong with it.
+        area.claim(cluster.identity, now)
+    # Only then is a new source claimed: a mistaken address must not make it another cluster's for ever.
+    refuse_without_carrier(source)
     area.claim(cluster.identity, now)
     holder = f"{socket.gethostname()}:{os.getpid()}"
     with area.lease(holder, "backup") as held:

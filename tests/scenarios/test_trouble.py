@@ -1,0 +1,244 @@
+"""Two at once, a full disk, a kill at any moment: clear errors, nothing listed is lost, and the next run succeeds."""
+
+from __future__ import annotations
+
+import os
+import random
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from datetime import timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from seawall.errors import (
+    ArchiveTimeout,
+    DestinationInUse,
+    LeaseHeld,
+    LeaseLost,
+    SeawallError,
+    ServerUnreachable,
+    StorageFull,
+    StorageUnreachable,
+)
+from seawall.events import Advanced, Event, Observer
+from seawall.model import Proof, RecoveryTarget, TargetKind
+from seawall.repository import Repository, documents, lease
+from seawall.storage.faulty import Fault, Faulty, Trouble
+from seawall.storage.local import LocalStorage
+
+if TYPE_CHECKING:
+    Site = Any
+
+pytestmark = [pytest.mark.postgres, pytest.mark.slow]
+ROWS = "SELECT count(*), md5(string_agg(x, '' ORDER BY n)) FROM t"
+
+
+@pytest.fixture(scope="module")
+def site(site18: Site) -> Site:
+    site18.query("CREATE TABLE t AS SELECT n, md5(n::text) AS x FROM generate_series(1, 60000) AS n")
+    return site18
+
+
+def test_two_backups_at_once_are_one_backup_and_one_refusal(site: Site) -> None:
+    before = site.area.labels()
+    refusals: list[BaseException] = []
+    once = threading.Lock()
+
+    def second(event: Event) -> None:
+        if isinstance(event, Advanced) and once.acquire(blocking=False):
+            try:
+                site.backup()
+            except SeawallError as error:
+                refusals.append(error)
+
+    head = site.backup(observe=Observer(second))
+    assert [type(error) for error in refusals] == [LeaseHeld]
+    assert "is leased by" in str(refusals[0])
+    assert site.area.labels() == (*before, head.label)
+    assert site.verify(head.label).good
+
+
+def test_a_server_that_cannot_be_reached_or_whose_wal_nobody_carries_is_refused_at_once(site: Site) -> None:
+    before = {stat.name for stat in site.storage.list()}
+    with pytest.raises(ServerUnreachable) as unreachable:
+        site.backup(conninfo="host=127.0.0.1 port=1 user=postgres")
+    assert unreachable.value.hint
+    with pytest.raises(ArchiveTimeout, match="nobody_reads does not exist"):
+        site.backup(slot="nobody_reads")
+    assert {stat.name for stat in site.storage.list()} == before
+
+
+def test_a_mistaken_address_does_not_make_a_new_source_another_clusters(site: Site) -> None:
+    with pytest.raises(ArchiveTimeout):
+        site.backup(name="books", slot="nobody_reads")
+    assert site.repository.source("books").identity() is None
+
+
+def _with_storage(site: Site, storage: Any) -> Site:
+    return replace(site, storage=storage, repository=Repository.open(storage))
+
+
+@pytest.mark.parametrize("room", [0, 1, 300_000, 1_500_000])
+def test_a_full_repository_stops_a_backup_with_a_clear_error_and_room_lets_the_next_one_succeed(
+    site: Site, room: int
+) -> None:
+    before = site.area.labels()
+    whole = LocalStorage(site.home / "repository")
+    full = Fault(Trouble.DISK_FULL, "put", "sources/shop/backups/*", after_bytes=room)
+    with pytest.raises(StorageFull) as refused:
+        _with_storage(site, Faulty(whole, [full])).backup()
+    assert "Free space" in refused.value.hint
+    assert site.area.labels() == before
+    for label in before:
+        assert site.verify(label, Proof.HASH_GOOD).good
+    assert site.verify(site.backup().label).good
+
+
+@pytest.mark.parametrize("leaf", ["*/objects.json", "*/manifest.copy", "*/head.json", "*/manifest"])
+@pytest.mark.parametrize("trouble", [Trouble.FAIL_BEFORE, Trouble.CUT_SHORT])
+def test_a_commit_that_breaks_off_lists_nothing(site: Site, leaf: str, trouble: Trouble) -> None:
+    before = site.area.labels()
+    faulty = Faulty(LocalStorage(site.home / "repository"), [Fault(trouble, "put", leaf, times=0)])
+    with pytest.raises(StorageUnreachable):
+        _with_storage(site, faulty).backup()
+    assert site.area.labels() == before
+
+
+def test_a_writer_that_lost_its_lease_meanwhile_lists_nothing(site: Site) -> None:
+    before = site.area.labels()
+    once = threading.Lock()
+
+    def usurp(event: Event) -> None:
+        if isinstance(event, Advanced) and once.acquire(blocking=False):
+            layout = site.area.layout
+            record = lease.newest(site.storage, layout)
+            assert record is not None
+            # What a storage shows when this writer was paused for longer than its time to live.
+            document = {"holder": "another", "purpose": "backup", "ttl_seconds": 1.0, "token": 0, "nonce": "x"}
+            documents.put(site.storage, layout.lease(record.token + 1), document)
+
+    with pytest.raises(LeaseLost, match="another"):
+        site.backup(observe=Observer(usurp))
+    assert site.area.labels() == before
+    time.sleep(1.1)
+    site.backup()
+
+
+@contextmanager
+def _tiny_disk(place: Path, megabytes: int) -> Iterator[Path]:
+    place.mkdir(parents=True)
+    done = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", f"size={megabytes}m", "tmpfs", str(place)], capture_output=True, check=False
+    )
+    if done.returncode:
+        pytest.skip(f"this account cannot mount a small file system: {done.stderr.decode().strip()}")
+    try:
+        yield place
+    finally:
+        subprocess.run(["umount", str(place)], check=True)
+
+
+def test_a_full_destination_is_refused_when_planning_and_told_when_it_fills_meanwhile(
+    site: Site, monkeypatch: pytest.MonkeyPatch, rows: Callable[..., list[tuple[object, ...]]]
+) -> None:
+    head = site.backup()
+    with _tiny_disk(site.home / "tiny", 16) as disk:
+        disk.chmod(0o755)
+        into = disk / "data"
+        with pytest.raises(StorageFull, match="free"):
+            site.plan(into=into, label=head.label)
+        assert not into.exists()
+        # The space may go while a restore runs; the plan cannot know.
+        plan = site.plan(label=head.label)
+        with pytest.raises(StorageFull, match="no space") as refused:
+            site.run(replace(plan, destination=into), start=False)
+        assert "delta" in refused.value.hint
+        assert not (into / "global" / "pg_control").exists()
+        subprocess.run(["mount", "-o", "remount,size=400m", str(disk)], check=True)
+        again = site.plan(into=into, label=head.label, delta=True)
+        assert site.run(again).reached is not None
+        with site.running(into) as instance:
+            assert rows(instance, ROWS) == site.query(ROWS)
+
+
+_CHILD = """
+import sys
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from seawall import backup
+from seawall.events import Observer
+from seawall.keys import KeyRing
+from seawall.model import Compression, SealingMode
+from seawall.repository import Repository, Sealing
+from seawall.settings import SourceSettings
+from seawall.storage.local import LocalStorage
+repository, conninfo, ring, label_at = sys.argv[1:]
+ring = KeyRing(Path(ring))
+recipients = tuple(key.fingerprint for key in ring.list())
+sealing = Sealing(SealingMode.AES_256_GCM, Compression.GZIP, 9, recipients, ring)
+source = SourceSettings("shop", conninfo=conninfo)
+print("begun", flush=True)
+backup.take(source, Repository.open(LocalStorage(Path(repository))), sealing,
+            now=datetime.fromisoformat(label_at), observe=Observer())
+print("listed", flush=True)
+"""
+
+
+def test_a_backup_that_is_killed_at_any_moment_costs_nothing_that_was_listed(
+    site: Site, randomness: random.Random, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lease, "DEFAULT_TTL", timedelta(seconds=1))
+    before = site.area.labels()
+    finished = 0
+    arguments = [str(site.home / "repository"), site.instance.conninfo, str(site.ring.home)]
+    for _ in range(8):
+        child = subprocess.Popen(
+            [sys.executable, "-c", _CHILD, *arguments, site.now().isoformat()],
+            stdout=subprocess.PIPE,
+            text=True,
+            cwd=Path(__file__).resolve().parents[2],
+        )
+        assert child.stdout is not None
+        assert child.stdout.readline() == "begun\n"
+        time.sleep(randomness.uniform(0.05, 2.0))
+        child.kill()
+        finished += "listed" in child.stdout.read()
+        child.wait()
+        child.stdout.close()
+        _let_the_lease_of_the_dead_run_out(site)
+    listed = [label for label in site.area.labels() if label not in before]
+    # A kill between the commit and the child's last word leaves one that is listed and whole.
+    assert len(listed) >= finished
+    for label in listed:
+        assert site.verify(label).reached is Proof.WAL_CONTINUOUS
+    for label in before:
+        assert site.verify(label, Proof.PRESENT).good
+    last = site.backup()
+    assert site.verify(last.label).reached is Proof.WAL_CONTINUOUS
+    sessions = "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'seawall backup'"
+    site.until(lambda: site.value(sessions) == "0", "the end of the dead backups' sessions")
+
+
+def _let_the_lease_of_the_dead_run_out(site: Site) -> None:
+    """What five minutes would do: the killed writer's lease is made old."""
+    record = lease.newest(site.storage, site.area.layout)
+    if record is None or record.released:
+        return
+    for path in (site.home / "repository" / "leases" / "shop").glob(f"{record.token:012d}*"):
+        os.utime(path, (time.time() - 3600, time.time() - 3600))
+
+
+def test_a_destination_that_came_to_life_since_the_plan_is_not_overwritten(site: Site) -> None:
+    plan = site.plan(RecoveryTarget(TargetKind.IMMEDIATE))
+    plan.destination.mkdir()
+    (plan.destination / "something").write_text("new")
+    with pytest.raises(DestinationInUse):
+        site.run(plan)
+    assert (plan.destination / "something").read_text() == "new"
