@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import sys
+import threading
 from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any
@@ -52,6 +53,7 @@ class Console:
         self._quiet = quiet or json
         self._progress: Progress | None = None
         self._steps: dict[str, TaskID] = {}
+        self._drawing = threading.Lock()
 
     def result(self, value: Mapping[str, Any], lines: Sequence[str] = ()) -> None:
         """Print the outcome: `value` as JSON, or `lines` for people."""
@@ -96,7 +98,9 @@ class Console:
         if isinstance(event, Noticed):
             self.note(f"{event.severity}: {event.message}")
         elif not self._quiet and sys.stderr.isatty():
-            self._draw(event)
+            # Workers tell of themselves side by side, but a terminal has one set of bars.
+            with self._drawing:
+                self._draw(event)
 
     def _draw(self, event: Event) -> None:
         if isinstance(event, Began):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pwd
 import socket
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -91,4 +92,12 @@ class Context:
     @property
     def actor(self) -> str:
         """Who is at work, for leases and the audit."""
-        return f"{os.environ.get('SUDO_USER') or os.environ.get('USER') or os.getuid()}@{socket.gethostname()}"
+        return f"{os.environ.get('SUDO_USER') or _account()}@{socket.gethostname()}"
+
+
+def _account() -> str:
+    """By the kernel's word; the environment's may be missing or wrong."""
+    try:
+        return pwd.getpwuid(os.geteuid()).pw_name
+    except KeyError:  # a container may run under a number that has no name
+        return str(os.geteuid())
