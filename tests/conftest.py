@@ -182,7 +182,7 @@ class ClusterMaker:
         """A running hot standby of `primary`, made by pg_basebackup."""
         cluster = self.empty(primary.major)
         primary.tool(
-            "pg_basebackup", "-D", cluster.data, "-d", primary.instance.conninfo, "-R", "-c", "fast", "-X", "stream"
+            "pg_basebackup", "-D", cluster.data, "-d", primary.instance.conninfo, "-R", "-c", "fast", "--no-sync"
         )
         cluster.start(primary.settings)
         return cluster

@@ -26,6 +26,7 @@ from pathlib import Path
 from seawall.errors import PrivilegeMissing, ServerFailed, UsageError
 from seawall.postgres.binaries import Account, Binaries
 from seawall.postgres.connect import Session, connect
+from seawall.postgres.scan import EXTERNAL_PID_FILE
 from seawall.settings import SourceSettings
 
 _log = logging.getLogger(__name__)
@@ -35,9 +36,8 @@ _PUBLIC_SOCKETS = "/tmp"  # noqa: S108 - PostgreSQL's own default; the socket's 
 _MAX_SOCKET_DIRECTORY = 80  # sockaddr_un holds 107 bytes, the socket's own name needs about 20
 _LOG_BYTES = 1024 * 1024
 _DATA_CHECKSUMS_BY_DEFAULT = 18
-# Files that came with a restore may name places of the old host: another data directory, a pid file, a log.
+# What came with a restore may send the log elsewhere, in another language.
 _ALWAYS = {
-    "external_pid_file": "",
     "logging_collector": "off",
     "log_destination": "stderr",
     "lc_messages": "C",
@@ -253,7 +253,10 @@ class Instance:
             raise PrivilegeMissing(reason, hint="The message says what to change.")
 
     def _settings(self, private: bool) -> dict[str, str]:
+        # A copied configuration may name the old host's pid file, which an original on this host still uses.
+        pid_file = self.data_directory / EXTERNAL_PID_FILE
         settings = {"data_directory": str(self.data_directory), "port": str(self.port)} | _ALWAYS
+        settings["external_pid_file"] = str(pid_file)
         if not private:
             self._host = "127.0.0.1"
             return settings | {"listen_addresses": "127.0.0.1", "unix_socket_directories": _PUBLIC_SOCKETS}

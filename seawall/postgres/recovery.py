@@ -199,7 +199,7 @@ def parse_settings(text: str) -> dict[str, str]:
     Included files are not followed: their text is given along by whoever has it.
     """
     found: dict[str, str] = {}
-    for line in text.splitlines():
+    for line in text.split("\n"):  # nothing but a line feed ends a line there
         match = _SETTING.match(line)
         if match is not None and not match[1].lower().startswith("include"):
             found[match[1].lower()] = _unquoted(match[2])
@@ -274,11 +274,11 @@ def _block(values: Mapping[str, str]) -> str:
 def _without_recovery(text: str) -> str:
     """The text without our block and without settings of recovery, wherever they stand."""
     kept: list[str] = []
-    for line in _BLOCK.sub("", text).splitlines():
+    for line in _BLOCK.sub("", text).removesuffix("\n").split("\n"):
         match = _SETTING.match(line)
         if match is None or match[1].lower() not in _OF_RECOVERY:
             kept.append(line)
-    return "".join(f"{line}\n" for line in kept)
+    return "".join(f"{line}\n" for line in kept) if any(kept) else ""
 
 
 def _portable(saved: Mapping[str, str]) -> str:

@@ -27,10 +27,11 @@ _EMPTIED = frozenset(
     ("pg_dynshmem", "pg_notify", "pg_replslot", "pg_serial", "pg_snapshots", "pg_stat_tmp", "pg_subtrans")
 )
 _KEPT_IN_WAL = frozenset(("pg_wal/archive_status", "pg_wal/summaries"))
+EXTERNAL_PID_FILE = "postmaster.external.pid"  # of a server that `instance` started
 # The signal files are recovery's, not the cluster's: a restored one would choose the mode of the next start.
 _LEFT_OUT_AT_TOP = frozenset(
     ("postmaster.pid", "postmaster.opts", "backup_manifest", "backup_label", "tablespace_map", "recovery.signal",
-     "standby.signal", "postgresql.auto.conf.tmp", "current_logfiles.tmp")
+     "standby.signal", "postgresql.auto.conf.tmp", "current_logfiles.tmp", EXTERNAL_PID_FILE)
 )  # fmt: skip
 # A link to one of these is part of the cluster, wherever an administrator moved it; other linked directories are not.
 _FOLLOWED = frozenset(
