@@ -429,33 +429,50 @@ def stored_wal(repository, source):
     return found
 
 
-def refuse_gap(head, stored):
-    """PostgreSQL takes a missing segment for the end of WAL, and starts there without a word."""
-    size, timeline = head["segment_bytes"], "%08X" % head["timeline"]
-    first, last = position(head["start_lsn"]) // size, (position(head["stop_lsn"]) - 1) // size
+def histories(repository, source):
+    """(timeline, where it was left) in order, for every timeline whose history file is stored."""
+    base, found = "sources/%s/wal/history" % source, {}
+    for name in repository.names(base):
+        if re.fullmatch(r"[0-9A-F]{8}\.history", name):
+            text = b"".join(part for part, _ in repository.open(source, "%s/%s" % (base, name))).decode()
+            rows = [line.split() for line in text.splitlines() if line.strip() and not line.startswith("#")]
+            found[int(name[:8], 16)] = [(int(row[0]), position(row[1])) for row in rows]
+    return found
+
+
+def refuse_gap(head, stored, left):
+    """PostgreSQL takes a missing segment for the end of WAL, and starts there without a word.
+
+    It looks for one history file after the other, and follows the last one that is there (timeline.c,
+    findNewestTimeLine). What other timelines have, or lack, is not on its way.
+    """
+    size, newest = head["segment_bytes"], head["timeline"]
+    while newest + 1 in left:
+        newest += 1
+    ancestry = [] if newest == head["timeline"] else left[newest]
+
+    def on_path(number):
+        last = (number + 1) * size - 1
+        timeline = next((each for each, switch in ancestry if last < switch), newest)
+        return segment("%08X" % max(timeline, head["timeline"]), number, size)
+
+    first, needed = position(head["start_lsn"]) // size, (position(head["stop_lsn"]) - 1) // size
+    numbers = {number_of(leaf, size) for leaf in stored if re.fullmatch(r"[0-9A-F]{24}", leaf)}
+    last = max([needed] + [number for number in numbers if on_path(number) in stored])
     for number in range(first, last + 1):
-        if segment(timeline, number, size) not in stored:
-            raise Unrecoverable("the backup needs %s, which is not stored" % segment(timeline, number, size))
-    whole = [leaf for leaf in stored if re.fullmatch(r"[0-9A-F]{24}", leaf) and leaf[8:] >= segment("", first, size)]
-    for timeline in sorted({leaf[:8] for leaf in whole}):
-        names = {leaf for leaf in whole if leaf[:8] == timeline}
-        numbers = range(number_of(min(names), size), number_of(max(names), size))
-        missing = [segment(timeline, n, size) for n in numbers if segment(timeline, n, size) not in names]
-        if missing:
-            raise Unrecoverable("%s is not stored, but later WAL is; see --accept-gap" % missing[0])
+        if on_path(number) not in stored:
+            why = "the backup needs it" if number <= needed else "later WAL is there"
+            raise Unrecoverable("%s is not stored, but %s; see --accept-gap" % (on_path(number), why))
 
 
-def restore_wal(repository, source, head, stored, into, accept_gap):
+def restore_wal(repository, source, head, stored, left, into, accept_gap):
     """All WAL from the backup's start on, under the names that PostgreSQL asks for."""
     os.makedirs(into, mode=0o700)
-    size, count, beginnings, left = head["segment_bytes"], 0, {}, {}
+    size, count, beginnings = head["segment_bytes"], 0, {}
     start = segment("", position(head["start_lsn"]) // size, size)
-    base = "sources/%s/wal/history" % source
-    for name in repository.names(base):
-        if name.endswith(".history"):
-            put(repository, source, "%s/%s" % (base, name), os.path.join(into, name))
-            for timeline, at in switches(os.path.join(into, name)):
-                left.setdefault((timeline, position(at) // size), []).append((int(name[:8], 16), position(at)))
+    for timeline in left:
+        name = "%08X.history" % timeline
+        put(repository, source, "sources/%s/wal/history/%s" % (source, name), os.path.join(into, name))
     for leaf, name in sorted(stored.items()):
         if leaf[8:24] < start:
             continue
@@ -476,19 +493,15 @@ def restore_wal(repository, source, head, stored, into, accept_gap):
         path = os.path.join(into, leaf)
         if not os.path.exists(path):
             put(repository, source, name, path)
-            for newer, at in left.get((int(leaf[:8], 16), number_of(leaf, size)), ()):
-                # What was written after this timeline was left never happened on the newer one, which has no copy.
-                if segment("%08X" % newer, number_of(leaf, size), size) not in stored:
-                    os.truncate(path, min(os.path.getsize(path), at % size))
+            for newer, rows in left.items():
+                # What was written after this timeline was left never happened on the newer one, if that has no copy.
+                for timeline, at in rows:
+                    here = timeline == int(leaf[:8], 16) and at // size == number_of(leaf, size)
+                    if here and segment("%08X" % newer, number_of(leaf, size), size) not in stored:
+                        os.truncate(path, min(os.path.getsize(path), at % size))
             os.truncate(path, size)
             count += 1
     return count
-
-
-def switches(path):
-    with open(path) as file:
-        rows = [line.split() for line in file if line.strip() and not line.startswith("#")]
-    return [(int(row[0]), row[1]) for row in rows]
 
 
 def position(lsn):
@@ -585,17 +598,17 @@ def restore_all(repository, options):
             raise Unrecoverable("%s exists already" % path)
     target = moment(options.target_time)
     label = chosen(repository, source, options.label, target)
-    stored = stored_wal(repository, source)
+    stored, left = stored_wal(repository, source), histories(repository, source)
     head = repository.document("sources/%s/backups/%s/head.json" % (source, label))
     try:
-        refuse_gap(head, stored)
+        refuse_gap(head, stored, left)
     except Unrecoverable as error:
         if not options.accept_gap:
             raise
         print("recover.py: nothing behind it can be reached: %s" % error, file=sys.stderr)
     print("restoring %s %s into %s" % (source, label, into))
     head, specials = restore(repository, source, label, into)
-    count = restore_wal(repository, source, head, stored, into + ".wal", options.accept_gap)
+    count = restore_wal(repository, source, head, stored, left, into + ".wal", options.accept_gap)
     configure(into, into + ".wal", specials, target)
     os.sync()
     os.rename(inside(into, CONTROL + ".held"), inside(into, CONTROL))
