@@ -104,6 +104,8 @@ class Console:
 
     def _draw(self, event: Event) -> None:
         if isinstance(event, Began):
+            if event.step in self._steps:  # a step may come again; one line is enough for it
+                self._bars().remove_task(self._steps[event.step])
             self._steps[event.step] = self._bars().add_task(event.step, total=event.total_bytes or None)
         elif isinstance(event, Advanced) and event.step in self._steps:
             self._bars().advance(self._steps[event.step], event.plain_bytes)

@@ -344,6 +344,12 @@ class TestCheck:
         assert "chmod 600" in done.error["hint"]
         assert "tell nobody" not in done.out + done.err
 
+    def test_every_check_is_documented(self, seawall: Run, plain: Path) -> None:
+        page = (Path(cli.__file__).parents[2] / "docs" / "reference" / "checks.md").read_text(encoding="utf-8")
+        made = {check["name"] for check in seawall("check", "--config", plain, "--json").json["checks"]}
+        assert {name for name in made if f"| `{name}` |" not in page} == set()
+        assert len(made) > 20
+
     def test_people_see_a_line_for_each_check(self, seawall: Run, plain: Path) -> None:
         done = seawall("check", "--config", plain)
         assert "ok       storage " in done.out
