@@ -39,9 +39,8 @@ log = logging.getLogger(__name__)
 DEFAULT_SOCKET = Path("/run/seawall/agent.sock")
 # What may wait ahead of replay on this host.
 _AHEAD_BYTES = 256 * 1024 * 1024
-_SUPERUSER = re.compile(
-    r'^ALTER ROLE (?:"((?:[^"]|"")+)"|(\w+)) WITH SUPERUSER\b[^;]*(?<!NO)LOGIN\b', re.MULTILINE
-)  # as pg_dumpall writes it
+# As pg_dumpall writes roles; names that a connection string would have to quote are passed over.
+_SUPERUSER = re.compile(r'^ALTER ROLE "?([\w.@-]+)"? WITH SUPERUSER\b[^;]*(?<!NO)LOGIN\b', re.MULTILINE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,8 +186,8 @@ def _refuse_unrunnable(plan: RestorePlan, binaries: Binaries, account: Account) 
 
 def _superuser(specials: Mapping[str, str]) -> str:
     """A role that may look at the recovery; `postgres` unless the backup's globals say that it is none."""
-    found = [name or quoted.replace('""', '"') for quoted, name in _SUPERUSER.findall(specials.get("globals.sql", ""))]
-    return "postgres" if "postgres" in found or not found else found[0]
+    found = _SUPERUSER.findall(specials.get("globals.sql", ""))
+    return "postgres" if "postgres" in found or not found else str(found[0])
 
 
 def _watched(plan: RestorePlan, instance: Instance, timeout: float, observe: Observer) -> recovery.Reached:
