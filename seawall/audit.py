@@ -4,7 +4,7 @@ Each record carries the hash of the one before it, so that a change, a removal o
 chain at that place. Numbers are claimed by creating the object: two writers never share one.
 
 Not guaranteed: that the newest records were not cut off together. Keep the hash that `verify` returns
-elsewhere (the catalog does) and compare.
+elsewhere and compare; nothing does so by itself.
 """
 
 from __future__ import annotations

@@ -246,6 +246,10 @@ def unexpire(repository: Repository, source: str, label: BackupLabel, *, actor: 
     area.head(label)
     area.storage.stat(area.layout.expiry(label))
     AuditLog(repository.storage).append(actor, "unexpire", f"{source} {label}", {}, now=now)
+    # WAL that this set leads on to may be marked, too. All marks on WAL go: the next `expire` makes those that
+    # are still right, and until then nothing of it is removed.
+    for stat in list(area.storage.list(f"{area.layout.expired}wal-")):
+        area.storage.delete(stat.name)
     area.storage.delete(area.layout.expiry(label))
 
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 
 from seawall.cli.console import size
 from seawall.cli.context import Context
-from seawall.errors import WalGap
+from seawall.errors import ClusterError, WalGap
+from seawall.settings import SourceSettings
 
 
 def arguments(parser: argparse.ArgumentParser, _verb: str) -> None:
@@ -49,13 +51,10 @@ def _receive(options: argparse.Namespace, context: Context) -> None:
 
 
 def _agent(options: argparse.Namespace, context: Context) -> None:
-    from pathlib import Path
-
     from seawall.archive.agent import Agent
-    from seawall.postgres.inspect import inspect
 
     source = context.source(options.source)
-    cluster = inspect(source)
+    directory = _data_directory(source, context)
     socket_path = context.agent_socket(source.name)
     socket_path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
     agent = Agent(
@@ -65,11 +64,25 @@ def _agent(options: argparse.Namespace, context: Context) -> None:
         context.settings.spool(source.name),
         socket_path,
         observe=context.observer,
-        data_directory=source.data_directory or Path(cluster.data_directory),
+        data_directory=directory,
     )
     context.console.note(f"serving WAL commands of {source.name} at {socket_path}; Ctrl-C ends it")
     agent.run_forever()
     context.console.result({"source": source.name, "stopped": True}, ["stopped"])
+
+
+def _data_directory(source: SourceSettings, context: Context) -> Path | None:
+    """The cluster's directory, where it is at hand: an agent that serves a restore may have outlived the server."""
+    from seawall.postgres.inspect import inspect
+
+    if source.data_directory is not None:
+        return source.data_directory
+    try:
+        found = Path(inspect(source).data_directory)
+    except ClusterError as error:
+        context.console.note(f"the server does not answer, so nothing is looked ahead: {error.message}")
+        return None
+    return found if found.is_dir() else None
 
 
 def _command(options: argparse.Namespace, context: Context) -> None:

@@ -24,7 +24,7 @@ HOW TO RESTORE WITH SEAWALL
 
 HOW TO RESTORE WITHOUT SEAWALL
   Needed: this page, the storage, one private key above and its passphrase, GnuPG 2.2 or later,
-  Python 3.11 or later, and PostgreSQL of the backup's major version.
+  Python 3.9 or later, and PostgreSQL of the backup's major version.
   1. Copy the repository, or mount it. It begins at the address above and holds seawall.json,
      which must state the repository id above. If it does not, this is another repository: stop.
   2. Beside it lies recover-<12 hex digits>.py. The sum must begin with the digits in its name:
@@ -33,7 +33,7 @@ HOW TO RESTORE WITHOUT SEAWALL
      open with it:
          gpg --import KEYFILE
          gpg --decrypt FILE
-  4. Read what the script asks for, then restore into an empty directory:
+  4. Read what the script asks for, then restore into a new directory:
          python3 recover-*.py --help
   5. Look at what it reports before you start PostgreSQL there.
   docs/repository-format.md of Seawall describes every byte, so that a new reader can be written.

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Protocol
 
 from seawall.codec import DataKey, FrameReader, FrameWriter, KeySource
@@ -26,6 +27,7 @@ class Sealing:
     Args:
         recipients: full OpenPGP fingerprints, at least two for the modes that seal.
         ring: holds at least the recipients' public keys.
+        wal_key_period: how long one data key seals new WAL before another is made.
     """
 
     mode: SealingMode
@@ -33,6 +35,7 @@ class Sealing:
     level: int
     recipients: tuple[str, ...]
     ring: KeyRing
+    wal_key_period: timedelta = timedelta(hours=24)
 
 
 def sealing_of(settings: SealingSettings) -> Sealing:
@@ -41,7 +44,14 @@ def sealing_of(settings: SealingSettings) -> Sealing:
     Raises:
         KeyUnusable: the key ring cannot be opened.
     """
-    return Sealing(settings.mode, settings.compression, settings.level, settings.all_recipients, open_ring(settings))
+    return Sealing(
+        settings.mode,
+        settings.compression,
+        settings.level,
+        settings.all_recipients,
+        open_ring(settings),
+        timedelta(hours=max(settings.wal_key_hours, 1)),
+    )
 
 
 class Counted:

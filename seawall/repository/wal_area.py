@@ -11,7 +11,7 @@ import re
 import secrets
 import threading
 from collections.abc import Iterator
-from datetime import datetime, timedelta
+from datetime import datetime
 from typing import Literal
 
 from seawall.codec import DataKey, FrameReader, read_envelope
@@ -31,23 +31,17 @@ _HEADER_BYTES = 64 * 1024
 
 
 class WalArea:
-    """WAL of one source.
-
-    Args:
-        key_period: how long one data key seals new WAL before another is made.
-    """
+    """WAL of one source."""
 
     def __init__(
         self,
         storage: Storage,
         layout: SourceLayout,
         keychain: Keychain,
-        key_period: timedelta = timedelta(hours=24),
     ) -> None:
         self.layout = layout
         self._storage = storage
         self._keychain = keychain
-        self._key_period = key_period
         self._key: tuple[datetime, tuple[str, ...], DataKey] | None = None
         self._lock = threading.Lock()
 
@@ -185,7 +179,7 @@ class WalArea:
             now = self._storage.now()
             if self._key is not None:
                 made_at, recipients, key = self._key
-                if recipients == sealing.recipients and now < made_at + self._key_period:
+                if recipients == sealing.recipients and now < made_at + sealing.wal_key_period:
                     return key
             key_id = f"wal-{now:%Y%m%dT%H%M%SZ}-{secrets.token_hex(4)}"
             key = self._keychain.create(key_id, sealing, now)
