@@ -22,13 +22,13 @@ from typing import TypeAlias
 
 from seawall.backup.load import Part, pack
 from seawall.codec import FRAME_BYTES, BundleWriter, ExtentSource, Scratch
-from seawall.errors import Cancelled, ClusterError, PrivilegeMissing
-from seawall.events import Advanced, Began, Observer
+from seawall.errors import Cancelled, ClusterError, ClusterMismatch, PrivilegeMissing
+from seawall.events import Advanced, Began, Noticed, Observer
 from seawall.model import Cluster, Extent, FileEntry, StoredObject
-from seawall.postgres.control import read_control_bytes
+from seawall.postgres.control import read_control, read_control_bytes
 from seawall.postgres.pages import PageChecker, recheck
 from seawall.postgres.scan import CopyEntry, CopyPlan, scan
-from seawall.postgres.session import BackupSession
+from seawall.postgres.session import BackupSession, StartInfo
 from seawall.postgres.stream import BaseBackup, StreamedFile, base_backup
 from seawall.repository import BackupSetWriter
 from seawall.settings import SourceSettings
@@ -128,12 +128,16 @@ def copy_direct(
     Raises:
         ServerUnreachable: the backup's session was lost.
         PrivilegeMissing: a file cannot be read.
+        ClusterMismatch: the data directory is not that of the server, but perhaps its standby's.
     """
     directory = source.data_directory or Path(cluster.data_directory)
     with BackupSession(source, str(writer.label)) as session:
         started = session.start()
         first_wal(Segment.containing(started.lsn, started.timeline, cluster.segment_bytes), started.in_recovery)
+        _refuse_other_copy(directory, started)
         found = scan(directory, cluster)
+        for path, reason in found.left_out:
+            observe.hear(Noticed("medium", "left-out", f"{path!r} is not in this backup: {reason}"))
         observe.hear(Began("copy", found.total_bytes))
         output = _Output(writer, observe, session.check)
         bucket = TokenBucket(source.max_rate_bytes_per_second)
@@ -147,6 +151,21 @@ def copy_direct(
     entries = [output.entry(listed) for listed in found.entries]
     files = sorted((entry for entry in entries if entry is not None), key=lambda entry: entry.path)
     return Copied(started.lsn, stopped.lsn, stopped.timeline, stopped.stopped_at, output.objects, files, specials)
+
+
+def _refuse_other_copy(directory: Path, started: StartInfo) -> None:
+    """Stop where the files are not those of the server that the session is with.
+
+    A standby or an old clone on this host has the same identity, but lacks changes that replay takes for done: the
+    start's checkpoint is in pg_control only where it was made (or replayed) and its pages were written.
+    """
+    control = read_control(directory)
+    if control.redo_lsn < started.lsn:
+        raise ClusterMismatch(
+            f"the last checkpoint in {directory} began at {control.redo_lsn}, before the backup's start at "
+            f"{started.lsn}: these are not the files of the server that was asked",
+            hint="Run the direct copy on the server's own host (`data_directory`, `conninfo`), or use mode = stream.",
+        )
 
 
 def _copy_files(found: CopyPlan, cluster: Cluster, output: _Output, workers: int, bucket: TokenBucket) -> None:

@@ -13,7 +13,7 @@ import pytest
 from seawall import restore, retention
 from seawall.errors import Cancelled
 from seawall.events import Advanced, Cancel, Event, Noticed, Observer
-from seawall.model import Health, Proof, RecoveryTarget, TargetKind
+from seawall.model import CopyMode, Health, Proof, RecoveryTarget, TargetKind
 
 if TYPE_CHECKING:
     from datetime import datetime
@@ -104,6 +104,26 @@ def test_a_backup_survives_what_a_busy_cluster_does_meanwhile(
         names = {name for (name,) in rows(instance, "SELECT datname FROM pg_database")}
         assert "born" in names and "doomed" not in names
         assert rows(instance, "SELECT n FROM marker", dbname="born") == [(1,)]
+
+
+def test_a_streamed_backup_survives_it_too(busy: Site, rows: Callable[..., list[tuple[object, ...]]]) -> None:
+    busy.query("CREATE TABLE streamed AS SELECT n, repeat('s', 500) AS x FROM generate_series(1, 20000) AS n")
+
+    def live_on() -> None:
+        busy.query("INSERT INTO grown SELECT n FROM generate_series(1, 5000) AS n", "TRUNCATE streamed")
+        busy.query("INSERT INTO streamed VALUES (7, 'seven')", "CHECKPOINT", "CREATE DATABASE meanwhile")
+
+    ear = AtFirstByte(live_on)
+    head = busy.backup(observe=Observer(ear), mode=CopyMode.STREAM)
+    assert ear.failure is None, ear.failure
+    assert head.mode is CopyMode.STREAM
+    expected = busy.query(COUNTS)
+    busy.ship()
+    assert busy.verify(head.label).reached is Proof.WAL_CONTINUOUS
+    with busy.restored(label=head.label) as instance:
+        assert rows(instance, COUNTS) == expected
+        assert rows(instance, "SELECT n, x FROM streamed") == [(7, "seven")]
+        assert rows(instance, "SELECT count(*) FROM pg_database WHERE datname = 'meanwhile'") == [(1,)]
 
 
 def test_a_backup_that_is_cancelled_during_the_copy_leaves_nothing_listed(busy: Site) -> None:

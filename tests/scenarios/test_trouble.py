@@ -11,7 +11,6 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +18,7 @@ import pytest
 
 from seawall.errors import (
     ArchiveTimeout,
+    ClusterMismatch,
     DestinationInUse,
     LeaseHeld,
     LeaseLost,
@@ -27,7 +27,7 @@ from seawall.errors import (
     StorageFull,
     StorageUnreachable,
 )
-from seawall.events import Advanced, Event, Observer
+from seawall.events import Advanced, Event, Noticed, Observer
 from seawall.model import Proof, RecoveryTarget, TargetKind
 from seawall.repository import Repository, documents, lease
 from seawall.storage.faulty import Fault, Faulty, Trouble
@@ -73,6 +73,32 @@ def test_a_server_that_cannot_be_reached_or_whose_wal_nobody_carries_is_refused_
     with pytest.raises(ArchiveTimeout, match="nobody_reads does not exist"):
         site.backup(slot="nobody_reads")
     assert {stat.name for stat in site.storage.list()} == before
+
+
+def test_the_files_of_a_stale_copy_are_never_taken_for_those_of_the_server(site: Site) -> None:
+    """A standby on this host, say, with the primary's address: same identity, other files."""
+    before = site.area.labels()
+    site.query("CHECKPOINT")
+    stale = site.place("stale")
+    subprocess.run(["cp", "-a", str(site.data), str(stale)], check=True)
+    site.query("INSERT INTO t SELECT n, 'not in the copy' FROM generate_series(1, 10) AS n")
+    with pytest.raises(ClusterMismatch, match="not the files of the server") as refused:
+        site.backup(data_directory=stale)
+    assert "stream" in refused.value.hint
+    assert site.area.labels() == before
+
+
+def test_what_a_backup_cannot_carry_is_said_aloud(site: Site) -> None:
+    fifo = site.data / "a pipe"
+    os.mkfifo(fifo)
+    heard: list[Event] = []
+    try:
+        head = site.backup(observe=Observer(heard.append))
+    finally:
+        fifo.unlink()
+    notices = [event for event in heard if isinstance(event, Noticed) and event.code == "left-out"]
+    assert ["a pipe" in notice.message for notice in notices] == [True]
+    assert "a pipe" not in {entry.path for entry in site.area.manifest(head.label, site.ring).files()}
 
 
 def test_a_mistaken_address_does_not_make_a_new_source_another_clusters(site: Site) -> None:
@@ -146,7 +172,7 @@ def _tiny_disk(place: Path, megabytes: int) -> Iterator[Path]:
 
 
 def test_a_full_destination_is_refused_when_planning_and_told_when_it_fills_meanwhile(
-    site: Site, monkeypatch: pytest.MonkeyPatch, rows: Callable[..., list[tuple[object, ...]]]
+    site: Site, rows: Callable[..., list[tuple[object, ...]]]
 ) -> None:
     head = site.backup()
     with _tiny_disk(site.home / "tiny", 16) as disk:
@@ -192,9 +218,8 @@ print("listed", flush=True)
 
 
 def test_a_backup_that_is_killed_at_any_moment_costs_nothing_that_was_listed(
-    site: Site, randomness: random.Random, monkeypatch: pytest.MonkeyPatch
+    site: Site, randomness: random.Random
 ) -> None:
-    monkeypatch.setattr(lease, "DEFAULT_TTL", timedelta(seconds=1))
     before = site.area.labels()
     finished = 0
     arguments = [str(site.home / "repository"), site.instance.conninfo, str(site.ring.home)]
