@@ -7,8 +7,10 @@ whatever happens.
 from __future__ import annotations
 
 import random
+import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -36,8 +38,10 @@ _INDEXES: LiteralString = (
 _TABLES: LiteralString = (
     "SELECT quote_ident(n.nspname) || '.' || quote_ident(c.relname) AS name, c.oid::int8 FROM pg_class c"
     " JOIN pg_namespace n ON n.oid = c.relnamespace WHERE c.relkind = 'r' AND c.relpersistence = 'p'"
-    " AND n.nspname <> 'information_schema' AND n.nspname !~ '^pg_' ORDER BY name"
+    " AND n.nspname <> 'information_schema' AND n.nspname !~ '^pg_' ORDER BY c.relpages, name"
 )
+# -2 marks a database whose DROP DATABASE broke off: nobody can connect to it (PostgreSQL pg_database.h).
+_DATABASES: LiteralString = "SELECT datname FROM pg_database WHERE datallowconn AND datconnlimit <> -2 ORDER BY datname"
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +97,7 @@ def run(
     randomness: random.Random,
     observe: Observer,
     workers: int = 2,
+    budget: timedelta = timedelta(hours=1),
 ) -> RestoreTestReport:
     """Restore into a scratch instance below `parent`, check it, and remove it.
 
@@ -100,18 +105,20 @@ def run(
         target: where to stop; a random position after the newest backup when omitted.
         assertions: queries of the administrator.
         randomness: chooses that position; seeded by the caller.
+        budget: for counting rows and comparing indexes, the smallest first; what it does not suffice for is counted
+            as `skipped`. Page checksums and assertions are always looked at.
 
     Raises:
         SeawallError: it could not be restored at all; what is wrong with a restored one is in the findings.
     """
-    chosen = target or random_target(repository, source, randomness)
+    chosen = target or random_target(repository, source, randomness, label)
     with scratch(parent, binaries, account) as place:
         plan = restore.plan(repository, source, chosen, place.data_directory, label=label, now=now, rto=rto)
         plan = _within(plan, place.root)
         with restore.recovered(
             plan, repository, ring=ring, binaries=binaries, account=account, observe=observe, workers=workers
         ) as (report, instance):
-            looking = _Look(instance, assertions, observe)
+            looking = _Look(instance, assertions, observe, budget)
             looking.run()
     return RestoreTestReport(
         plan.head.label,
@@ -131,43 +138,71 @@ def _within(plan: RestorePlan, root: Path) -> RestorePlan:
     return replace(plan, tablespaces=moved)
 
 
-def random_target(repository: Repository, source: str, randomness: random.Random) -> RecoveryTarget:
-    """A random position between the newest backup's end and the last stored segment; `latest` if there is no room.
+def random_target(
+    repository: Repository, source: str, randomness: random.Random, label: BackupLabel | None = None
+) -> RecoveryTarget:
+    """A random position between a backup's end and the last stored segment; `latest` if there is no room.
 
     A position is always reachable, which a random time is not: on an idle server no commit may follow it.
+
+    Args:
+        label: the backup; the newest when omitted.
     """
     area = repository.source(source)
-    heads = area.heads()
-    if not heads:
+    labels = area.labels()
+    if not labels:
         return RecoveryTarget(TargetKind.LATEST)
-    head = heads[-1]
+    head = area.head(label or labels[-1])
     first = Segment.ending_at(head.stop_lsn, head.timeline, head.segment_bytes)
     last = contiguous_until(first, area.wal.names(head.timeline))
     if last is None or last.start <= head.stop_lsn:
-        return RecoveryTarget(TargetKind.LATEST)
+        return RecoveryTarget(TargetKind.LATEST, timeline="current" if label else "latest")
     position = randomness.randrange(head.stop_lsn.value, last.start.value)
     return RecoveryTarget(TargetKind.LSN, str(Lsn(position)), timeline="current")
+
+
+@contextmanager
+def _interruptible(session: Session, observe: Observer) -> Iterator[Session]:
+    """Cancels the statement that runs as soon as somebody asks to stop: one may take hours."""
+    over = threading.Event()
+
+    def watch() -> None:
+        while not over.wait(0.2):
+            if observe.cancel.is_set():
+                session.cancel_safe(timeout=5)
+
+    watcher = threading.Thread(target=watch, name="restore-test-cancel", daemon=True)
+    watcher.start()
+    try:
+        yield session
+    finally:
+        over.set()
+        watcher.join()
 
 
 class _Look:
     """Everything that is checked in a restored instance."""
 
-    def __init__(self, instance: Instance, assertions: Sequence[Assertion], observe: Observer) -> None:
+    def __init__(
+        self, instance: Instance, assertions: Sequence[Assertion], observe: Observer, budget: timedelta
+    ) -> None:
         self._instance, self._assertions, self._observe = instance, assertions, observe
+        self._late_at = time.monotonic() + budget.total_seconds()
         self.row_counts: dict[str, int] = {}
-        self.checks = {"indexes": 0, "tables": 0, "pages": 0, "assertions": 0}
+        self.checks = {"indexes": 0, "tables": 0, "pages": 0, "assertions": 0, "skipped": 0}
         self.findings: list[Finding] = []
 
     def run(self) -> None:
         begin = time.monotonic()
         self._observe.hear(Began("check"))
         with self._instance.connect() as session:
-            names = [str(row[0]) for row in session.execute("SELECT datname FROM pg_database WHERE datallowconn")]
-        for name in sorted(names):
-            with self._instance.connect(name) as session:
+            names = [str(row[0]) for row in session.execute(_DATABASES)]
+        for name in names:
+            with self._instance.connect(name) as session, _interruptible(session, self._observe):
                 self._database(name, session)
         for assertion in self._assertions:
             self._assert(assertion)
+            self._observe.checkpoint()
         self._instance.stop()
         self._pages()
         self._observe.hear(Ended("check", time.monotonic() - begin))
@@ -175,11 +210,19 @@ class _Look:
     def _database(self, name: str, session: Session) -> None:
         amcheck = self._amcheck(session)
         for table, oid in session.execute(_TABLES).fetchall():
-            self._observe.checkpoint()
-            self._table(name, session, str(table), int(oid), amcheck=amcheck)
+            if self._in_time():
+                self._table(name, session, str(table), int(oid), amcheck=amcheck)
         for index, oid in session.execute(_INDEXES).fetchall() if amcheck else ():
-            self._observe.checkpoint()
-            self._index(name, session, str(index), int(oid))
+            if self._in_time():
+                self._index(name, session, str(index), int(oid))
+        self._observe.checkpoint()
+
+    def _in_time(self) -> bool:
+        self._observe.checkpoint()
+        if time.monotonic() < self._late_at:
+            return True
+        self.checks["skipped"] += 1
+        return False
 
     def _amcheck(self, session: Session) -> bool:
         row = session.execute("SELECT count(*) FROM pg_available_extensions WHERE name = 'amcheck'").fetchone()
@@ -220,7 +263,7 @@ class _Look:
 
         self.checks["assertions"] += 1
         try:
-            with self._instance.connect(assertion.database) as session:
+            with self._instance.connect(assertion.database) as session, _interruptible(session, self._observe):
                 # The administrator's own query, run in a scratch instance that is thrown away.
                 row = session.execute(sql.SQL(assertion.query)).fetchone()
             found = "" if row is None or row[0] is None else str(row[0])
@@ -235,17 +278,18 @@ class _Look:
         from seawall.postgres.control import read_control  # noqa: PLC0415 - kept beside its only use
 
         directory = self._instance.data_directory
-        if not read_control(directory / "global" / "pg_control").checksums:
+        control = read_control(directory)
+        if not control.checksums:
             return
-        checker = PageChecker(FRAME_BYTES)
+        checker = PageChecker(FRAME_BYTES, control.block_bytes)
         for entry in scan(directory).files:
             if not entry.is_relation:
                 continue
-            self._observe.checkpoint()
             with entry.absolute.open("rb") as file:
                 block = entry.first_block
                 while piece := file.read(FRAME_BYTES):
+                    self._observe.checkpoint()
                     for bad in checker.check(piece, block):
                         self.findings.append(Finding("page", entry.path, f"page {bad} has a wrong checksum"))
-                    block += len(piece) // 8192
-                    self.checks["pages"] += len(piece) // 8192
+                    block += len(piece) // control.block_bytes
+                    self.checks["pages"] += len(piece) // control.block_bytes
