@@ -40,6 +40,8 @@ FirstWal: TypeAlias = Callable[[Segment, bool], None]
 _STREAM_EXTENT_BYTES = 8 * 1024 * 1024
 _QUEUE_CHUNKS = 8
 _CHECK_BYTES = FRAME_BYTES + 32 * 1024
+# Files up to this size that are no relations are replaced as a whole when PostgreSQL changes them.
+_SMALL_BYTES = 1024 * 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -203,7 +205,7 @@ def _sources(
 ) -> Iterator[ExtentSource]:
     for part in load:
         with _PartReader(part, checker, output, bucket) as reader:
-            yield ExtentSource(part.entry.path, part.offset, part.length, reader.readinto, reader.inspect)
+            yield ExtentSource(part.entry.path, part.offset, reader.length(), reader.readinto, reader.inspect)
 
 
 class _Pages:
@@ -218,12 +220,18 @@ class _Pages:
 
 
 class _PartReader:
-    """Reads one part of a file and judges its pages; a vanished file reads as empty, a shrunken one as zeros."""
+    """Reads one part of a file and judges its pages; a vanished file reads as empty, a shrunken one as zeros.
+
+    A small file that is no relation is read as it is when it is opened, whatever it was when it was listed: nothing
+    replays a change of postgresql.auto.conf, and one that is cut or has zeros at its end keeps a server from starting.
+    """
 
     def __init__(self, part: Part, checker: _Pages | None, output: _Output, bucket: TokenBucket) -> None:
         self._part, self._output, self._bucket = part, output, bucket
         self._checker = checker if part.entry.is_relation else None
         self._position, self._left = part.offset, part.length
+        entry = part.entry
+        self._is_small = not entry.is_relation and part.length == entry.size <= _SMALL_BYTES
         self._descriptor = -1
 
     def __enter__(self) -> _PartReader:
@@ -233,12 +241,18 @@ class _PartReader:
         if self._descriptor >= 0:
             os.close(self._descriptor)
 
+    def length(self) -> int:
+        """How many bytes to read at most."""
+        if self._is_small:
+            self._left = min(os.fstat(self._descriptor).st_size, _SMALL_BYTES) if self._open() else 0
+        return self._left
+
     def readinto(self, view: memoryview) -> int:
         if self._descriptor < 0 and not self._open():
             return 0
         wanted = view[: self._left]
         got = os.preadv(self._descriptor, [wanted], self._position)
-        if got == 0:
+        if got == 0 and not self._is_small:
             # The file became shorter after it was listed: WAL holds the truncation and replays it over zeros.
             wanted[:] = bytes(len(wanted))
             got = len(wanted)

@@ -12,7 +12,7 @@ import pytest
 
 from seawall import restore, retention
 from seawall.errors import Cancelled
-from seawall.events import Advanced, Cancel, Event, Noticed, Observer
+from seawall.events import Advanced, Began, Cancel, Event, Noticed, Observer
 from seawall.model import CopyMode, Health, Proof, RecoveryTarget, TargetKind
 
 if TYPE_CHECKING:
@@ -28,15 +28,19 @@ COUNTS = (
 
 
 class AtFirstByte:
-    """An observer's ear that acts once, when the first bytes of the copy are on their way, and keeps what it heard."""
+    """An observer's ear that acts once, when the first bytes of the copy are on their way, and keeps what it heard.
 
-    def __init__(self, act: Callable[[], None]) -> None:
+    With `moment` `Began` it acts when the files were listed and none was opened.
+    """
+
+    def __init__(self, act: Callable[[], None], moment: type[Advanced | Began] = Advanced) -> None:
+        self._moment = moment
         self._act, self._acted, self.heard = act, threading.Lock(), list[Event]()
         self.failure: BaseException | None = None
 
     def __call__(self, event: Event) -> None:
         self.heard.append(event)
-        if isinstance(event, Advanced) and event.step == "copy" and self._acted.acquire(blocking=False):
+        if isinstance(event, self._moment) and event.step == "copy" and self._acted.acquire(blocking=False):
             try:
                 self._act()
             except BaseException as error:  # noqa: BLE001 - told by the test below; an observer must not raise
@@ -104,6 +108,24 @@ def test_a_backup_survives_what_a_busy_cluster_does_meanwhile(
         names = {name for (name,) in rows(instance, "SELECT datname FROM pg_database")}
         assert "born" in names and "doomed" not in names
         assert rows(instance, "SELECT n FROM marker", dbname="born") == [(1,)]
+
+
+@pytest.mark.parametrize("change", ["grows", "shrinks"])
+def test_a_configuration_file_that_is_replaced_meanwhile_is_copied_whole(
+    busy: Site, change: str, rows: Callable[..., list[tuple[object, ...]]]
+) -> None:
+    long = "ALTER SYSTEM SET log_filename = 'a-name-that-makes-the-file-longer-than-it-was.log'"
+    short = "ALTER SYSTEM RESET log_filename"
+    before, meanwhile = (short, long) if change == "grows" else (long, short)
+    busy.query("ALTER SYSTEM SET work_mem = '5MB'", before)
+    ear = AtFirstByte(lambda: busy.query(meanwhile) and None, Began)
+    head = busy.backup(observe=Observer(ear))
+    assert ear.failure is None, ear.failure
+    # A cut line, or zeros behind the last one, would keep the restored server from starting.
+    with busy.restored(RecoveryTarget(TargetKind.IMMEDIATE), label=head.label) as instance:
+        assert rows(instance, "SHOW work_mem") == [("5MB",)]
+        ((name,),) = rows(instance, "SHOW log_filename")
+        assert str(name).startswith("postgresql-" if change == "shrinks" else "a-name-that-makes-the-file-longer")
 
 
 def test_a_streamed_backup_survives_it_too(busy: Site, rows: Callable[..., list[tuple[object, ...]]]) -> None:
