@@ -11,8 +11,8 @@ SHELL := /bin/sh
 help: ## Show what there is
 	@sed -n 's/^\([a-z-]*\): .*## \(.*\)/  make \1|\2/p' $(MAKEFILE_LIST) | awk -F'|' '{printf "%-18s %s\n", $$1, $$2}'
 
-setup: ## Virtual environment, locked dependencies and what tests need; every other target does its part of this itself
-	@$(PYTHON) -m tools.setup test
+setup: ## Virtual environment and locked dependencies, to use `.venv/bin/seawall`; other targets do their part of this themselves
+	@$(PYTHON) -m tools.setup demo
 
 demo: ## Protect a real database, lose data, get it back, and prove it (about two minutes)
 	@$(PYTHON) -m tools.setup demo
