@@ -7,6 +7,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 import tempfile
@@ -97,11 +98,18 @@ def servers_account() -> Account:
 @pytest.fixture(scope="session")
 def servers_place(servers_account: Account) -> Iterator[Path]:
     """A directory that the servers' account owns and may enter, which pytest's own is not."""
-    place = Path(tempfile.mkdtemp(prefix="seawall-pg-", dir="/tmp"))
+    place = Path(tempfile.mkdtemp(prefix="seawall-pg-", dir=_quick_place()))
     place.chmod(0o755)
     servers_account.own(place)
     yield place
     shutil.rmtree(place)
+
+
+def _quick_place() -> str:
+    """In memory where there is plenty: servers of tests need no disk, and fsync costs nothing there."""
+    memory = Path("/dev/shm")
+    plenty = memory.is_dir() and os.access(memory, os.W_OK) and shutil.disk_usage(memory).free > 6 << 30
+    return str(memory) if plenty else "/tmp"
 
 
 def binaries_of(major: int) -> Binaries:
@@ -190,10 +198,23 @@ class ClusterMaker:
     def copy(self, origin: Path, destination: Path) -> None:
         subprocess.run(["cp", "-a", origin, destination], check=True)
 
-    def end(self) -> None:
-        for cluster in reversed(self.made):
+    def end(self, keep: Sequence[PgCluster] = ()) -> None:
+        """Stop and remove all that were made, except those to keep."""
+        ending = [cluster for cluster in self.made if cluster not in keep]
+        for cluster in reversed(ending):
             cluster.stop("immediate")
             shutil.rmtree(cluster.home, ignore_errors=True)
+        self.made = [cluster for cluster in self.made if cluster in keep]
+
+
+@pytest.fixture(scope="module")
+def clusters_of_module(
+    cluster_template: Callable[..., Path], servers_place: Path, servers_account: Account
+) -> Iterator[ClusterMaker]:
+    """As `make_cluster`, for a costly story that the tests of one module share."""
+    maker = ClusterMaker(cluster_template, servers_place, servers_account)
+    yield maker
+    maker.end()
 
 
 @pytest.fixture

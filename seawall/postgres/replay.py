@@ -19,8 +19,9 @@ from seawall.errors import Cancelled, RecoveryFailed, ServerUnreachable, WalGap
 from seawall.events import Advanced, Observer, silent
 from seawall.model import RecoveryTarget
 from seawall.postgres.connect import Session
+from seawall.postgres.control import read_control
 from seawall.postgres.instance import Instance
-from seawall.wal import Lsn
+from seawall.wal import Lsn, Segment
 
 _POLL_SECONDS = 0.1
 _QUOTED_LINES = 12
@@ -35,7 +36,6 @@ _RECOVERING_TIMELINE: LiteralString = """
 """
 _RESTORED = re.compile(r'restored log file "([0-9A-F]{24})" from archive')
 _REDO_DONE = re.compile(r"redo done at ([0-9A-F]+/[0-9A-F]+)")
-_LAST_COMMIT = re.compile(r"last completed transaction was at log time (\S+ \S+)")
 _STOPPED = re.compile(r"((?:recovery stopping|pausing at|recovery has paused|shutdown at recovery).*)")
 _FATAL = re.compile(r"(?:FATAL|PANIC):\s+(.*)")
 _LOG_LEVEL = re.compile(r"(?:FATAL|PANIC|DETAIL|HINT|ERROR|WARNING):|could not|redo done|recovery")
@@ -51,7 +51,7 @@ _HINTS = (
      "The segment with the backup's first checkpoint did not come out of the archive. Verify the backup's WAL."),
     (re.compile("insufficient parameter settings"),
      "The source had higher settings than pg_control tells; pass them in `settings`, as the log's DETAIL says."),
-    (re.compile("could not restore file .* (exited with exit code|was terminated by signal)"),
+    (re.compile("could not restore file .* from archive: "),
      "The archive client reported a storage error, which is not the end of WAL. Mend the storage and start again."),
     (re.compile("restore_command"), "No restore_command is set: run the restore again."),
     (re.compile("requested timeline .* is not (a child of|in) this server's history"),
@@ -138,6 +138,7 @@ class _Watcher:
         self._began = time.monotonic()
         self._session: Session | None = None
         self._replayed: Lsn | None = None
+        self._segment_bytes = 0
         self._sign: object = None
         self._moved = self._began
 
@@ -163,13 +164,22 @@ class _Watcher:
         if not self._instance.is_running():
             return self._ended()
         if not self._instance.is_ready():
-            self._note(self._instance.log.stat().st_size if self._instance.log.exists() else 0)
+            self._follow_log()
             return None
         try:
             return self._state()
         except (psycopg.Error, ServerUnreachable):  # on its way up or down; the next look tells which
             self.close()
             return None
+
+    def _follow_log(self) -> None:
+        """Before consistency nobody can be asked: the segments that came out of the archive tell how far it is."""
+        text = self._instance.log_text()
+        self._note(len(text))
+        restored = _RESTORED.findall(text)
+        if restored:
+            self._segment_bytes = self._segment_bytes or read_control(self._instance.data_directory).segment_bytes
+            self._advance(Segment.parse(restored[-1], self._segment_bytes).start)
 
     def _state(self) -> Reached | None:
         if self._session is None:
@@ -190,10 +200,11 @@ class _Watcher:
         return 0 if row is None else int(row[0])
 
     def _advance(self, lsn: Lsn) -> None:
-        if self._replayed is not None and self._replayed < lsn:
-            self._observe.hear(Advanced("replay", lsn - self._replayed))
-        self._replayed = lsn
-        self._note(lsn)
+        if self._replayed is None or self._replayed < lsn:
+            if self._replayed is not None:
+                self._observe.hear(Advanced("replay", lsn - self._replayed))
+            self._replayed = lsn
+            self._note(lsn)
 
     def _note(self, sign: object) -> None:
         """Anything that changed is progress: the log before consistency, the replayed position after it."""
@@ -202,13 +213,12 @@ class _Watcher:
 
     def _ended(self) -> Reached:
         text = self._instance.log_text()
-        done, last = _REDO_DONE.findall(text), _LAST_COMMIT.findall(text)
-        if self._action is TargetAction.SHUTDOWN and "shutdown at recovery target" in text:
-            lsn = self._replayed or (Lsn.parse(done[-1]) if done else Lsn(0))
-            restored = _RESTORED.findall(text)
-            timeline = int(restored[-1][:8], 16) if restored else 0
-            return self._reached(Outcome.SHUTDOWN, lsn, _moment(last[-1]) if last else None, timeline)
-        raise failure(text)
+        if self._action is not TargetAction.SHUTDOWN or "shutdown at recovery target" not in text:
+            raise failure(text)
+        # The server wrote down up to where its files must be replayed again; nobody can be asked for more.
+        control = read_control(self._instance.data_directory)
+        lsn = max(control.minimum_recovery_lsn, control.checkpoint_lsn, self._replayed or Lsn(0))
+        return self._reached(Outcome.SHUTDOWN, lsn, None, control.minimum_recovery_timeline or control.timeline)
 
     def _reached(self, outcome: Outcome, lsn: Lsn, moment: object, timeline: int) -> Reached:
         stopped = _STOPPED.findall(self._instance.log_text())
@@ -230,7 +240,9 @@ def refuse_later(target: RecoveryTarget, reached: Reached) -> None:
     hint = "Choose a backup that ended before the target."
     if moment is not None and at is not None and (at > moment or (at == moment and not target.inclusive)):
         raise RecoveryFailed(f"a commit of {at} was replayed, which is after the target {moment}", hint=hint)
-    if lsn is not None and target.inclusive and reached.lsn < lsn:
+    # After a shutdown only a lower bound of the position is known; the log's own words said that it was the target.
+    known = reached.outcome is not Outcome.SHUTDOWN
+    if lsn is not None and target.inclusive and known and reached.lsn < lsn:
         raise RecoveryFailed(f"replay ended at {reached.lsn}, before the target {lsn}", hint=hint)
 
 
@@ -263,12 +275,3 @@ def quote(log: str) -> str:
     """The lines of a log that matter for a failure, at most twelve."""
     lines = [line for line in log.splitlines() if _LOG_LEVEL.search(line)]
     return "\n".join(lines[-_QUOTED_LINES:])
-
-
-def _moment(text: str) -> datetime | None:
-    """The log's time, if its offset stands in it; a named time zone is not guessed at."""
-    try:
-        moment = datetime.fromisoformat(text)
-    except ValueError:
-        return None
-    return moment if moment.tzinfo is not None else None
