@@ -161,7 +161,8 @@ def test_cancelling_stops_the_verb_and_what_it_started_and_says_cancelled_everyw
 
 def test_the_same_job_never_runs_twice_at_once_and_the_second_is_no_failure(prefect_stack):
     job = prefect_stack.job()
-    first = prefect_stack.parameters(job, seconds=10)
+    # Long enough for the second to start on a busy machine; it is cancelled when its work here is done.
+    first = prefect_stack.parameters(job, seconds=120)
     running = prefect_stack.start(first)
     prefect_stack.noted(first, "begun")
     second = prefect_stack.parameters(job)
@@ -169,7 +170,9 @@ def test_the_same_job_never_runs_twice_at_once_and_the_second_is_no_failure(pref
     assert refused.state.type.value == "CANCELLED"
     assert "already running" in refused.state.message
     assert not [note for note in prefect_stack.notes(second) if note["event"] == "begun"]
-    assert prefect_stack.ended(running).state.type.value == "COMPLETED"
+    assert prefect_stack.run(running).state.type.value == "RUNNING"
+    prefect_stack.client.set_flow_run_state(running.id, Cancelling())
+    assert prefect_stack.ended(running, 45).state.type.value == "CANCELLED"
     assert len(prefect_stack.catalog.executions(job)) == 1
 
 
