@@ -20,6 +20,7 @@ from seawall.errors import ClusterError, SettingsError
 from seawall.model import Cluster, Tablespace
 from seawall.postgres.binaries import find
 from seawall.postgres.connect import Session, connect, connection_string, error_for, translated
+from seawall.postgres.control import read_control
 from seawall.settings import SourceSettings
 
 _log = logging.getLogger(__name__)
@@ -94,8 +95,9 @@ def inspect(source: SourceSettings) -> Cluster:
 def configuration(source: SourceSettings, cluster: Cluster) -> Mapping[str, str]:
     """The text of each configuration file that lies outside the data directory, by absolute path.
 
-    Read through the server (pg_read_server_files), which is sure to be the cluster's host, else on this host. A
-    file that neither way yields is left out with a warning.
+    Read through the server (pg_read_server_files and EXECUTE on pg_read_file), else on this host if the cluster's
+    data directory is here: another host may have a file of that name as well. A file that neither way yields is
+    left out with a warning.
 
     Raises:
         ServerUnreachable: the server does not answer.
@@ -104,10 +106,11 @@ def configuration(source: SourceSettings, cluster: Cluster) -> Mapping[str, str]
     texts: dict[str, str] = {}
     if not outside:
         return texts
+    here = _is_here(cluster)
     with connect(source) as session:
         for path in outside:
             text = _read_through_server(session, path)
-            text = _read_here(path) if text is None else text
+            text = _read_here(path) if text is None and here else text
             if text is None:
                 _log.warning("configuration file %s of source %r cannot be read; it is not saved", path, source.name)
             else:
@@ -178,6 +181,14 @@ def _extensions(source: SourceSettings, databases: list[str]) -> tuple[tuple[str
         except ClusterError as error:  # dropped a moment ago, or closed to this role: the backup has it all the same
             _log.warning("extensions of database %r are not recorded: %s", database, error.message)
     return tuple(found)
+
+
+def _is_here(cluster: Cluster) -> bool:
+    """Whether the cluster's own data directory lies on this host and can be read."""
+    try:
+        return read_control(Path(cluster.data_directory)).system_identifier == cluster.system_identifier
+    except (ClusterError, OSError):
+        return False
 
 
 def _is_below(path: str, directory: str) -> bool:
