@@ -222,6 +222,8 @@ def test_a_backup_that_is_killed_at_any_moment_costs_nothing_that_was_listed(
 ) -> None:
     before = site.area.labels()
     finished = 0
+    temporary = site.home / "t"
+    temporary.mkdir()
     arguments = [str(site.home / "repository"), site.instance.conninfo, str(site.ring.home)]
     for _ in range(8):
         child = subprocess.Popen(
@@ -229,6 +231,8 @@ def test_a_backup_that_is_killed_at_any_moment_costs_nothing_that_was_listed(
             stdout=subprocess.PIPE,
             text=True,
             cwd=Path(__file__).resolve().parents[2],
+            # What the dead leave in the temporary directory goes with the site.
+            env={**os.environ, "TMPDIR": str(temporary)},
         )
         assert child.stdout is not None
         assert child.stdout.readline() == "begun\n"
