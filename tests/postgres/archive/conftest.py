@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import socket
+import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -36,6 +37,7 @@ class Server:
     binaries: Binaries
     account: Account
     home: Path
+    templates: Path
     settings: dict[str, str] = field(default_factory=dict)
     port: int = field(default_factory=free_port)
 
@@ -61,8 +63,16 @@ class Server:
         assert done.returncode == 0, f"{arguments}: {done.stdout}{done.stderr}{self.log()}"
         return done.stdout
 
-    def initdb(self, *options: str) -> None:
-        self.tool("initdb", "-D", self.data, "-U", "postgres", "-A", "trust", "--no-sync", *options)
+    def initdb(self, *, anew: bool = False) -> None:
+        """A new cluster; a copy of one made before, so with its system identifier, unless it shall be another."""
+        template = self.templates / str(self.binaries.major)
+        if anew or not template.exists():
+            self.tool("initdb", "-D", self.data, "-U", "postgres", "-A", "trust", "--no-sync")
+        if not template.exists():
+            shutil.copytree(self.data, template)
+        elif not anew:
+            subprocess.run(["cp", "-a", template, self.data], check=True)
+            subprocess.run(["chown", "-R", f"{self.account.uid}:{self.account.gid}", self.data], check=True)
 
     def start(self) -> None:
         fixed = {"port": str(self.port), "listen_addresses": "'127.0.0.1'", "unix_socket_directories": "''"}
@@ -92,8 +102,8 @@ class Server:
         self.query("CREATE TABLE IF NOT EXISTS noise (bytes bytea)")
         self.query("ALTER TABLE noise ALTER bytes SET STORAGE EXTERNAL")
         self.query(
-            "INSERT INTO noise SELECT decode(string_agg(md5(random()::text || n), ''), 'hex')"
-            f" FROM generate_series(1, {megabytes * 65_000}) AS n GROUP BY n % {megabytes * 100}"
+            "INSERT INTO noise SELECT decode(repeat(md5(random()::text || n), 320), 'hex')"
+            f" FROM generate_series(1, {megabytes * 200}) AS n"
         )
 
     def switch(self) -> str:
@@ -122,19 +132,23 @@ def open_directory(account: Account) -> Iterator[Path]:
 
 
 @pytest.fixture
-def make_server(major: int, account: Account, open_directory: Path) -> Iterator[Callable[..., Server]]:
+def make_server(
+    major: int, account: Account, open_directory: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Callable[..., Server]]:
     """Makes servers of the version under test; they are stopped at the end."""
     found = next((b for b in available() if b.major == major), None)
     if found is None:
         pytest.skip(f"PostgreSQL {major} is not installed")
     binaries: Binaries = found
+    templates = tmp_path_factory.getbasetemp() / "clusters"
+    templates.mkdir(exist_ok=True)
     made: list[Server] = []
 
     def make(name: str, **settings: str) -> Server:
         home = open_directory / name
         home.mkdir(mode=0o700)
         account.own(home)
-        made.append(Server(binaries, account, home, settings))
+        made.append(Server(binaries, account, home, templates, settings))
         return made[-1]
 
     yield make

@@ -171,7 +171,7 @@ def test_another_clusters_wal_is_refused(
         eventually(lambda: area.wal.stored(last))
     archiving.stop()
     stranger = make_server("stranger", **archiving.settings)
-    stranger.initdb()
+    stranger.initdb(anew=True)
     stranger.start()
     with agent_for(stranger):
         stranger.switch()

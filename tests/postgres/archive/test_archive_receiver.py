@@ -153,7 +153,7 @@ def test_a_receiver_killed_again_and_again_under_load_leaves_no_byte_out(
 
     def load() -> None:
         while not stop.is_set():
-            primary.write(6)
+            primary.write(2)
 
     writer = threading.Thread(target=load)
     arguments = [sys.executable, "-c", _RECEIVER, primary.conninfo, str(repository_path), str(tmp_path)]
@@ -167,7 +167,7 @@ def test_a_receiver_killed_again_and_again_under_load_leaves_no_byte_out(
             child.send_signal(signal.SIGKILL)
             child.wait()
             child = subprocess.Popen(arguments)
-        time.sleep(1.0)
+        eventually(lambda: len(complete_segments(primary)) > 10)
         stop.set()
         writer.join()
         last = primary.switch()
