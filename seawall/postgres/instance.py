@@ -34,6 +34,7 @@ _SIGNALS = {"smart": signal.SIGTERM, "fast": signal.SIGINT, "immediate": signal.
 _SOCKET_PREFIX = "seawall-socket-"
 _PUBLIC_SOCKETS = "/tmp"  # noqa: S108 - PostgreSQL's own default; the socket's rights are pg_hba.conf's
 _MAX_SOCKET_DIRECTORY = 80  # sockaddr_un holds 107 bytes, the socket's own name needs about 20
+_SWEPT_AFTER_SECONDS = 300
 _LOG_BYTES = 1024 * 1024
 _DATA_CHECKSUMS_BY_DEFAULT = 18
 # What came with a restore may send the log elsewhere, in another language.
@@ -269,6 +270,7 @@ class Instance:
         parent = tempfile.gettempdir()
         if len(parent) > _MAX_SOCKET_DIRECTORY or self.account.can_enter(Path(parent)) is not None:
             parent = _PUBLIC_SOCKETS
+        _sweep(Path(parent))
         place = Path(tempfile.mkdtemp(prefix=_SOCKET_PREFIX, dir=parent))
         for name, text in (("hba", "local all all trust\nlocal replication all trust\n"), ("ident", "")):
             (place / name).write_text(text, encoding="ascii")
@@ -331,6 +333,19 @@ class Instance:
     def _remove_sockets(self, directory: str) -> None:
         if Path(directory).name.startswith(_SOCKET_PREFIX):
             shutil.rmtree(directory, ignore_errors=True)
+
+
+def _sweep(parent: Path) -> None:
+    """Remove the socket directories of private servers whose callers were killed before they could."""
+    for place in parent.glob(f"{_SOCKET_PREFIX}*"):
+        try:
+            # One that was just made has no server yet.
+            fresh = time.time() - place.stat().st_mtime < _SWEPT_AFTER_SECONDS
+            locks = [lock.read_text(encoding="ascii").split("\n")[0].strip() for lock in place.glob(".s.PGSQL.*.lock")]
+        except OSError:  # another account's, or gone this moment
+            continue
+        if not fresh and not any(pid.isdigit() and _lives(int(pid)) for pid in locks):
+            shutil.rmtree(place, ignore_errors=True)
 
 
 def _ending_with_us() -> list[str]:

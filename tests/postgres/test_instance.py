@@ -197,7 +197,7 @@ def test_a_closed_parent_directory_is_named_before_anything_is_made(cluster18, t
     assert list(closed.iterdir()) == []
 
 
-def test_a_private_server_ends_when_its_caller_is_killed(make_cluster):
+def test_a_private_server_ends_when_its_caller_is_killed_and_leaves_nothing_for_long(make_cluster):
     cluster = make_cluster(18, start=False)
     program = f"""
 import os, time
@@ -207,15 +207,24 @@ from seawall.postgres.instance import Instance
 instance = Instance(Path({str(cluster.data)!r}), Binaries(Path({str(cluster.instance.binaries.directory)!r})),
                     Account.for_servers())
 instance.start(private=True)
-print(instance.pid(), flush=True)
+print(instance.pid(), instance.conninfo.split()[0].removeprefix("host="), flush=True)
 time.sleep(60)
 """
     with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, cwd=Path.cwd()) as caller:
         assert caller.stdout is not None
-        pid = int(caller.stdout.readline())
+        words = caller.stdout.readline().decode().split()
+        pid, sockets = int(words[0]), Path(words[1])
         assert not gone(pid)
         caller.kill()
     assert wait_gone(pid)
+    os.utime(sockets, (0, 0))
+    cluster.instance.start(private=True)
+    assert not sockets.exists(), "the next one sweeps what the killed one could not"
+    in_use = Path(cluster.instance.conninfo.split()[0].removeprefix("host="))
+    os.utime(in_use, (0, 0))
+    other = make_cluster(18, start=False)
+    other.instance.start(private=True)
+    assert in_use.exists()
 
 
 def test_ctrl_c_on_the_callers_terminal_does_not_reach_the_server(cluster18):
