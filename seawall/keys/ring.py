@@ -14,6 +14,7 @@ from __future__ import annotations
 import builtins
 import re
 import threading
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -441,6 +442,9 @@ def _problem(key: _Listed) -> str:
         return words[key["trust"]]
     if "D" in key["cap"]:
         return words["d"]
+    # gpg may list a validity that it worked out before the key's last second passed.
+    if key["expires"] and int(key["expires"]) <= time.time():
+        return words["e"]
     return "" if "E" in key["cap"] else "cannot encrypt, or its subkey for that is expired or revoked"
 
 
