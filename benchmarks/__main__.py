@@ -21,7 +21,7 @@ from benchmarks.measure import Figure
 from benchmarks.tools import PgBackRest, PgBaseBackup, Seawall, Tool
 from seawall.postgres.binaries import Account, find
 
-VERBS = ("backup", "verify", "restore")
+VERBS = ("backup", "verify-hashes", "verify", "restore")
 
 
 def main() -> int:

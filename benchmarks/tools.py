@@ -104,6 +104,7 @@ class Seawall:
         restored = self.work / "restored-seawall"
         return {
             "backup": self._seawall("backup", "bench"),
+            "verify-hashes": self._seawall("verify", "bench", "--up-to", "hash-good"),
             "verify": self._seawall("verify", "bench", "--up-to", "decryptable"),
             "restore": self._seawall("restore", "bench", "--into", restored, "--no-start", "--immediate"),
         }[verb]
@@ -166,6 +167,8 @@ class PgBackRest:
     def command(self, verb: str) -> Sequence[str | Path] | None:
         return {
             "backup": self._words("--type=full", "backup"),
+            # One command for both: it has no levels.
+            "verify-hashes": self._words("verify"),
             "verify": self._words("verify"),
             "restore": self._words(f"--pg1-path={self._work}/restored", "--type=immediate", "restore"),
         }[verb]

@@ -196,12 +196,13 @@ def _own_wal(head: Head) -> Iterator[str]:
 
 @dataclass(frozen=True, slots=True)
 class Collected:
-    """What a collection removed, and what it left and why."""
+    """What a collection removed, and what it left and why; `swept` counts leftovers of interrupted puts."""
 
     sets: tuple[str, ...] = ()
     objects: int = 0
     freed_bytes: int = 0
     left: Mapping[str, str] = field(default_factory=dict)
+    swept: int = 0
 
 
 def expire(repository: Repository, plan_: RetentionPlan, *, actor: str, now: datetime) -> int:
@@ -318,7 +319,8 @@ class _Collection:
             else:
                 self._collect_wal(str(mark["first"]), str(mark["last"]), stat.name)
         self._collect_uncommitted()
-        return Collected(tuple(self._sets), self._objects, self._freed, self._left)
+        swept = 0 if self._dry_run else self._area.storage.sweep(self._grace)
+        return Collected(tuple(self._sets), self._objects, self._freed, self._left, swept)
 
     def _collect_set(self, label: BackupLabel, mark: str) -> None:
         # The second look: a hold may have come, or a new set may build on this one.

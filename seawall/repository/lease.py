@@ -37,7 +37,6 @@ class LeaseRecord:
     ttl: timedelta
     renewed_at: datetime
     released: bool
-    renewals: int = 0
 
     def runs_at(self, moment: datetime) -> bool:
         return not self.released and moment < self.renewed_at + self.ttl
@@ -59,7 +58,6 @@ def newest(storage: Storage, layout: SourceLayout) -> LeaseRecord | None:
         ttl=timedelta(seconds=float(document["ttl_seconds"])),
         renewed_at=max(stat.modified_at for stat in own),
         released=any(stat.name == layout.lease_end(token) for stat in own),
-        renewals=sum(".r" in stat.name and not stat.name.endswith(".released.json") for stat in own),
     )
 
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Protocol, TypeAlias, runtime_checkable
 
 from seawall.errors import NameRefused, UsageError
@@ -138,6 +138,17 @@ class Storage(Protocol):
 
     def free_bytes(self) -> int | None:
         """Bytes that can still be written, or None where the storage does not say."""
+        ...
+
+    def sweep(self, older_than: timedelta) -> int:
+        """Remove what interrupted puts left and no reader ever sees; how many there were.
+
+        Args:
+            older_than: age by the storage's own clock; longer than any put can be silent.
+
+        Raises:
+            StorageDenied: a leftover may not be removed.
+        """
         ...
 
     def close(self) -> None: ...

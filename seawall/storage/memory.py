@@ -10,7 +10,7 @@ import bisect
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 
 from seawall.errors import ObjectExists, ObjectMissing, ObjectTruncated, StorageFull
 from seawall.storage.base import (
@@ -132,6 +132,10 @@ class MemoryStorage:
     def free_bytes(self) -> int | None:
         with self._lock:
             return None if self._capacity is None else self._capacity - self._used
+
+    def sweep(self, older_than: timedelta) -> int:  # noqa: ARG002 - the contract's signature
+        """Nothing: an interrupted put leaves nothing in memory."""
+        return 0
 
     def close(self) -> None:
         """What is stored stays for whoever opens the same name again."""

@@ -17,7 +17,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import TypeVar
 
 from seawall.errors import Cancelled, ObjectExists, StorageDenied, StorageError
@@ -88,6 +88,9 @@ class Wrapper:
     def free_bytes(self) -> int | None:
         return self.inner.free_bytes()
 
+    def sweep(self, older_than: timedelta) -> int:
+        return self.inner.sweep(older_than)
+
     def close(self) -> None:
         self.inner.close()
 
@@ -100,6 +103,9 @@ class ReadOnly(Wrapper):
 
     def delete(self, name: str) -> None:
         raise StorageDenied(f"{name} is not deleted: {self.url} is open for reading only", hint="")
+
+    def sweep(self, older_than: timedelta) -> int:  # noqa: ARG002 - the contract's signature
+        raise StorageDenied(f"{self.url} is not swept: it is open for reading only", hint="")
 
 
 # -- retry

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 
 import pytest
 
@@ -14,6 +16,7 @@ from seawall.keys import KeyRing
 from seawall.model import BackupKind, BackupLabel, ClusterIdentity, Compression, CopyMode, Head, SealingMode
 from seawall.repository import Repository, Sealing
 from seawall.retention import RetentionPolicy
+from seawall.storage.local import LocalStorage
 from seawall.storage.memory import MemoryStorage
 from seawall.wal import Lsn, Segment
 
@@ -155,6 +158,21 @@ def test_a_set_that_was_never_committed_is_garbage_after_its_grace_and_not_while
         assert not collect(repository, clock).sets
     assert collect(repository, clock).sets == ("20260101T020000Z-full",)
     assert not [n for n in names(repository) if "/backups/" in n]
+
+
+def test_what_a_killed_put_left_goes_with_a_collection_and_not_before_its_grace(
+    tmp_path: Path, clock: MovableClock
+) -> None:
+    storage = LocalStorage(tmp_path / "repository")
+    repository = Repository.create(storage, now=START)
+    left = tmp_path / "repository" / ".tmp-killed"
+    left.write_bytes(b"half an object")
+    clock.now = storage.now()
+    assert collect(repository, clock).swept == 0
+    os.utime(left, (0, 0))
+    assert collect(repository, clock, dry_run=True).swept == 0
+    assert collect(repository, clock).swept == 1
+    assert not left.exists()
 
 
 def test_an_interrupted_collection_finishes_next_time(
