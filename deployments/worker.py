@@ -12,6 +12,7 @@ import logging
 import os
 import signal
 import sys
+import tempfile
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -92,6 +93,9 @@ def children(parent: int) -> Iterator[int]:
 
 def main() -> int:
     limit = int(os.environ.get("SEAWALL_WORKER_LIMIT", "4"))
+    # Prefect's runner makes `runner_storage` in the system's temporary directory, where the first account that ran
+    # a worker shuts out every other one. Of this process alone: flow runs keep the system's own.
+    tempfile.tempdir = os.environ["PREFECT_HOME"]
     wait_for_pool(POOL)
     asyncio.run(serve(POOL, limit=limit))
     return 0

@@ -115,6 +115,8 @@ def test_a_run_leaves_its_result_and_progress_and_asks_nobody_outside(prefect_st
     execution = prefect_stack.execution(job)
     assert (execution.status, execution.flow_run_id) == (RunStatus.COMPLETED, run.id)
     assert execution.details["answer"] == 42
+    # Not in the temporary directory that all accounts share.
+    assert (prefect_stack.stack.place.home / "runner_storage").is_dir()
     artifact = Artifact.get("probe-main")
     assert artifact.flow_run_id == run.id
     assert float(artifact.data) == 100.0
