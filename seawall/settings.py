@@ -115,6 +115,8 @@ class SourceSettings:
         data_directory: only where the server's own answer is not the path on this host.
         bin_directory: where this major version's `postgres` and `pg_ctl` lie; searched for when omitted.
         mode: `direct` reads the files on this host, `stream` asks for them over the replication protocol.
+        stream_compression: how the server compresses what mode `stream` sends, to spare the network: `gzip`, `lz4`,
+            `zstd`, or `none`. It costs one of the server's processors, so it slows a fast network down.
         workers: how many readers of a direct copy work side by side.
         slot: the replication slot of the WAL receiver; `seawall_<name>` when omitted.
         max_rate_bytes_per_second: the most that is read from the cluster; 0 is no limit.
@@ -129,6 +131,7 @@ class SourceSettings:
     data_directory: Path | None = None
     bin_directory: Path | None = None
     mode: CopyMode = CopyMode.DIRECT
+    stream_compression: Compression = Compression.NONE
     workers: int = 2
     slot: str = ""
     max_rate_bytes_per_second: int = 0

@@ -1,8 +1,9 @@
 """A whole cluster through the replication protocol: `BASE_BACKUP`, from anywhere, with no agent.
 
 Protocol: PostgreSQL's documentation, "Streaming Replication Protocol", BASE_BACKUP (parenthesised syntax, 15+):
-start position → tablespaces → one COPY stream with messages n (new archive), d (data), m (manifest), p (progress)
-→ end position. Archives are tar (POSIX 1003.1 ustar; GNU and pax long names are understood too).
+start position → tablespaces → one COPY stream with messages n (new archive), d (data), p (progress) → end position.
+Archives are tar (POSIX 1003.1 ustar; GNU and pax long names are understood too). No manifest is asked for: the
+server would hash every byte for it, and whoever stores the bytes hashes them anyhow.
 
 Page checksums are checked here and not by the server: the server would name a bad page only in its log and give
 the whole backup up. A page that was written while it was read carries an LSN after the start, or, where the first
@@ -42,7 +43,7 @@ from seawall.wal import Lsn
 
 _log = logging.getLogger(__name__)
 _CHUNK_BYTES = 2 * 1024 * 1024
-_ARCHIVE, _DATA, _MANIFEST = b"ndm"
+_ARCHIVE, _DATA = b"nd"
 _TABLESPACE_ARCHIVE = re.compile(r"(\d+)\.tar")
 _SIZE = re.compile(r"(\d+)(kB|MB|GB|TB)?")
 _UNITS = {"": 1, "kB": 1 << 10, "MB": 1 << 20, "GB": 1 << 30, "TB": 1 << 40}
@@ -243,7 +244,7 @@ class BaseBackup:
 
     Known from the beginning: `start_lsn`, `timeline`, `tablespaces`, `estimated_bytes`, `checksums`,
     `compression` (what the server agreed to). After the last file: `stop_lsn`, `stop_timeline`, `backup_label`,
-    `tablespace_map`, `manifest`, `stopped_at`, `bad_pages`.
+    `tablespace_map`, `stopped_at`, `bad_pages`.
     """
 
     start_lsn: Lsn
@@ -255,7 +256,6 @@ class BaseBackup:
     stop_timeline: int
     backup_label: str
     tablespace_map: str
-    manifest: bytes
     stopped_at: datetime
 
     def __init__(self, wire: _Wire, request: _Request) -> None:
@@ -271,7 +271,6 @@ class BaseBackup:
         self._next: memoryview | None = None
         self._bad: dict[str, tuple[int, ...]] = {}
         self.backup_label = self.tablespace_map = ""
-        self.manifest = b""
 
     @property
     def estimated_bytes(self) -> int:
@@ -295,8 +294,6 @@ class BaseBackup:
             message = bytes(self._next)
             if message[0] == _ARCHIVE:
                 yield from self._archive(message)
-            elif message[0] == _MANIFEST:
-                self.manifest = b"".join(self._data())
             else:
                 self._next = self._wire.copy_data()
         self._stop()
@@ -307,7 +304,7 @@ class BaseBackup:
             kind = message[0]
             if kind == _DATA:
                 yield message[1:]
-            elif kind in (_ARCHIVE, _MANIFEST):
+            elif kind == _ARCHIVE:
                 break
         self._next = message
 
@@ -409,8 +406,8 @@ class _Request:
             # Whoever takes the backup proves that its WAL is stored; PostgreSQL's archiver may never get there.
             "WAIT false",
             "TABLESPACE_MAP true",
-            "MANIFEST 'yes'",
-            "MANIFEST_CHECKSUMS 'SHA256'",
+            # Whoever stores the bytes hashes them; the server would hash them too, in the one process that sends.
+            "MANIFEST 'no'",
             "VERIFY_CHECKSUMS false",
         ]
         if self.max_rate:
@@ -425,7 +422,7 @@ def base_backup(
     label: str,
     *,
     max_rate: int = 0,
-    compression: Compression = Compression.NONE,
+    compression: Compression | None = None,
     fast: bool = True,
     observe: Observer | None = None,
 ) -> BaseBackup:
@@ -435,8 +432,9 @@ def base_backup(
         source: which cluster; the role needs REPLICATION.
         label: shown in backup_label.
         max_rate: bytes per second that the server sends at most; 0 is no limit, else 32 KiB to 1 GiB.
-        compression: done by the server and undone here, to spare the network. A server that was built without it
-            is asked again for plain data, which `observe` hears as `Noticed`.
+        compression: done by the server and undone here, to spare the network; what the source's
+            `stream_compression` says when omitted. A server that was built without it is asked again for plain
+            data, which `observe` hears as `Noticed`.
         fast: checkpoint at once.
         observe: `checkpoint` is called for each chunk.
 
@@ -447,7 +445,8 @@ def base_backup(
     """
     if 0 < max_rate < _LOWEST_RATE or max_rate < 0:
         raise UsageError(f"a server cannot send at {max_rate} bytes per second", hint="0 is no limit; at least 32768.")
-    request = _Request(checked_backup_label(label), max_rate, compression, fast)
+    codec = source.stream_compression if compression is None else compression
+    request = _Request(checked_backup_label(label), max_rate, codec, fast)
     wire = _Wire(source, observe or silent())
     try:
         return BaseBackup(wire, request)
