@@ -159,6 +159,16 @@ class SourceArea:
         except (KeyError, ValueError, TypeError) as error:
             raise Damaged(f"{name} is no list of objects") from error
 
+    def needed_objects(self, label: BackupLabel) -> frozenset[str]:
+        """The names of all objects with data that a set needs, those of earlier sets that it builds on included.
+
+        Known as soon as the set's clear list is there, which is before its manifest commits it.
+
+        Raises:
+            Damaged: the list is missing or is not what was written.
+        """
+        return frozenset(stored.name for stored in self.stored_objects(label))
+
     def bundle(
         self,
         head: Head,

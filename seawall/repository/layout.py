@@ -6,6 +6,7 @@ never overwritten and "the newest" is found by listing.
 
 from __future__ import annotations
 
+from seawall.errors import NameRefused
 from seawall.model import BackupLabel, checked_name
 from seawall.wal import Segment
 
@@ -59,6 +60,23 @@ class SourceLayout:
 
     def bundle(self, label: BackupLabel, number: int, token: str) -> str:
         return f"{self.backup(label)}bundles/{number:08d}-{token}"
+
+    def blocks(self, label: BackupLabel) -> str:
+        return f"{self.backup(label)}blocks"
+
+    def is_own(self, name: str, label: BackupLabel) -> bool:
+        """Whether an object belongs to that backup, and not to an earlier one that it builds on."""
+        return name.startswith(self.backup(label))
+
+    def label_of(self, name: str) -> BackupLabel:
+        """The backup whose object this is.
+
+        Raises:
+            NameRefused: it is no object of a backup of this source.
+        """
+        if not name.startswith(self.backups):
+            raise NameRefused(f"{name!r} is no object of a backup of {self.source}")
+        return BackupLabel.parse(name.removeprefix(self.backups).partition("/")[0])
 
     def logical(self, name: str) -> str:
         """The name sealed into an object: the same in every location that holds a copy of it."""
