@@ -94,6 +94,26 @@ class AlertRecords(Records):
             session.add(row)
             return True
 
+    def alert(self, alert_id: UUID) -> Alert:
+        """One alert.
+
+        Raises:
+            RecordMissing: there is none of that id.
+        """
+        with self._reading() as session:
+            return view(Alert, found(session, BackupAlertRow, alert_id, "alert"))
+
+    def record_notification(self, alert_id: UUID, *, now: datetime) -> None:
+        """Record that somebody was told of an alert as it stands.
+
+        Raises:
+            RecordMissing: there is no such alert.
+        """
+        with self._writing() as session:
+            row = found(session, BackupAlertRow, alert_id, "alert", lock=True)
+            row.notified_at = aware(now)
+            session.add(row)
+
     def alerts(self, *, open_only: bool = True, limit: int = 100) -> tuple[Alert, ...]:
         """Alerts, newest first."""
         query = select(BackupAlertRow).order_by(col(BackupAlertRow.created_at).desc(), col(BackupAlertRow.id))
@@ -115,7 +135,7 @@ def _open(session: Session, alert_type: str, subject: str) -> BackupAlertRow | N
 def _repeat(existing: BackupAlertRow, wanted: BackupAlertRow) -> None:
     if wanted.severity.rank > existing.severity.rank:
         existing.severity = wanted.severity
-        existing.acknowledged_at = existing.acknowledged_by = None
+        existing.acknowledged_at = existing.acknowledged_by = existing.notified_at = None
     existing.message, existing.alert_data = wanted.message, wanted.alert_data
     existing.occurrences += 1
     existing.last_raised_at = max(existing.last_raised_at, wanted.last_raised_at)

@@ -27,13 +27,14 @@ from seawall.model import BackupLabel, Head
 
 class ExecutionRecords(Records):
     def begin_execution(
-        self, job_id: UUID, *, now: datetime, lease: timedelta, flow_run_id: UUID | None = None
+        self, job_id: UUID, *, now: datetime, lease: timedelta, flow_run_id: UUID | None = None, host: str = ""
     ) -> UUID:
         """Record that a job begins to run, unless it runs already.
 
         Args:
             lease: how long it counts as alive without `renew`.
             flow_run_id: the Prefect flow run that does it.
+            host: where it runs.
 
         Raises:
             LeaseHeld: an execution of this job is running and its lease has not run out.
@@ -45,6 +46,7 @@ class ExecutionRecords(Records):
             created_at=now,
             flow_run_id=flow_run_id,
             lease_expires_at=now + checked_lease(lease),
+            host=host or None,
         )
         with self._writing() as session:
             job = found(session, BackupJobRow, job_id, "job")

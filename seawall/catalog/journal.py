@@ -18,12 +18,12 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field, fields, replace
 from datetime import UTC, datetime
-from uuid import uuid4
+from uuid import UUID, uuid4
 
 from sqlmodel import Session, col, select
 
 from seawall.catalog.documents import as_document, clean
-from seawall.catalog.models import HASH_LENGTH, AuditHeadRow, AuditRow
+from seawall.catalog.models import HASH_LENGTH, AuditAnchorRow, AuditHeadRow, AuditRow
 from seawall.catalog.records import Records, aware, view
 from seawall.catalog.views import AuditAnchor, AuditEntry, AuditVerdict, Document
 from seawall.model import Finding
@@ -72,6 +72,23 @@ class AuditRecords(Records):
         with self._reading() as session:
             head = session.get_one(AuditHeadRow, 1)
             return AuditAnchor(head.sequence, head.hash)
+
+    def keep_repository_anchor(self, repository_id: UUID | str, anchor: AuditAnchor, *, now: datetime) -> None:
+        """Remember where the audit of a repository ended; an older end never takes the place of a newer one."""
+        key = UUID(str(repository_id))
+        with self._writing() as session:
+            row = session.get(AuditAnchorRow, key, with_for_update=True)
+            if row is None:
+                row = AuditAnchorRow(repository_id=key, sequence=-1, hash="", seen_at=aware(now))
+            if anchor.sequence >= row.sequence:
+                row.sequence, row.hash, row.seen_at = anchor.sequence, anchor.hash, aware(now)
+                session.add(row)
+
+    def repository_anchor(self, repository_id: UUID | str) -> AuditAnchor | None:
+        """Where the audit of a repository ended when this catalog last looked; None if it never did."""
+        with self._reading() as session:
+            row = session.get(AuditAnchorRow, UUID(str(repository_id)))
+            return None if row is None else AuditAnchor(row.sequence, row.hash)
 
     def verify_audit(self, *, anchor: AuditAnchor | None = None) -> AuditVerdict:
         """Read the whole chain and say everything that is wrong with it.

@@ -58,6 +58,16 @@ class LeaseRecords(Records):
         with self._reading() as session:
             return _leased(session, record_id).flow_run_id
 
+    def hosts_of_running(self) -> dict[UUID, str]:
+        """On which host each flow run is at work, as far as running rows tell."""
+        found: dict[UUID, str] = {}
+        with self._reading() as session:
+            for table in _LEASED:
+                query = select(table).where(col(table.status).in_((RunStatus.PENDING, RunStatus.RUNNING)))
+                rows = cast(Sequence[LeasedRow], session.exec(query).all())
+                found |= {row.flow_run_id: row.host for row in rows if row.flow_run_id and row.host}
+        return found
+
 
 def checked_lease(lease: timedelta) -> timedelta:
     """`lease`, if it has a length.

@@ -64,6 +64,11 @@ def _active() -> sa.Column[bool]:
     return sa.Column("is_active", sa.Boolean(), nullable=False, server_default=sa.true())
 
 
+def _host() -> sa.Column[str]:
+    """Where it runs: processes can be looked for on that host only."""
+    return sa.Column("host", sa.String(255))
+
+
 def _name(*, length: int = NAME_LENGTH) -> sa.Column[str]:
     return sa.Column("name", sa.String(length), nullable=False, unique=True)
 
@@ -123,6 +128,7 @@ class BackupExecutionRow(CatalogRow, table=True):
     created_at: datetime = Field(sa_column=_created())
     flow_run_id: UUID | None = Field(default=None, sa_column=sa.Column("flow_run_id", sa.Uuid()))
     lease_expires_at: datetime | None = Field(default=None, sa_column=_moment("lease_expires_at"))
+    host: str | None = Field(default=None, sa_column=_host())
 
 
 class BackupFileRow(CatalogRow, table=True):
@@ -176,6 +182,7 @@ class RecoveryOperationRow(CatalogRow, table=True):
     created_at: datetime = Field(sa_column=_created())
     flow_run_id: UUID | None = Field(default=None, sa_column=sa.Column("flow_run_id", sa.Uuid()))
     lease_expires_at: datetime | None = Field(default=None, sa_column=_moment("lease_expires_at"))
+    host: str | None = Field(default=None, sa_column=_host())
 
 
 class BackupVerificationRow(CatalogRow, table=True):
@@ -195,6 +202,7 @@ class BackupVerificationRow(CatalogRow, table=True):
     created_at: datetime = Field(sa_column=_created())
     flow_run_id: UUID | None = Field(default=None, sa_column=sa.Column("flow_run_id", sa.Uuid()))
     lease_expires_at: datetime | None = Field(default=None, sa_column=_moment("lease_expires_at"))
+    host: str | None = Field(default=None, sa_column=_host())
 
 
 class DrConfigurationRow(CatalogRow, table=True):
@@ -269,6 +277,7 @@ class BackupAlertRow(CatalogRow, table=True):
         default=1, sa_column=sa.Column("occurrences", sa.Integer(), nullable=False, server_default="1")
     )
     last_raised_at: datetime = Field(sa_column=_moment("last_raised_at", nullable=False))
+    notified_at: datetime | None = Field(default=None, sa_column=_moment("notified_at"))
 
 
 class UserRow(CatalogRow, table=True):
@@ -317,3 +326,14 @@ class AuditHeadRow(CatalogRow, table=True):
     id: int = Field(default=1, sa_column=sa.Column("id", sa.Integer(), primary_key=True, autoincrement=False))
     sequence: int = Field(sa_column=sa.Column("sequence", sa.BigInteger(), nullable=False))
     hash: str = Field(sa_column=sa.Column("hash", sa.String(HASH_LENGTH), nullable=False))
+
+
+class AuditAnchorRow(CatalogRow, table=True):
+    """The newest record of a repository's own audit that this catalog has seen; without it a cut tail goes unseen."""
+
+    __tablename__ = "audit_anchors"
+
+    repository_id: UUID = Field(sa_column=sa.Column("repository_id", sa.Uuid(), primary_key=True))
+    sequence: int = Field(sa_column=sa.Column("sequence", sa.BigInteger(), nullable=False))
+    hash: str = Field(sa_column=sa.Column("hash", sa.String(HASH_LENGTH), nullable=False))
+    seen_at: datetime = Field(sa_column=_moment("seen_at", nullable=False))

@@ -24,6 +24,7 @@ class ProofRecords(Records):
         now: datetime,
         lease: timedelta,
         flow_run_id: UUID | None = None,
+        host: str = "",
     ) -> UUID:
         """Record that a backup set begins to be verified.
 
@@ -40,6 +41,7 @@ class ProofRecords(Records):
                 created_at=now,
                 flow_run_id=flow_run_id,
                 lease_expires_at=now + checked_lease(lease),
+                host=host or None,
             )
             session.add(row)
             return row.id
@@ -101,6 +103,7 @@ class ProofRecords(Records):
         now: datetime,
         lease: timedelta,
         flow_run_id: UUID | None = None,
+        host: str = "",
     ) -> UUID:
         """Record that a recovery begins.
 
@@ -128,6 +131,7 @@ class ProofRecords(Records):
                 created_at=now,
                 flow_run_id=flow_run_id,
                 lease_expires_at=now + checked_lease(lease),
+                host=host or None,
             )
             session.add(row)
             return row.id

@@ -19,6 +19,8 @@ Document = Mapping[str, object]
 
 
 class JobType(StrEnum):
+    """What a job does: kinds of backups, and the work on what was backed up (`VERIFY` and after)."""
+
     FULL = "full"
     INCREMENTAL = "incremental"
     TRANSACTION_LOG = "transaction_log"
@@ -26,6 +28,9 @@ class JobType(StrEnum):
     DIFFERENTIAL = "differential"
     LOGICAL = "logical"
     CONFIGURATION = "configuration"
+    VERIFY = "verify"
+    RESTORE_TEST = "restore_test"
+    RETENTION = "retention"
 
 
 class RunStatus(StrEnum):
@@ -149,6 +154,7 @@ class Execution:
     created_at: datetime
     flow_run_id: UUID | None
     lease_expires_at: datetime | None
+    host: str | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,6 +194,7 @@ class Recovery:
     created_at: datetime
     flow_run_id: UUID | None
     lease_expires_at: datetime | None
+    host: str | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -203,6 +210,7 @@ class Verification:
     created_at: datetime
     flow_run_id: UUID | None
     lease_expires_at: datetime | None
+    host: str | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -238,7 +246,10 @@ class StorageLocation:
 
 @dataclass(frozen=True, slots=True)
 class Alert:
-    """Something that needs attention; raised again while unresolved, it counts `occurrences`."""
+    """Something that needs attention; raised again while unresolved, it counts `occurrences`.
+
+    `notified_at` is when somebody was last told of it at its present severity.
+    """
 
     id: UUID
     alert_type: str
@@ -252,6 +263,7 @@ class Alert:
     created_at: datetime
     occurrences: int
     last_raised_at: datetime
+    notified_at: datetime | None
 
 
 @dataclass(frozen=True, slots=True)

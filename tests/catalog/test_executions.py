@@ -383,3 +383,12 @@ def test_every_job_type_of_the_product_can_be_stored(catalog: Catalog, now: date
     for kind in JobType:
         catalog.ensure_job(kind.value, kind, backup_targets={}, destination_config={}, now=now)
     assert {job.job_type for job in catalog.jobs()} == set(JobType)
+
+
+def test_where_running_work_is_at_work_is_known_until_it_ends(catalog: Catalog, job: UUID, now: datetime) -> None:
+    here, flow_run = "db1.example", uuid4()
+    execution = catalog.begin_execution(job, now=now, lease=timedelta(minutes=1), flow_run_id=flow_run, host=here)
+    assert catalog.execution(execution).host == here
+    assert catalog.hosts_of_running() == {flow_run: here}
+    catalog.finish_execution(execution, status=RunStatus.FAILED, now=now)
+    assert catalog.hosts_of_running() == {}

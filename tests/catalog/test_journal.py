@@ -12,7 +12,7 @@ import threading
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from uuid import UUID
+from uuid import UUID, uuid4
 
 import psycopg
 import pytest
@@ -296,3 +296,11 @@ def test_ids_of_entries_are_random_uuids(catalog: Catalog, now: datetime) -> Non
     ids = {catalog.audit("a", "b", "c", {}, now).id for _ in range(5)}
     assert len(ids) == 5
     assert all(isinstance(key, UUID) and key.version == 4 for key in ids)
+
+
+def test_the_newest_end_of_a_repositorys_audit_is_kept_and_no_older_one_after_it(catalog: Catalog, now) -> None:
+    repository = uuid4()
+    assert catalog.repository_anchor(repository) is None
+    for end in (AuditAnchor(3, "c" * 64), AuditAnchor(5, "e" * 64), AuditAnchor(4, "d" * 64)):
+        catalog.keep_repository_anchor(repository, end, now=now)
+    assert catalog.repository_anchor(str(repository)) == AuditAnchor(5, "e" * 64)

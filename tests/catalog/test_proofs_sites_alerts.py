@@ -189,6 +189,15 @@ def test_an_acknowledged_alert_stays_so_until_it_gets_worse(catalog: Catalog, no
     assert catalog.alerts()[0].acknowledged_at is None
 
 
+def test_who_was_told_of_an_alert_is_told_again_when_it_gets_worse(catalog: Catalog, now: datetime) -> None:
+    alert = catalog.raise_alert("space", Severity.HIGH, "80 %", now=now)
+    catalog.record_notification(alert, now=now)
+    catalog.raise_alert("space", Severity.HIGH, "82 %", now=now + MINUTE)
+    assert catalog.alert(alert).notified_at == now
+    catalog.raise_alert("space", Severity.CRITICAL, "99 %", now=now + MINUTE)
+    assert catalog.alert(alert).notified_at is None
+
+
 def test_a_resolved_alert_makes_room_for_a_new_one(catalog: Catalog, now: datetime) -> None:
     first = catalog.raise_alert("space", Severity.MEDIUM, "80 %", now=now)
     catalog.resolve_alert(first, now=now)
