@@ -187,15 +187,16 @@ class Cluster:
 
 @dataclass(frozen=True, slots=True)
 class Extent:
-    """Where a run of a file's bytes lies: `length` plain bytes at plain offset `offset` of an object.
+    """Where a part of a file's bytes lies: `length` plain bytes at plain offset `offset` of an object.
 
-    `blake3` is the hash of the run's plain bytes, 32 bytes in hex.
+    `blake3` is their hash by runs of `run_bytes` (`seawall.codec.runs`), 32 bytes in hex.
     """
 
     object: str
     offset: int
     length: int
     blake3: str
+    run_bytes: int
 
 
 @dataclass(frozen=True, slots=True)

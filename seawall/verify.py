@@ -132,7 +132,8 @@ class _Check:
             refuse_holes(entry)
             offset = 0
             for extent in entry.extents:
-                wanted[extent.object].append(Entry(entry.path, offset, extent.offset, extent.length, extent.blake3))
+                part = Entry(entry.path, offset, extent.offset, extent.length, extent.blake3, extent.run_bytes)
+                wanted[extent.object].append(part)
                 offset += extent.length
         if manifest.objects != self.area.stored_objects(self.label):
             raise Damaged(f"the list of stored objects of {self.label} is not that of its manifest")

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import TypeAlias
 
 from seawall.backup.load import Part, pack
-from seawall.codec import FRAME_BYTES, BundleWriter, ExtentSource, Scratch
+from seawall.codec import FRAME_BYTES, BundleWriter, ExtentSource, Scratch, run_bytes
 from seawall.errors import Cancelled, ClusterError, ClusterMismatch, PrivilegeMissing
 from seawall.events import Advanced, Began, Noticed, Observer
 from seawall.model import Cluster, Extent, FileEntry, StoredObject
@@ -205,7 +205,8 @@ def _sources(
 ) -> Iterator[ExtentSource]:
     for part in load:
         with _PartReader(part, checker, output, bucket) as reader:
-            yield ExtentSource(part.entry.path, part.offset, reader.length(), reader.readinto, reader.inspect)
+            runs = run_bytes(part.entry.size)
+            yield ExtentSource(part.entry.path, part.offset, reader.length(), reader.readinto, runs, reader.inspect)
 
 
 class _Pages:
@@ -288,7 +289,8 @@ class _PartReader:
 def _copy_control(directory: Path, output: _Output) -> None:
     content = BytesIO(read_control_bytes(directory / "global" / "pg_control"))
     length = len(content.getbuffer())
-    output.put(lambda _bundle: [ExtentSource("global/pg_control", 0, length, content.readinto)], Scratch())
+    control = ExtentSource("global/pg_control", 0, length, content.readinto, run_bytes(length))
+    output.put(lambda _bundle: [control], Scratch())
 
 
 def copy_stream(
@@ -334,12 +336,15 @@ def copy_stream(
         )
 
 
-_Message: TypeAlias = "tuple[str, int] | bytes | None"
+_Message: TypeAlias = "tuple[str, int, int] | bytes | None"
 _END_OF_EXTENT = b""
 
 
 class _Lane:
-    """One worker of a streamed copy and the short queue that feeds it: begin of an extent, chunks, its end."""
+    """One worker of a streamed copy and the short queue that feeds it.
+
+    An extent is its begin (path, offset in the file, the file's size), chunks, and its end.
+    """
 
     def __init__(self) -> None:
         self.messages: queue.Queue[_Message] = queue.Queue(_QUEUE_CHUNKS)
@@ -368,7 +373,9 @@ class _Lane:
                 self._ended = True
                 return
             if isinstance(message, tuple):
-                yield ExtentSource(message[0], message[1], 1 << 62, _Chunks(lambda: self._next(output)).readinto)
+                path, offset, size = message
+                content = _Chunks(lambda: self._next(output))
+                yield ExtentSource(path, offset, 1 << 62, content.readinto, run_bytes(size))
 
     def _next(self, output: _Output) -> _Message:
         while not output.failed.is_set():
@@ -417,7 +424,7 @@ def _deal_file(file: StreamedFile, lanes: Sequence[_Lane], output: _Output) -> N
     for chunk in file.chunks():
         if not begun:
             lane = min(lanes, key=lambda candidate: candidate.messages.qsize())
-            lane.send((file.path, offset), output)
+            lane.send((file.path, offset, file.size), output)
         # The chunk's buffer is the stream's own and is filled anew for the next one.
         lane.send(bytes(chunk), output)
         offset += len(chunk)

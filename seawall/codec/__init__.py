@@ -12,6 +12,7 @@ from seawall.codec.bundle import BUNDLE_BYTES, BundleWriter, ExtentSource
 from seawall.codec.envelope import FRAME_BYTES, DataKey, Envelope, KeySource, new_data_key, read_envelope
 from seawall.codec.frame import FrameReader, FrameWriter, Scratch, open_bytes, seal_bytes
 from seawall.codec.index import Entry
+from seawall.codec.runs import RunHasher, combined, run_bytes
 from seawall.codec.unbundle import BundleReader, Index, RangeReader, read_extent, read_index
 
 __all__ = [
@@ -28,11 +29,14 @@ __all__ = [
     "Index",
     "KeySource",
     "RangeReader",
+    "RunHasher",
     "Scratch",
+    "combined",
     "new_data_key",
     "open_bytes",
     "read_envelope",
     "read_extent",
     "read_index",
+    "run_bytes",
     "seal_bytes",
 ]

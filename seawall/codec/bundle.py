@@ -17,6 +17,7 @@ from typing import TypeAlias
 from seawall.codec.envelope import FRAME_BYTES, DataKey, Randomness
 from seawall.codec.frame import PAGE_BYTES, FrameWriter, Scratch
 from seawall.codec.index import TRAILER, TRAILER_MAGIC, Entry, encoded, encoded_index
+from seawall.codec.runs import RunHasher, combined
 from seawall.errors import UsageError
 from seawall.model import Compression, Extent, StoredObject
 from seawall.storage.base import Bytes
@@ -42,6 +43,7 @@ class ExtentSource:
         file_offset: where in the file the extent begins, in bytes.
         length: bytes at most; the extent ends early where the file does (it may shrink while it is read).
         readinto: fills a part of a buffer and returns how many bytes, 0 at the file's end.
+        run_bytes: the length of the runs that its hash is made of; see `runs.run_bytes`.
         inspect: sees each filled part and its offset in the file, before it is hashed. Parts begin at multiples
             of 32 KiB from `file_offset`, and all but the last are multiples of 32 KiB long: pages are never cut.
     """
@@ -50,6 +52,7 @@ class ExtentSource:
     file_offset: int
     length: int
     readinto: ReadInto
+    run_bytes: int
     inspect: Inspect | None = None
 
 
@@ -88,6 +91,7 @@ class BundleWriter:
         self._used = 0
         self._table: list[tuple[int, int]] = []
         self._entries: list[Entry] = []
+        self._digests: list[bytes] = []
         self._index_bytes = 0
         self._ended = False
 
@@ -115,6 +119,11 @@ class BundleWriter:
         return tuple(self._entries)
 
     @property
+    def digests(self) -> list[bytes]:
+        """The digests of the runs of each extent in `entries`."""
+        return list(self._digests)
+
+    @property
     def room(self) -> int:
         """Plain bytes that should still go into this bundle; 0 also where its index has no room for an entry."""
         return 0 if self._index_is_full else max(0, BUNDLE_BYTES - self.plain_bytes)
@@ -126,27 +135,23 @@ class BundleWriter:
     def stream(self, sources: Iterable[ExtentSource]) -> Iterator[Bytes]:
         """The whole bundle; `sources` may be a generator that looks at `room` to know when to stop."""
         for source in sources:
-            yield from self.add_from(source.path, source.file_offset, source.readinto, source.length, source.inspect)
+            yield from self.add_from(source)
         yield from self.end()
 
-    def add_from(
-        self, path: str, file_offset: int, readinto: ReadInto, length: int, inspect: Inspect | None = None
-    ) -> Iterator[Bytes]:
+    def add_from(self, source: ExtentSource) -> Iterator[Bytes]:
         """One extent, read straight into the frame's buffer; see `ExtentSource`.
 
         Raises:
             UsageError: the index is full (see `room`), or the bundle was ended.
         """
-        from blake3 import blake3  # noqa: PLC0415 - segments of WAL never come here
-
-        yield from self._opening(path)
-        begins, done, hasher = self.plain_bytes, 0, blake3()
-        while done < length:
-            region = self._region(length - done)
-            got = _fill(region, readinto)
+        yield from self._opening(source.path)
+        begins, done, hasher = self.plain_bytes, 0, RunHasher(source.run_bytes)
+        while done < source.length:
+            region = self._region(source.length - done)
+            got = _fill(region, source.readinto)
             part = region[:got]
-            if inspect is not None and got:
-                inspect(part, file_offset + done)
+            if source.inspect is not None and got:
+                source.inspect(part, source.file_offset + done)
             hasher.update(part)
             done, self._used = done + got, self._used + got
             if self._used >= FRAME_BYTES:
@@ -154,11 +159,11 @@ class BundleWriter:
             if got < len(region):
                 break
         if done:
-            self._note(Entry(path, file_offset, begins, done, hasher.hexdigest()))
+            self._note(source, begins, done, hasher.digests())
 
-    def add(self, path: str, file_offset: int, chunks: Iterable[Bytes]) -> Iterator[Bytes]:
+    def add(self, path: str, file_offset: int, chunks: Iterable[Bytes], run_bytes: int) -> Iterator[Bytes]:
         """One extent from chunks of any size, all of them; see `add_from`."""
-        yield from self.add_from(path, file_offset, _reading(chunks), 1 << 62)
+        yield from self.add_from(ExtentSource(path, file_offset, 1 << 62, _reading(chunks), run_bytes))
 
     def end(self) -> Iterator[Bytes]:
         """The last data frame, the index and the trailer."""
@@ -191,7 +196,10 @@ class BundleWriter:
     def extents(self, name: str | None = None) -> list[tuple[str, int, Extent]]:
         """Each complete extent as a manifest refers to it; `name` as for `finish`."""
         where = name or self.object_name
-        return [(e.path, e.file_offset, Extent(where, e.plain_offset, e.length, e.blake3)) for e in self._entries]
+        return [
+            (e.path, e.file_offset, Extent(where, e.plain_offset, e.length, e.blake3, e.run_bytes))
+            for e in self._entries
+        ]
 
     def _opening(self, path: str) -> Iterator[Bytes]:
         too_long = len(path.encode("utf-8", "surrogateescape")) > _LONGEST_PATH
@@ -221,8 +229,11 @@ class BundleWriter:
         self._table.append((offset, length))
         yield from chunks
 
-    def _note(self, entry: Entry) -> None:
+    def _note(self, source: ExtentSource, begins: int, length: int, digests: bytes) -> None:
+        hashed = combined(digests)
+        entry = Entry(source.path, source.file_offset, begins, length, hashed, source.run_bytes)
         self._entries.append(entry)
+        self._digests.append(digests)
         self._index_bytes += len(encoded(entry)) + 1
 
 

@@ -1,8 +1,8 @@
 """A bundle's index: which extent lies where, and how it is written.
 
-The final frame of a bundle is canonical JSON `{"entries":[[path, file offset, plain offset, length, BLAKE3]…],
-"frames":[[stored offset, plain length]…]}`; frames are those of data. A clear trailer of 24 bytes follows: the final
-frame's stored offset (u64 BE), its number (u32 BE), `SEAWALL1IDX` and a line feed. Format v1,
+The final frame of a bundle is canonical JSON `{"entries":[[path, file offset, plain offset, length, hash, run
+length]…],"frames":[[stored offset, plain length]…]}`; frames are those of data. A clear trailer of 24 bytes follows:
+the final frame's stored offset (u64 BE), its number (u32 BE), `SEAWALL1IDX` and a line feed. Format v1,
 docs/repository-format.md.
 """
 
@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from seawall.codec.envelope import FRAME_BYTES
+from seawall.codec.runs import checked_run_bytes
 from seawall.errors import Damaged
 
 TRAILER = struct.Struct(">QI12s")
@@ -24,13 +25,17 @@ _HASH = re.compile(r"[0-9a-f]{64}")
 
 
 class Entry(NamedTuple):
-    """One extent as the index has it: `length` bytes of `path` at `file_offset`, at `plain_offset` of the stream."""
+    """One extent as the index has it: `length` bytes of `path` at `file_offset`, at `plain_offset` of the stream.
+
+    `blake3` is its hash by runs of `run_bytes` (`seawall.codec.runs`).
+    """
 
     path: str
     file_offset: int
     plain_offset: int
     length: int
     blake3: str
+    run_bytes: int
 
 
 def encoded(value: object) -> bytes:
@@ -53,8 +58,8 @@ def decoded_index(plain: bytes, name: str) -> tuple[tuple[tuple[int, int], ...],
         document = json.loads(plain.decode("utf-8", "surrogateescape"))
         frames = tuple((_count(offset), _count(length)) for offset, length in document["frames"])
         entries = tuple(
-            Entry(_path(path), _count(at), _count(plain_at), _count(length), _hash(digest))
-            for path, at, plain_at, length, digest in document["entries"]
+            Entry(_path(path), _count(at), _count(plain_at), _count(length), _hash(digest), checked_run_bytes(run))
+            for path, at, plain_at, length, digest, run in document["entries"]
         )
     except (ValueError, TypeError, KeyError, RecursionError) as error:
         raise Damaged(f"the index of {name} is malformed: {error}") from error

@@ -1,11 +1,13 @@
 """Reading bundles: all of one in order, or single extents by their ranges.
 
-Not guaranteed while iterating: an extent's own BLAKE3 is compared when its last byte was released, and that the
+Not guaranteed while iterating: an extent's own hash is compared when its last byte was released, and that the
 bundle is whole is known at the end. Every frame was verified before, so what comes is what was written there.
+A manifest may refer to a part of an extent, from one of its runs to the end of another: the rest is superseded.
 """
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
@@ -21,6 +23,7 @@ from seawall.codec.envelope import (
 )
 from seawall.codec.frame import FrameDecoder, FrameReader, refuse_other_object
 from seawall.codec.index import TRAILER, TRAILER_MAGIC, Entry, decoded_index
+from seawall.codec.runs import RunHasher
 from seawall.errors import Damaged, UsageError
 from seawall.storage.base import Bytes
 
@@ -105,21 +108,37 @@ class BundleReader:
 
 def _refuse_strangers(wanted: Iterable[Entry], index: Iterable[Entry], name: str) -> None:
     """Stop where a manifest names an extent that is not there; under which path it lies is the manifest's affair."""
-    there = {(entry.plain_offset, entry.length, entry.blake3) for entry in index}
+    there = sorted(index, key=_plain_offset)
     for entry in wanted:
-        if (entry.plain_offset, entry.length, entry.blake3) not in there:
+        place = bisect_right(there, entry.plain_offset, key=_plain_offset) - 1
+        if place < 0 or not _is_part(entry, there[place]):
             raise Damaged(f"{name} does not hold the extent of {entry.path!r} that its manifest names")
+
+
+def _plain_offset(entry: Entry) -> int:
+    return entry.plain_offset
+
+
+def _is_part(entry: Entry, whole: Entry) -> bool:
+    """Whether an extent that a manifest names is one of the index, or a part of it that begins and ends at runs.
+
+    The bytes of a part are proved by its own hash, like those of a whole.
+    """
+    if (entry.plain_offset, entry.length) == (whole.plain_offset, whole.length):
+        return (entry.blake3, entry.run_bytes) == (whole.blake3, whole.run_bytes)
+    begin = entry.plain_offset - whole.plain_offset
+    end = begin + entry.length
+    at_runs = begin % whole.run_bytes == 0 and (end % whole.run_bytes == 0 or end == whole.length)
+    return at_runs and entry.length > 0 and end <= whole.length and entry.run_bytes == whole.run_bytes
 
 
 def _pieces(frames: Iterator[bytes], entries: Sequence[Entry], name: str) -> Iterator[tuple[str, int, memoryview]]:
     """Parts of the wanted extents; consumes all frames, because their end is where the bundle is proved whole."""
-    from blake3 import blake3  # noqa: PLC0415 - segments of WAL never come here
-
     at, plain = 0, memoryview(b"")
     for entry in entries:
         if entry.plain_offset < at:
             raise UsageError(f"extents of {name} overlap at {entry.path!r}", hint="This is a defect in Seawall.")
-        hasher, done = blake3(), 0
+        hasher, done = RunHasher(entry.run_bytes), 0
         while done < entry.length:
             if not plain:
                 found = next(frames, None)

@@ -11,6 +11,7 @@ import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
+from seawall.codec.runs import checked_run_bytes
 from seawall.errors import Damaged
 from seawall.model import Extent, FileEntry, StoredObject
 from seawall.repository import documents
@@ -59,7 +60,7 @@ def _file(entry: FileEntry, index: Mapping[str, int]) -> dict[str, Any]:
         "mtime": entry.modified_at,
     }
     if entry.extents:
-        value["extents"] = [[index[e.object], e.offset, e.length, e.blake3] for e in entry.extents]
+        value["extents"] = [[index[e.object], e.offset, e.length, e.blake3, e.run_bytes] for e in entry.extents]
     if entry.link:
         value["link"] = entry.link
     if entry.bad_pages:
@@ -131,8 +132,8 @@ class Reader:
                 size_bytes=int(value["size"]),
                 modified_at=float(value["mtime"]),
                 extents=tuple(
-                    Extent(self.objects[number].name, int(offset), int(length), str(blake3))
-                    for number, offset, length, blake3 in value.get("extents", ())
+                    Extent(self.objects[number].name, int(offset), int(length), str(blake3), checked_run_bytes(run))
+                    for number, offset, length, blake3, run in value.get("extents", ())
                 ),
                 link=str(value.get("link", "")),
                 bad_pages=tuple(int(page) for page in value.get("bad_pages", ())),

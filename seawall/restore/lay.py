@@ -169,7 +169,8 @@ class _Laying:
             offset += extent.length
 
     def _want(self, entry: FileEntry, offset: int, extent: Extent) -> None:
-        self._wanted[extent.object].append(Entry(entry.path, offset, extent.offset, extent.length, extent.blake3))
+        wanted = Entry(entry.path, offset, extent.offset, extent.length, extent.blake3, extent.run_bytes)
+        self._wanted[extent.object].append(wanted)
         self._modified_at[entry.path] = entry.modified_at
 
     def _repair_old(self) -> None:

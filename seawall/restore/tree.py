@@ -12,8 +12,7 @@ import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from blake3 import blake3
-
+from seawall.codec import RunHasher
 from seawall.errors import Damaged, RestoreError, StorageDenied, StorageFull
 from seawall.model import Extent, FileEntry
 from seawall.postgres.binaries import Account
@@ -138,7 +137,7 @@ class Tree:
                 os.ftruncate(descriptor, entry.size_bytes)
             wrong, offset = [], 0
             for extent in entry.extents:
-                if _digest(descriptor, offset, extent.length) != extent.blake3:
+                if _digest(descriptor, offset, extent) != extent.blake3:
                     wrong.append((offset, extent))
                 offset += extent.length
             return wrong
@@ -180,8 +179,8 @@ def remove_tree(folder: Path) -> None:
     folder.rmdir()
 
 
-def _digest(descriptor: int, offset: int, length: int) -> str:
-    hasher, end = blake3(), offset + length
+def _digest(descriptor: int, offset: int, extent: Extent) -> str:
+    hasher, end = RunHasher(extent.run_bytes), offset + extent.length
     while offset < end:
         piece = os.pread(descriptor, min(end - offset, _PIECE_BYTES), offset)
         if not piece:

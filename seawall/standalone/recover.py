@@ -367,7 +367,7 @@ def restore(repository, source, label, into):
             os.makedirs(os.path.dirname(path), mode=0o700, exist_ok=True)
             os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, file["mode"] & 0o777 or 0o600))
             offset = 0
-            for number, plain_offset, length, _blake3 in file.get("extents", ()):
+            for number, plain_offset, length, *_proof in file.get("extents", ()):
                 wanted[number].append((plain_offset, length, path, offset))
                 offset += length
             if offset != file["size"]:

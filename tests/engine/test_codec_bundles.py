@@ -11,7 +11,6 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 
 import pytest
-from blake3 import blake3
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -29,6 +28,7 @@ from seawall.codec import (
     read_extent,
     read_index,
 )
+from seawall.codec.runs import combined, digests_of
 from seawall.errors import Damaged, SeawallError, UsageError
 from seawall.model import Compression
 from seawall.storage.memory import MemoryStorage
@@ -36,6 +36,7 @@ from seawall.storage.memory import MemoryStorage
 KEY = DataKey("key-1", bytes(range(32)))
 NAME = "shop/20261123T020000Z-full/00000001-0badcafe"
 PAGE = 8192
+RUN = 16384
 
 unhurried = settings(deadline=None, max_examples=40, suppress_health_check=[HealthCheck.too_slow])
 codecs = st.sampled_from(list(Compression))
@@ -58,8 +59,12 @@ def bundle(
     files: Sequence[bytes], codec: Compression = Compression.LZ4, key: DataKey | None = KEY
 ) -> tuple[bytes, BundleWriter]:
     writer = BundleWriter(NAME, compression=codec, key=key)
-    sources = (ExtentSource(f"base/5/{n}", 0, 1 << 40, io.BytesIO(data).readinto) for n, data in enumerate(files))
+    sources = (ExtentSource(f"base/5/{n}", 0, 1 << 40, io.BytesIO(data).readinto, RUN) for n, data in enumerate(files))
     return b"".join(bytes(chunk) for chunk in writer.stream(sources)), writer
+
+
+def by_runs(data: bytes) -> str:
+    return combined(digests_of(data, RUN))
 
 
 def ranges(stored: bytes) -> RangeReader:
@@ -111,7 +116,8 @@ def test_finish_tells_what_a_manifest_needs() -> None:
         ("base/5/0", 0, "sources/shop/x", 0, 100),
         ("base/5/1", 0, "sources/shop/x", 100, 5_000_000),
     ]
-    assert [e.blake3 for _, _, e in extents] == [blake3(data).hexdigest() for data in files]
+    assert [(e.blake3, e.run_bytes) for _, _, e in extents] == [(by_runs(data), RUN) for data in files]
+    assert writer.digests == [digests_of(data, RUN) for data in files]
 
 
 def test_only_wanted_extents_are_handed_out() -> None:
@@ -128,7 +134,7 @@ def test_an_extent_that_the_manifest_names_and_the_bundle_lacks_is_damage() -> N
         list(BundleReader([stored], NAME, key_for, [other]))
     with pytest.raises(Damaged, match="base/5/9"):
         list(read_extent(ranges(stored), read_index(ranges(stored), len(stored), NAME, key_for), other))
-    beyond = Entry("base/5/0", 0, 150, 100, writer.entries[0].blake3)
+    beyond = Entry("base/5/0", 0, 150, 100, writer.entries[0].blake3, RUN)
     with pytest.raises(Damaged, match="base/5/0"):
         list(BundleReader([stored], NAME, key_for, [beyond]))
 
@@ -138,6 +144,45 @@ def test_an_extent_may_serve_a_file_of_another_name() -> None:
     renamed = writer.entries[0]._replace(path="base/6/1", file_offset=8192)
     found = [(path, at, bytes(part)) for path, at, part in BundleReader([stored], NAME, key_for, [renamed])]
     assert found == [("base/6/1", 8192, b"a" * 100)]
+
+
+def part_of(whole: Entry, data: bytes, begin: int, end: int) -> Entry:
+    """What a manifest calls the part of an extent that its file still has."""
+    return Entry("base/5/1", 0, whole.plain_offset + begin, end - begin, by_runs(data[begin:end]), whole.run_bytes)
+
+
+@given(size=st.integers(1, 3 * FRAME_BYTES), first=st.integers(0, 400), count=st.integers(1, 400))
+@unhurried
+def test_a_manifest_may_want_whole_runs_of_an_extent(size: int, first: int, count: int) -> None:
+    data = hashlib.shake_128(size.to_bytes(4)).digest(size)
+    stored, writer = bundle([b"a" * 100, data, b"c" * 100])
+    begin = first * RUN % size // RUN * RUN
+    end = min(begin + count * RUN, size)
+    wanted = part_of(writer.entries[1], data, begin, end)
+    assert gathered(BundleReader([stored], NAME, key_for, [wanted])) == {"base/5/1": data[begin:end]}
+    index = read_index(ranges(stored), len(stored), NAME, key_for)
+    assert b"".join(read_extent(ranges(stored), index, wanted)) == data[begin:end]
+
+
+@pytest.mark.parametrize(("begin", "end"), [(1, RUN), (0, RUN - 1), (RUN, 2 * RUN + 1), (0, 3 * RUN), (RUN, RUN)])
+def test_a_part_that_cuts_a_run_or_leaves_its_extent_is_damage(begin: int, end: int) -> None:
+    data = hashlib.shake_128(b"part").digest(2 * RUN + 100)
+    stored, writer = bundle([data, bytes(RUN * 2)])
+    index = read_index(ranges(stored), len(stored), NAME, key_for)
+    wanted = part_of(writer.entries[0], data + bytes(RUN), begin, end)
+    with pytest.raises(Damaged, match="does not hold"):
+        list(BundleReader([stored], NAME, key_for, [wanted]))
+    with pytest.raises(Damaged, match="does not hold"):
+        list(read_extent(ranges(stored), index, wanted))
+
+
+@pytest.mark.parametrize("change", [{"blake3": "0" * 64}, {"run_bytes": 2 * RUN}])
+def test_a_part_whose_hash_is_another_ones_is_damage(change: dict[str, object]) -> None:
+    data = hashlib.shake_128(b"part").digest(3 * RUN)
+    stored, writer = bundle([data])
+    wanted = part_of(writer.entries[0], data, RUN, 3 * RUN)._replace(**change)
+    with pytest.raises(Damaged):
+        list(BundleReader([stored], NAME, key_for, [wanted]))
 
 
 def test_a_hash_that_differs_from_the_manifests_is_damage() -> None:
@@ -151,9 +196,9 @@ def test_pages_are_never_cut_for_whoever_inspects_them() -> None:
     seen: list[tuple[int, bytes]] = []
     writer = BundleWriter(NAME, compression=Compression.ZSTD, key=KEY)
     sources = [
-        ExtentSource("PG_VERSION", 0, 3, io.BytesIO(b"18\n").readinto),
+        ExtentSource("PG_VERSION", 0, 3, io.BytesIO(b"18\n").readinto, RUN),
         ExtentSource(
-            "base/5/1", 65536, len(data), io.BytesIO(data).readinto, lambda v, at: seen.append((at, bytes(v)))
+            "base/5/1", 65536, len(data), io.BytesIO(data).readinto, RUN, lambda v, at: seen.append((at, bytes(v)))
         ),
     ]
     stored = b"".join(bytes(chunk) for chunk in writer.stream(sources))
@@ -170,9 +215,9 @@ def gathered_offsets(stored: bytes) -> dict[str, int]:
 def test_a_file_that_shrinks_while_it_is_read_leaves_a_shorter_extent() -> None:
     writer = BundleWriter(NAME, compression=Compression.NONE, key=KEY)
     sources = [
-        ExtentSource("shrunk", 0, 1_000_000, io.BytesIO(b"x" * 10).readinto),
-        ExtentSource("vanished", 0, 1_000_000, io.BytesIO(b"").readinto),
-        ExtentSource("grown", 0, 10, io.BytesIO(b"y" * 1000).readinto),
+        ExtentSource("shrunk", 0, 1_000_000, io.BytesIO(b"x" * 10).readinto, RUN),
+        ExtentSource("vanished", 0, 1_000_000, io.BytesIO(b"").readinto, RUN),
+        ExtentSource("grown", 0, 10, io.BytesIO(b"y" * 1000).readinto, RUN),
     ]
     stored = b"".join(bytes(chunk) for chunk in writer.stream(sources))
     assert [(e.path, e.length) for e in writer.entries] == [("shrunk", 10), ("grown", 10)]
@@ -184,7 +229,9 @@ def test_a_reader_that_returns_little_at_a_time_loses_nothing() -> None:
     source = io.BytesIO(data)
     seen: list[int] = []
     writer = BundleWriter(NAME, compression=Compression.NONE, key=KEY)
-    slow = ExtentSource("slow", 0, 1 << 40, lambda view: source.readinto(view[:777]), lambda v, _: seen.append(len(v)))
+    slow = ExtentSource(
+        "slow", 0, 1 << 40, lambda view: source.readinto(view[:777]), RUN, lambda v, _: seen.append(len(v))
+    )
     stored = b"".join(bytes(chunk) for chunk in writer.stream([slow]))
     assert gathered(BundleReader([stored], NAME, key_for)) == {"slow": data}
     assert seen == [100_000]
@@ -192,8 +239,8 @@ def test_a_reader_that_returns_little_at_a_time_loses_nothing() -> None:
 
 def test_chunks_of_a_stream_make_an_extent() -> None:
     writer = BundleWriter(NAME, compression=Compression.LZ4, key=KEY)
-    out = [bytes(c) for c in writer.add("a", 0, [b"", b"one", memoryview(b"two"), bytearray(b"three")])]
-    out += [bytes(c) for c in writer.add("b", 4096, iter([bytes(FRAME_BYTES), b"tail"]))]
+    out = [bytes(c) for c in writer.add("a", 0, [b"", b"one", memoryview(b"two"), bytearray(b"three")], RUN)]
+    out += [bytes(c) for c in writer.add("b", 4096, iter([bytes(FRAME_BYTES), b"tail"]), RUN)]
     out += [bytes(c) for c in writer.end()]
     assert gathered_parts(b"".join(out)) == {("a", 0): b"onetwothree", ("b", 4096): bytes(FRAME_BYTES) + b"tail"}
 
@@ -206,7 +253,7 @@ def gathered_parts(stored: bytes) -> dict[tuple[str, int], bytes]:
 def test_storage_takes_the_stream_as_it_comes() -> None:
     storage, data = MemoryStorage(), hashlib.shake_128(b"x").digest(9_000_000)
     writer = BundleWriter(NAME, compression=Compression.ZSTD, key=KEY, scratch=Scratch())
-    storage.put("bundle", writer.stream([ExtentSource("f", 0, 1 << 40, io.BytesIO(data).readinto)]))
+    storage.put("bundle", writer.stream([ExtentSource("f", 0, 1 << 40, io.BytesIO(data).readinto, RUN)]))
     assert gathered(BundleReader(storage.get("bundle"), NAME, key_for)) == {"f": data}
 
 
@@ -215,7 +262,7 @@ def test_an_error_while_reading_stores_nothing() -> None:
         raise OSError(5, "Input/output error")
 
     storage, writer = MemoryStorage(), BundleWriter(NAME, compression=Compression.ZSTD, key=KEY)
-    sources = [ExtentSource("good", 0, 9, io.BytesIO(b"x" * 9).readinto), ExtentSource("bad", 0, 10, failing)]
+    sources = [ExtentSource("good", 0, 9, io.BytesIO(b"x" * 9).readinto, RUN), ExtentSource("bad", 0, 10, failing, RUN)]
     with pytest.raises(OSError, match="Input/output"):
         storage.put("bundle", writer.stream(sources))
     assert list(storage.list()) == []
@@ -232,7 +279,9 @@ def test_one_scratch_serves_one_writer_after_another_and_threads_have_their_own(
             data = hashlib.shake_128(bytes([number, turn])).digest(200_000) + bytes(3_000_000)
             writer = BundleWriter(NAME, compression=Compression.ZSTD, key=KEY, scratch=scratch)
             made.append(
-                b"".join(bytes(c) for c in writer.stream([ExtentSource("f", 0, 1 << 40, io.BytesIO(data).readinto)]))
+                b"".join(
+                    bytes(c) for c in writer.stream([ExtentSource("f", 0, 1 << 40, io.BytesIO(data).readinto, RUN)])
+                )
             )
             assert gathered(BundleReader([made[-1]], NAME, key_for)) == {"f": data}
         results[number] = made
@@ -248,17 +297,17 @@ def test_one_scratch_serves_one_writer_after_another_and_threads_have_their_own(
 def test_a_bundle_counts_as_full_by_bytes_and_by_its_index() -> None:
     writer = BundleWriter(NAME, compression=Compression.LZ4, key=None)
     assert writer.room == BUNDLE_BYTES
-    for _ in writer.add("a", 0, [b"x" * 1000]):
+    for _ in writer.add("a", 0, [b"x" * 1000], RUN):
         pass
     assert writer.room == BUNDLE_BYTES - 1000
     count = 0
     while writer.room:
-        for _ in writer.add(f"{count:0>3000}", 0, [b"x"]):
+        for _ in writer.add(f"{count:0>3000}", 0, [b"x"], RUN):
             pass
         count += 1
     assert 400 < count < FRAME_BYTES // 3000
     with pytest.raises(UsageError, match="full"):
-        list(writer.add("more", 0, [b"x"]))
+        list(writer.add("more", 0, [b"x"], RUN))
     list(writer.end())
 
 
@@ -267,18 +316,18 @@ def test_the_longest_path_still_fits_into_an_index_that_has_room() -> None:
     writer = BundleWriter(NAME, compression=Compression.ZSTD, key=None)
     chunks = []
     while writer.room:
-        chunks += [bytes(c) for c in writer.add(worst, 0, [b"x"])]
+        chunks += [bytes(c) for c in writer.add(worst, 0, [b"x"], RUN)]
     chunks += [bytes(c) for c in writer.end()]
     stored = b"".join(chunks)
     assert len(read_index(ranges(stored), len(stored), NAME, key_for).entries) == len(writer.entries)
     with pytest.raises(UsageError):
-        list(BundleWriter(NAME, compression=Compression.ZSTD, key=None).add("x" * 4097, 0, [b"x"]))
+        list(BundleWriter(NAME, compression=Compression.ZSTD, key=None).add("x" * 4097, 0, [b"x"], RUN))
 
 
 def test_names_that_are_no_utf8_survive() -> None:
     writer = BundleWriter(NAME, compression=Compression.LZ4, key=KEY)
     path = b"caf\xe9/\xff".decode("utf-8", "surrogateescape")
-    stored = b"".join(bytes(c) for c in itertools.chain(writer.add(path, 0, [b"x"]), writer.end()))
+    stored = b"".join(bytes(c) for c in itertools.chain(writer.add(path, 0, [b"x"], RUN), writer.end()))
     assert gathered(BundleReader([stored], NAME, key_for)) == {path: b"x"}
 
 
@@ -339,7 +388,7 @@ def lying(plain: bytes, document: object, offset: int = 0) -> bytes:
     return stored + struct.pack(">QI12s", end + offset, 1, b"SEAWALL1IDX\n")
 
 
-GOOD = ["f", 0, 0, 5, blake3(b"hello").hexdigest()]
+GOOD = ["f", 0, 0, 5, combined(digests_of(b"hello", RUN)), RUN]
 
 
 @pytest.mark.parametrize(
@@ -351,13 +400,16 @@ GOOD = ["f", 0, 0, 5, blake3(b"hello").hexdigest()]
         lambda _: {"frames": [], "entries": [GOOD]},
         lambda start: {"frames": [[start, 5], [start, 5]], "entries": [GOOD]},
         lambda start: {"frames": [[start, 5]], "entries": []},
-        lambda start: {"frames": [[start, 5]], "entries": [[*GOOD[:3], 6, GOOD[4]]]},
-        lambda start: {"frames": [[start, 5]], "entries": [["f", 0, 1, 4, GOOD[4]]]},
-        lambda start: {"frames": [[start, 5]], "entries": [["f", -1, 0, 5, GOOD[4]]]},
-        lambda start: {"frames": [[start, 5]], "entries": [["f", True, 0, 5, GOOD[4]]]},
-        lambda start: {"frames": [[start, 5]], "entries": [["", 0, 0, 5, GOOD[4]]]},
-        lambda start: {"frames": [[start, 5]], "entries": [["f", 0, 0, 5, "zz"]]},
+        lambda start: {"frames": [[start, 5]], "entries": [[*GOOD[:3], 6, *GOOD[4:]]]},
+        lambda start: {"frames": [[start, 5]], "entries": [["f", 0, 1, 4, *GOOD[4:]]]},
+        lambda start: {"frames": [[start, 5]], "entries": [["f", -1, 0, 5, *GOOD[4:]]]},
+        lambda start: {"frames": [[start, 5]], "entries": [["f", True, 0, 5, *GOOD[4:]]]},
+        lambda start: {"frames": [[start, 5]], "entries": [["", 0, 0, 5, *GOOD[4:]]]},
+        lambda start: {"frames": [[start, 5]], "entries": [["f", 0, 0, 5, "zz", RUN]]},
         lambda start: {"frames": [[start, 5]], "entries": [["f", 0, 0, 5]]},
+        lambda start: {"frames": [[start, 5]], "entries": [GOOD[:5]]},
+        lambda start: {"frames": [[start, 5]], "entries": [[*GOOD[:5], 0]]},
+        lambda start: {"frames": [[start, 5]], "entries": [[*GOOD[:5], "8192"]]},
         lambda _: {"frames": 7, "entries": []},
         lambda _: [],
         lambda _: None,

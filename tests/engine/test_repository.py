@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from seawall.codec import Entry, ExtentSource
+from seawall.codec import Entry, ExtentSource, run_bytes
 from seawall.errors import (
     BackupMissing,
     ClusterMismatch,
@@ -103,7 +103,7 @@ def feeding(path: str, data: bytes) -> ExtentSource:
         rest = rest[count:]
         return count
 
-    return ExtentSource(path, 0, len(data), readinto)
+    return ExtentSource(path, 0, len(data), readinto, run_bytes(len(data)))
 
 
 def written(area: SourceArea, how: Sealing, at: datetime = NOW) -> tuple[list[StoredObject], list[FileEntry], object]:
@@ -139,7 +139,7 @@ def test_what_was_backed_up_comes_back_byte_for_byte(repository: Repository, rin
     assert manifest.specials == {"backup_label": "START WAL LOCATION"}
     found = {}
     for entry in manifest.files():
-        wanted = [Entry(entry.path, 0, e.offset, e.length, e.blake3) for e in entry.extents]
+        wanted = [Entry(entry.path, 0, e.offset, e.length, e.blake3, e.run_bytes) for e in entry.extents]
         pieces = again.bundle(head, entry.extents[0].object, ring, wanted)
         found[entry.path] = b"".join(piece for _, _, piece in pieces)
     assert found == CONTENT
@@ -330,7 +330,7 @@ def read_back(area: SourceArea, head: Head, ring: KeyRing) -> None:
     manifest = area.manifest(head.label, ring)
     refuse_other_hash(area, area.layout.manifest(head.label), head.manifest_sha256)
     for entry in manifest.files():
-        wanted = [Entry(entry.path, 0, e.offset, e.length, e.blake3) for e in entry.extents]
+        wanted = [Entry(entry.path, 0, e.offset, e.length, e.blake3, e.run_bytes) for e in entry.extents]
         for _ in area.bundle(head, entry.extents[0].object, ring, wanted):
             pass
     if area.stored_objects(head.label) != manifest.objects:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from seawall.codec import ExtentSource
+from seawall.codec import ExtentSource, run_bytes
 from seawall.keys import KeyRing
 from seawall.model import (
     BackupKind,
@@ -165,7 +165,7 @@ def feeding(path: str, data: bytes) -> ExtentSource:
         rest = rest[count:]
         return count
 
-    return ExtentSource(path, 0, len(data), readinto)
+    return ExtentSource(path, 0, len(data), readinto, run_bytes(len(data)))
 
 
 @pytest.fixture(scope="session")
