@@ -15,7 +15,9 @@ or an HTTP problem.
     │   ├── ObjectTruncated       shorter than the range that was asked for
     │   ├── StorageFull           no space
     │   ├── StorageDenied         permissions
+    │   │   └── ObjectLocked      immutable until a date, or under a legal hold
     │   └── StorageUnreachable    no answer, time-out, too many attempts
+    │       └── StorageBusy       the storage asks to slow down
     ├── RepositoryError           the repository contradicts itself or what was asked
     │   ├── NotARepository, FormatTooNew
     │   ├── BackupMissing         no backup set of that label
@@ -125,9 +127,21 @@ class StorageDenied(StorageError):
     default_hint = "Give this account the permission that the message names."
 
 
+class ObjectLocked(StorageDenied):
+    code = "object-locked"
+    exit_code = 27
+    default_hint = "This is what immutability is for. Expiry leaves the object and tries again after that date."
+
+
 class StorageUnreachable(StorageError):
     code = "storage-unreachable"
     exit_code = 25
+
+
+class StorageBusy(StorageUnreachable):
+    code = "storage-busy"
+    exit_code = 28
+    default_hint = "The storage limits requests. Lower [repository] concurrency, or spread backups over the day."
 
 
 class RepositoryError(SeawallError):
@@ -177,6 +191,12 @@ class ClockWentBackwards(RepositoryError):
     code = "clock-went-backwards"
     exit_code = 37
     default_hint = "Compare this host's clock with a time server (`timedatectl`) and with the storage's clock."
+
+
+class RetentionRefused(RepositoryError):
+    code = "retention-refused"
+    exit_code = 38
+    default_hint = "Nothing was let go. `seawall expire --dry-run` shows reasons; docs/how-to/retention.md tells the rules."
 
 
 class KeyError_(SeawallError):  # noqa: N801 - the builtin's name must not be shadowed

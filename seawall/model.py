@@ -60,6 +60,13 @@ class CopyMode(StrEnum):
     STREAM = "stream"
 
 
+class LockMode(StrEnum):
+    """How firmly an immutable object is locked: against everybody, or against all but those who may lift it."""
+
+    COMPLIANCE = "compliance"
+    GOVERNANCE = "governance"
+
+
 class WalMode(StrEnum):
     """How WAL comes into the repository: streamed on a slot, pushed by archive_command, or by somebody else."""
 
@@ -353,7 +360,11 @@ class Verdict:
 
 @dataclass(frozen=True, slots=True)
 class Hold:
-    """A backup kept without regard to policy, by someone, for a reason, perhaps until an end."""
+    """A backup kept without regard to policy, by someone, for a reason, perhaps until an end.
+
+    `through` is the last segment of WAL that is kept with it, so that the moments after the backup's own end stay
+    restorable too; empty for the WAL that makes the backup consistent and no more.
+    """
 
     id: str
     label: BackupLabel
@@ -361,3 +372,4 @@ class Hold:
     owner: str
     placed_at: datetime
     until: datetime | None = None
+    through: str = ""
