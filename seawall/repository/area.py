@@ -1,21 +1,22 @@
 """One source's part of a repository: who it is, its backup sets, keys, holds and leases.
 
 A backup set exists from the moment its manifest does, and not before. `BackupSetWriter.commit` keeps the order
-that makes this true: bundles, key, head, copy of the manifest, manifest.
+that makes this true: bundles, block map, list of objects, copy of the manifest, head, manifest.
 """
 
 from __future__ import annotations
 
 import secrets
-from collections.abc import Iterable, Iterator, Sequence
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from datetime import datetime, timedelta
 
 from seawall.codec import BundleReader, BundleWriter, DataKey, Entry, Scratch
-from seawall.errors import BackupMissing, ClusterMismatch, Damaged, ObjectExists, ObjectMissing
+from seawall.errors import BackupMissing, ClusterMismatch, Damaged, NameRefused, ObjectExists, ObjectMissing
 from seawall.keys import KeyRing
 from seawall.model import BackupLabel, ClusterIdentity, FileEntry, Head, Hold, SealingMode, StoredObject
-from seawall.repository import documents, heads, lease, manifest, sealed
+from seawall.repository import blocks, documents, heads, lease, manifest, sealed
 from seawall.repository.keychain import Keychain
 from seawall.repository.layout import SourceLayout
 from seawall.repository.wal_area import WalArea
@@ -145,7 +146,9 @@ class SourceArea:
         return result
 
     def stored_objects(self, label: BackupLabel) -> list[StoredObject]:
-        """The bundles of a set from its clear list: names, sizes and hashes as stored.
+        """All objects with data that a set needs, from its clear list: names, sizes and hashes as stored.
+
+        These are its bundles, those of earlier sets that its files refer to, and its block map.
 
         Raises:
             Damaged: the list is missing or is not what was written.
@@ -181,6 +184,7 @@ class SourceArea:
         """A reader of one bundle's extents, in the order they were written.
 
         Args:
+            head: of the set that needs it; the bundle may be of an earlier one that this builds on.
             entries: the wanted ones; all when omitted.
             chunks: the object's bytes when the caller reads them itself.
 
@@ -189,9 +193,58 @@ class SourceArea:
         """
         stored = self.storage.get(name) if chunks is None else chunks
         plain = sealed.plain_envelope(stored, head.sealing, ring, name=name)
-        reader = BundleReader(plain, self.layout.logical(name), self.keychain.source(ring, head.key_id), entries)
+        key_for = self.keychain.source(ring, self._key_id(head, name))
+        reader = BundleReader(plain, self.layout.logical(name), key_for, entries)
         sealed.refuse_other_mode(reader.envelope.seal, head.sealing, name=name)
         return reader
+
+    def _key_id(self, head: Head, name: str) -> str:
+        """The one data key that a bundle may be sealed with: that of the set whose name it carries."""
+        if head.sealing is not SealingMode.AES_256_GCM or self.layout.is_own(name, head.label):
+            return head.key_id
+        try:
+            return str(self.layout.label_of(name))
+        except NameRefused as error:
+            raise Damaged(f"{head.source} {head.label} refers to {name!r}, which is no bundle of its source") from error
+
+    def blocks(self, head: Head, ring: KeyRing, *, chunks: Iterable[Bytes] | None = None) -> blocks.Reader:
+        """The block map of a set; `chunks` are the object's bytes when the caller reads them itself.
+
+        Raises:
+            ObjectMissing: it has none.
+            Damaged, KeyMissing: as named.
+        """
+        name = self.layout.blocks(head.label)
+        reader = sealed.open_sealed(
+            self.storage,
+            name,
+            logical=self.layout.logical(name),
+            mode=head.sealing,
+            ring=ring,
+            key_for=self.keychain.source(ring, head.key_id),
+            chunks=chunks,
+        )
+        result = blocks.Reader(reader, name=name)
+        if result.label != str(head.label):
+            raise Damaged(f"{name} is the block map of {result.label!r}")
+        return result
+
+    def prove_present(self, objects: Iterable[StoredObject]) -> None:
+        """Confirm that objects of sets are there, with as many bytes as were stored.
+
+        Raises:
+            ObjectMissing, Damaged: the first that is not; the message names it.
+        """
+        found: dict[str, dict[str, int]] = {}
+        for stored in objects:
+            folder = stored.name.rpartition("/")[0] + "/"
+            if folder not in found:
+                found[folder] = {stat.name: stat.size_bytes for stat in self.storage.list(folder)}
+            size = found[folder].get(stored.name)
+            if size is None:
+                raise ObjectMissing(f"{stored.name} is not there any more")
+            if size != stored.stored_bytes:
+                raise Damaged(f"{stored.name} has {size} bytes where {stored.stored_bytes} were stored")
 
     def begin(self, label: BackupLabel, sealing: sealed.Sealing, now: datetime) -> BackupSetWriter:
         """Start a set: make its data key and store it wrapped, so that no bundle is ever without its key.
@@ -227,18 +280,30 @@ class SourceArea:
             owner=document["owner"],
             placed_at=documents.moment(document["placed_at"], name=name),
             until=None if until is None else documents.moment(until, name=name),
+            through=str(document.get("through", "")),
         )
 
     def place_hold(
-        self, label: BackupLabel, *, reason: str, owner: str, now: datetime, until: datetime | None = None
+        self,
+        label: BackupLabel,
+        *,
+        reason: str,
+        owner: str,
+        now: datetime,
+        until: datetime | None = None,
+        through: str = "",
     ) -> Hold:
-        """Keep a set without regard to policy.
+        """Keep a set, and all that it needs, without regard to policy.
+
+        Args:
+            through: a segment; WAL from the set's start to it is kept too. Empty for the set's own WAL.
 
         Raises:
             BackupMissing: there is no such set.
         """
-        self.head(label)
-        hold = Hold(f"{now:%Y%m%dT%H%M%SZ}-{secrets.token_hex(4)}", label, reason, owner, now, until)
+        if not self._exists(self.layout.manifest(label)):
+            raise BackupMissing(f"{self.name} has no backup {label}")
+        hold = Hold(f"{now:%Y%m%dT%H%M%SZ}-{secrets.token_hex(4)}", label, reason, owner, now, until, through)
         document = {
             "id": hold.id,
             "label": str(label),
@@ -246,6 +311,7 @@ class SourceArea:
             "owner": owner,
             "placed_at": now.isoformat(),
             "until": until.isoformat() if until else None,
+            "through": through,
         }
         documents.put(self.storage, self.layout.hold(hold.id), document)
         return hold
@@ -260,13 +326,23 @@ class SourceArea:
         self.storage.stat(self.layout.hold(hold_id))
         documents.put(self.storage, self.layout.hold_release(hold_id), {"owner": owner, "released_at": now.isoformat()})
 
-    def lease(self, holder: str, purpose: str, *, ttl: timedelta = lease.DEFAULT_TTL) -> lease.Lease:
-        """Become the one writer of this source; use it as a context manager.
+    def lease(
+        self,
+        holder: str,
+        purpose: str,
+        *,
+        ttl: timedelta = lease.DEFAULT_TTL,
+        patience: timedelta = timedelta(0),
+        wait: Callable[[float], object] = time.sleep,
+    ) -> lease.Lease:
+        """Become the one writer of this source; use it as a context manager. The arguments are those of `acquire`.
 
         Raises:
             LeaseHeld: another writer's lease still runs.
         """
-        return lease.acquire(self.storage, self.name, holder=holder, purpose=purpose, ttl=ttl)
+        return lease.acquire(
+            self.storage, self.name, holder=holder, purpose=purpose, ttl=ttl, patience=patience, wait=wait
+        )
 
     def _exists(self, name: str) -> bool:
         try:
@@ -319,24 +395,36 @@ class BackupSetWriter:
         specials: dict[str, str],
         files: Iterable[FileEntry],
         held: lease.Lease,
+        block_map: Iterable[Bytes] | None = None,
     ) -> Head:
         """Make the set exist.
 
         Args:
             facts: the head without what only the manifest's writing tells (key id, hash, size).
-            objects: every bundle that was stored.
+            objects: every bundle that was stored, then every bundle of earlier sets that a file refers to.
             specials: `backup_label` and the like, byte for byte.
             files: in the order of their paths.
             held: the lease under which all this was written.
+            block_map: its lines (`blocks.encode`), where incrementals shall build on this set.
 
         Raises:
             LeaseLost: another writer took over; nothing was committed.
+            ObjectMissing, Damaged: a bundle of an earlier set is not what it was; nothing was committed.
         """
         layout, storage = self._area.layout, self._area.storage
         facts = replace(facts, key_id=self.key_id, sealing=self.sealing.mode, compression=self.sealing.compression)
         name = layout.manifest(self.label)
+        needed = list(objects)
+        # What this set takes from earlier ones was looked at when it began; that may be hours ago.
+        self._area.prove_present(o for o in needed if not layout.is_own(o.name, self.label))
+        if block_map is not None:
+            stored = self._put_blocks(block_map)
+            needed.append(stored)
+            facts = replace(
+                facts, stored_bytes=facts.stored_bytes + stored.stored_bytes, object_count=facts.object_count + 1
+            )
         # In clear, so that a host without private keys, or a mirror, can prove what lies in the storage.
-        listed = [[o.name, o.stored_bytes, o.stored_sha256, o.plain_bytes] for o in objects]
+        listed = [[o.name, o.stored_bytes, o.stored_sha256, o.plain_bytes] for o in needed]
         documents.put(storage, layout.objects(self.label), {"objects": listed})
         # The copy comes first and the manifest is made from reading it back: what commits was read once already.
         copy = sealed.put_sealed(
@@ -354,6 +442,19 @@ class BackupSetWriter:
         held.check()
         self._put_manifest(name, head)
         return head
+
+    def _put_blocks(self, block_map: Iterable[Bytes]) -> StoredObject:
+        name = self._area.layout.blocks(self.label)
+        logical = self._area.layout.logical(name)
+        return sealed.put_sealed(
+            self._area.storage,
+            name,
+            block_map,
+            kind="blocks",
+            logical=logical,
+            sealing=self.sealing,
+            key=self._key,
+        )
 
     def _put_manifest(self, name: str, head: Head) -> None:
         storage, layout = self._area.storage, self._area.layout

@@ -7,14 +7,13 @@ Paths that are no UTF-8 survive: they carry surrogate escapes, which ASCII JSON 
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from seawall.codec.runs import checked_run_bytes
 from seawall.errors import Damaged
 from seawall.model import Extent, FileEntry, StoredObject
-from seawall.repository import documents
+from seawall.repository import documents, lines
 
 MANIFEST_FORMAT = 1
 
@@ -34,24 +33,21 @@ def encode(
         files: every file, directory and link, in the order of their paths.
     """
     index = {stored.name: number for number, stored in enumerate(objects)}
-    yield _line({"manifest": MANIFEST_FORMAT, "head": head})
+    yield lines.encoded({"manifest": MANIFEST_FORMAT, "head": head})
     for stored in objects:
-        yield _line({"o": [stored.name, stored.stored_bytes, stored.stored_sha256, stored.plain_bytes]})
+        yield lines.encoded({"o": [stored.name, stored.stored_bytes, stored.stored_sha256, stored.plain_bytes]})
     for name, text in specials.items():
-        yield _line({"s": {"name": name, "text": text}})
+        yield lines.encoded({"s": {"name": name, "text": text}})
     count = total = 0
     for entry in files:
         count += 1
         total += entry.size_bytes
-        yield _line({"f": _file(entry, index)})
-    yield _line({"end": {"objects": len(objects), "files": count, "bytes": total}})
+        yield lines.encoded({"f": row(entry, index)})
+    yield lines.encoded({"end": {"objects": len(objects), "files": count, "bytes": total}})
 
 
-def _line(value: Mapping[str, Any]) -> bytes:
-    return json.dumps(value, separators=(",", ":")).encode("ascii") + b"\n"
-
-
-def _file(entry: FileEntry, index: Mapping[str, int]) -> dict[str, Any]:
+def row(entry: FileEntry, index: Mapping[str, int]) -> dict[str, Any]:
+    """One file as plain JSON values; `index` has the position of each stored object."""
     value: dict[str, Any] = {
         "path": entry.path,
         "kind": entry.kind,
@@ -68,6 +64,33 @@ def _file(entry: FileEntry, index: Mapping[str, int]) -> dict[str, Any]:
     return value
 
 
+def from_row(value: Mapping[str, Any], objects: Sequence[StoredObject], *, name: str) -> FileEntry:
+    """One file from plain JSON values; `name` is the object's, for messages.
+
+    Args:
+        objects: what its extents refer to by position.
+
+    Raises:
+        Damaged: they are none, or the path leaves its root.
+    """
+    try:
+        return FileEntry(
+            path=_safe_path(value["path"]),
+            kind=str(value["kind"]),
+            mode=int(value["mode"]),
+            size_bytes=int(value["size"]),
+            modified_at=float(value["mtime"]),
+            extents=tuple(
+                Extent(objects[number].name, int(offset), int(length), str(blake3), checked_run_bytes(run))
+                for number, offset, length, blake3, run in value.get("extents", ())
+            ),
+            link=str(value.get("link", "")),
+            bad_pages=tuple(int(page) for page in value.get("bad_pages", ())),
+        )
+    except (KeyError, ValueError, TypeError, IndexError) as error:
+        raise Damaged(f"{name} has a malformed file entry: {error}") from error
+
+
 class Reader:
     """A manifest being read: head, objects and specials at once, files one by one.
 
@@ -81,7 +104,7 @@ class Reader:
 
     def __init__(self, frames: Iterable[bytes], *, name: str) -> None:
         self._name = name
-        self._lines = self._parsed(_lines(frames))
+        self._lines = lines.decoded(frames, name=name)
         first = next(self._lines, None)
         if first is None or "manifest" not in first:
             raise Damaged(f"{name} is not a manifest")
@@ -101,7 +124,7 @@ class Reader:
         previous = ""
         value = self._pending
         while value is not None and "f" in value:
-            entry = self._file(value["f"])
+            entry = from_row(value["f"], self.objects, name=self._name)
             if count and entry.path <= previous:
                 raise Damaged(f"{self._name} lists {entry.path!r} out of order")
             previous, count, total = entry.path, count + 1, total + entry.size_bytes
@@ -123,40 +146,12 @@ class Reader:
                 raise Damaged(f"{self._name} has a malformed line: {error}") from error
         return None
 
-    def _file(self, value: Mapping[str, Any]) -> FileEntry:
-        try:
-            return FileEntry(
-                path=_safe_path(value["path"]),
-                kind=str(value["kind"]),
-                mode=int(value["mode"]),
-                size_bytes=int(value["size"]),
-                modified_at=float(value["mtime"]),
-                extents=tuple(
-                    Extent(self.objects[number].name, int(offset), int(length), str(blake3), checked_run_bytes(run))
-                    for number, offset, length, blake3, run in value.get("extents", ())
-                ),
-                link=str(value.get("link", "")),
-                bad_pages=tuple(int(page) for page in value.get("bad_pages", ())),
-            )
-        except (KeyError, ValueError, TypeError, IndexError) as error:
-            raise Damaged(f"{self._name} has a malformed file entry: {error}") from error
-
     def _check_end(self, value: Mapping[str, Any] | None, files: int, total: int) -> None:
         expected = {"objects": len(self.objects), "files": files, "bytes": total}
         if value is None or value.get("end") != expected:
             raise Damaged(f"{self._name} does not end as it should: {expected} were read")
         if next(self._lines, None) is not None:
             raise Damaged(f"{self._name} goes on after its end")
-
-    def _parsed(self, lines: Iterator[bytes]) -> Iterator[Mapping[str, Any]]:
-        for line in lines:
-            try:
-                value = json.loads(line)
-            except (ValueError, RecursionError) as error:
-                raise Damaged(f"{self._name} has a line that is no JSON") from error
-            if not isinstance(value, dict):
-                raise Damaged(f"{self._name} has a line that is no object")
-            yield value
 
 
 def _safe_path(path: object) -> str:
@@ -166,12 +161,3 @@ def _safe_path(path: object) -> str:
     if path and any(part in ("", ".", "..") for part in path.split("/")):
         raise ValueError(f"path {path!r} leaves its root")
     return path
-
-
-def _lines(frames: Iterable[bytes]) -> Iterator[bytes]:
-    rest = b""
-    for frame in frames:
-        *whole, rest = (rest + frame).split(b"\n")
-        yield from whole
-    if rest:
-        yield rest

@@ -120,7 +120,7 @@ def put_sealed(
 
     Args:
         pieces: plain bytes in pieces of any size.
-        kind: what it is: `manifest`, `wal` or `history`.
+        kind: what it is: `manifest`, `blocks`, `wal` or `history`.
         logical: the name that is sealed in and that a reader must expect.
         key: the data key in mode aes-256-gcm, else None.
         extra: facts to state in the clear header.
@@ -153,16 +153,26 @@ def plain_envelope(chunks: Iterable[Bytes], mode: SealingMode, ring: KeyRing | N
 
 
 def open_sealed(
-    storage: Storage, name: str, *, logical: str, mode: SealingMode, ring: KeyRing, key_for: KeySource
+    storage: Storage,
+    name: str,
+    *,
+    logical: str,
+    mode: SealingMode,
+    ring: KeyRing,
+    key_for: KeySource,
+    chunks: Iterable[Bytes] | None = None,
 ) -> FrameReader:
     """A reader of one sealed object's plain frames.
+
+    Args:
+        chunks: the object's bytes when the caller reads them itself.
 
     Raises:
         ObjectMissing: proved absent.
         Damaged: it is not what was written, or not sealed in `mode`.
     """
-    chunks = plain_envelope(storage.get(name), mode, ring, name=name)
-    reader = FrameReader(chunks, logical, key_for)
+    stored = storage.get(name) if chunks is None else chunks
+    reader = FrameReader(plain_envelope(stored, mode, ring, name=name), logical, key_for)
     refuse_other_mode(reader.envelope.seal, mode, name=name)
     return reader
 

@@ -1,0 +1,42 @@
+"""JSON lines: one object to a line, in ASCII, so that paths that are no UTF-8 survive as surrogate escapes."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+from seawall.errors import Damaged
+
+
+def encoded(value: Mapping[str, Any]) -> bytes:
+    """One line with its line feed."""
+    return json.dumps(value, separators=(",", ":")).encode("ascii") + b"\n"
+
+
+def decoded(frames: Iterable[bytes], *, name: str) -> Iterator[dict[str, Any]]:
+    """The objects of all lines; `name` is the stored object's, for messages.
+
+    Args:
+        frames: verified plain bytes in pieces of any size.
+
+    Raises:
+        Damaged: a line is no JSON object.
+    """
+    for line in _lines(frames):
+        try:
+            value = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            raise Damaged(f"{name} has a line that is no JSON") from error
+        if not isinstance(value, dict):
+            raise Damaged(f"{name} has a line that is no object")
+        yield value
+
+
+def _lines(frames: Iterable[bytes]) -> Iterator[bytes]:
+    rest = b""
+    for frame in frames:
+        *whole, rest = (rest + frame).split(b"\n")
+        yield from whole
+    if rest:
+        yield rest
