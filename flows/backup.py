@@ -10,13 +10,14 @@ from prefect import flow
 from prefect.client.schemas.objects import State
 
 from blocks.site import BlockNames, settings_for
+from seawall.catalog.recording import kind_of
 from seawall.errors import LeaseHeld
 from seawall.model import BackupKind, BackupLabel, Proof
 from tasks import admission
 from tasks import backup as backup_task
 from tasks import verify as verify_task
 from tasks.execution import AlreadyRunning
-from tasks.records import kind_of, resolved_job
+from tasks.records import resolved_job
 
 WINDOW = timedelta(hours=2)
 

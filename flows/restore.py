@@ -8,9 +8,10 @@ from typing import Any
 from prefect import flow
 
 from blocks.site import BlockNames, settings_for
+from seawall.catalog.facts import plan_facts
 from seawall.model import BackupLabel, TargetKind
 from tasks import restore as restore_task
-from tasks.restore import Destination, plan_facts, target_of
+from tasks.restore import Destination, target_of
 
 
 @flow(name="restore", retries=0)

@@ -10,6 +10,7 @@ from prefect.cache_policies import NO_CACHE
 
 from seawall.archive.arrival import wait_for
 from seawall.archive.continuity import Window, switch_wal, windows
+from seawall.catalog.recording import ExecutionRecord, Facts, Result
 from seawall.errors import WalGap
 from seawall.events import Observer
 from seawall.model import Head
@@ -17,9 +18,8 @@ from seawall.postgres.connect import connect
 from seawall.postgres.inspect import inspect
 from seawall.repository import SourceArea
 from seawall.settings import Settings, SourceSettings
-from tasks.execution import Facts, Result, Surroundings, execute
+from tasks.execution import Surroundings, execute
 from tasks.opening import can_help, opened
-from tasks.records import ExecutionRecord
 
 
 @task(

@@ -9,12 +9,13 @@ from prefect.cache_policies import NO_CACHE
 
 from seawall import backup
 from seawall.catalog import BackupOutcome
+from seawall.catalog.facts import Facts, backup_facts
+from seawall.catalog.recording import ExecutionRecord, Result, record_taken
 from seawall.model import BackupKind
 from seawall.repository import sealing_of
 from seawall.settings import Settings
-from tasks.execution import Facts, Result, Surroundings, execute
-from tasks.opening import RETRY_SECONDS, can_help, expiry_of, location_of, opened
-from tasks.records import ExecutionRecord
+from tasks.execution import Surroundings, execute
+from tasks.opening import RETRY_SECONDS, can_help, opened
 
 
 @task(
@@ -44,25 +45,16 @@ def take(settings: Settings, source: str, job_id: UUID, kind: BackupKind) -> Fac
                 clock=around.clock,
             )
             # The set is listed in the repository by now; the catalog follows, never leads.
-            around.catalog.record_backup(
+            record_taken(
+                around.catalog,
+                settings,
+                repository,
                 head,
                 job_id=job_id,
                 execution_id=_row(around),
-                repository_id=repository.id,
-                storage_location=location_of(around.catalog, settings, repository, now=around.now),
-                expires_at=expiry_of(settings, source, head),
                 now=around.now,
             )
-        facts: Facts = {
-            "label": str(head.label),
-            "kind": head.kind.value,
-            "asked": kind.value,
-            "reason": head.reason,
-            "plain_bytes": head.plain_bytes,
-            "stored_bytes": head.stored_bytes,
-            "health": head.health.value,
-        }
-        return Result(facts, BackupOutcome.of(head))
+        return Result(backup_facts(head, kind), BackupOutcome.of(head))
 
     return execute(ExecutionRecord(job_id), verb, settings=settings, title="backup", subject=source)
 

@@ -16,14 +16,14 @@ import signal
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from typing import Protocol
 from uuid import UUID
 
-from seawall.catalog import BackupOutcome, Catalog, RunStatus, Severity
+from seawall.catalog import Catalog, RunStatus
+from seawall.catalog.recording import End, Facts, Lease, Record, Result, raise_alerts
 from seawall.errors import Cancelled, CatalogError, LeaseHeld, LeaseLost, Partial, SeawallError
 from seawall.events import Observer
 from seawall.settings import Settings
@@ -38,8 +38,6 @@ UNWIND_SECONDS = 20.0
 STOP_REASON_SECONDS = 5.0
 RECORDING_SECONDS = 60.0
 _CREDENTIALS = "PREFECT_API_AUTH_STRING"
-
-Facts = Mapping[str, object]
 
 
 class AlreadyRunning(LeaseHeld):
@@ -63,37 +61,6 @@ class Surroundings:
     @property
     def now(self) -> datetime:
         return self.clock()
-
-
-@dataclass(frozen=True, slots=True)
-class Result:
-    """What a verb achieved: plain JSON values for Prefect and the catalog; `outcome` if it made a backup."""
-
-    facts: Facts = field(default_factory=dict)
-    outcome: BackupOutcome | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class End:
-    """How a verb ended."""
-
-    status: RunStatus
-    result: Result = field(default_factory=Result)
-    error: SeawallError | None = None
-
-
-class Record(Protocol):
-    """The row that a verb has in the catalog."""
-
-    def begin(self, catalog: Catalog, *, now: datetime, lease: timedelta, flow_run_id: UUID | None) -> UUID:
-        """Make the row.
-
-        Raises:
-            LeaseHeld: it runs already.
-        """
-        ...
-
-    def finish(self, catalog: Catalog, record_id: UUID, end: End, *, now: datetime) -> None: ...
 
 
 Verb = Callable[[Surroundings], Result]
@@ -147,7 +114,8 @@ class _Row:
     @classmethod
     def begin(cls, record: Record, catalog: Catalog, flow_run_id: UUID | None) -> _Row:
         try:
-            return cls(record, catalog, record.begin(catalog, now=utc_now(), lease=LEASE, flow_run_id=flow_run_id))
+            lease = Lease(LEASE, socket.gethostname(), flow_run_id)
+            return cls(record, catalog, record.begin(catalog, now=utc_now(), lease=lease))
         except LeaseHeld as error:
             raise AlreadyRunning(error.message, hint=error.hint) from error
 
@@ -268,15 +236,8 @@ class _Work:
         return End(end.status, Result(known, end.result.outcome), end.error)
 
     def _alert(self, end: End, now: datetime) -> None:
-        catalog, failure, name = self._surroundings.catalog, f"{self._subject.title}-failed", self._subject.name
-        if end.status is RunStatus.COMPLETED:
-            catalog.resolve_alerts(failure, subject=name, now=now)
-        elif end.status is not RunStatus.CANCELLED and end.error is not None:
-            catalog.raise_alert(failure, Severity.HIGH, end.error.message, subject=name, now=now)
-        for notice in self._progress.notices:
-            severity = Severity(notice.severity)
-            if severity.rank >= Severity.HIGH.rank:
-                catalog.raise_alert(notice.code, severity, notice.message, subject=name, now=now)
+        catalog, subject = self._surroundings.catalog, self._subject
+        raise_alerts(catalog, subject.title, subject.name, end, self._progress.notices, now=now)
 
     def _renew(self) -> None:
         while self._row is not None and not self._over.wait(RENEWAL_SECONDS):

@@ -4,18 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from datetime import datetime, timedelta
-from pathlib import Path
 from typing import Any
 from uuid import UUID
 
 from prefect.client.schemas.objects import State, TaskRun
 from prefect.tasks import Task
 
-from seawall.catalog import BackupFile, Catalog, LocationType
+from seawall.catalog import BackupFile, Catalog
 from seawall.errors import SeawallError
 from seawall.keys import KeyRing, open_ring
-from seawall.model import BackupLabel, Head
+from seawall.model import BackupLabel
 from seawall.repository import Repository
 from seawall.settings import Settings
 from seawall.storage import open_storage
@@ -39,20 +37,6 @@ def ring_of(settings: Settings) -> Iterator[KeyRing]:
     """The key ring that settings name."""
     with open_ring(settings.sealing) as ring:
         yield ring
-
-
-def location_of(catalog: Catalog, settings: Settings, repository: Repository, *, now: datetime) -> str:
-    """The name of the repository's storage location in the catalog, which is made or brought up to date."""
-    name = Path(settings.repository.url.removeprefix("file://")).name or "repository"
-    catalog.ensure_storage_location(
-        name, LocationType.LOCAL, connection_config={"url": repository.storage.url}, now=now
-    )
-    return name
-
-
-def expiry_of(settings: Settings, source: str, head: Head) -> datetime:
-    """When retention may let a backup set go by its age."""
-    return head.stopped_at + timedelta(days=settings.source(source).retention_days)
 
 
 def file_of(catalog: Catalog, repository: Repository, source: str, label: BackupLabel) -> BackupFile | None:

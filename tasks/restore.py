@@ -11,15 +11,16 @@ from prefect.cache_policies import NO_CACHE
 
 from seawall import restore
 from seawall.catalog import Catalog, RecoveryType
+from seawall.catalog.facts import Facts, plan_facts, report_facts
+from seawall.catalog.recording import RecoveryRecord, Result
 from seawall.errors import TargetUnreachable, UsageError
 from seawall.model import BackupLabel, RecoveryTarget, TargetKind
 from seawall.postgres.binaries import Account, Binaries, find
-from seawall.restore import RestorePlan, RestoreReport
+from seawall.restore import RestorePlan
 from seawall.settings import Settings
 from seawall.wal import Lsn
-from tasks.execution import Facts, Result, Surroundings, execute, utc_now
+from tasks.execution import Surroundings, execute, utc_now
 from tasks.opening import file_of, opened, ring_of
-from tasks.records import RecoveryRecord
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,39 +126,3 @@ def _record(settings: Settings, planned: RestorePlan) -> RecoveryRecord:
         file = file_of(catalog, repository, planned.source, planned.head.label)
     kind = RecoveryType.FULL if planned.target.kind is TargetKind.LATEST else RecoveryType.POINT_IN_TIME
     return RecoveryRecord(kind, None if file is None else file.id, planned.target.moment, dict(plan_facts(planned)))
-
-
-def plan_facts(planned: RestorePlan) -> Facts:
-    """A plan as it is shown and recorded."""
-    return {
-        "source": planned.source,
-        "label": str(planned.head.label),
-        "why": planned.why,
-        "target": f"{planned.target.kind.value} {planned.target.value}".strip(),
-        "timeline": planned.history.timeline,
-        "destination": str(planned.destination),
-        "delta": planned.delta,
-        "plain_bytes": planned.head.plain_bytes,
-        "wal_segments": planned.wal_count,
-        "estimated_seconds": round(planned.estimated_seconds, 1),
-        "meets_rto": planned.meets_rto,
-        "warnings": list(planned.warnings),
-    }
-
-
-def report_facts(report: RestoreReport) -> Facts:
-    """What a restore did and reached."""
-    reached = report.reached
-    last = None if reached is None else reached.last_commit_at
-    return {
-        "label": report.label,
-        "destination": report.destination,
-        "files": report.files,
-        "written_bytes": report.written_bytes,
-        "reused_bytes": report.reused_bytes,
-        "seconds": {step: round(seconds, 3) for step, seconds in report.seconds.items()},
-        "reached_lsn": None if reached is None else str(reached.lsn),
-        "last_commit_at": None if last is None else last.isoformat(),
-        "timeline": None if reached is None else reached.timeline,
-        "port": report.port,
-    }

@@ -11,15 +11,16 @@ from prefect.cache_policies import NO_CACHE
 
 from seawall import restoretest
 from seawall.catalog import Catalog, VerificationType
+from seawall.catalog.facts import Facts, restore_test_facts, restore_test_sentence
+from seawall.catalog.recording import Result, VerificationRecord
 from seawall.errors import BackupMissing, VerificationFailed
 from seawall.model import BackupLabel
 from seawall.postgres.binaries import Account
-from seawall.restoretest import Assertion, RestoreTestReport
+from seawall.restoretest import Assertion
 from seawall.settings import Settings
-from tasks.execution import Facts, Result, Surroundings, execute
+from tasks.execution import Surroundings, execute
 from tasks.opening import can_help, file_of, opened, ring_of
-from tasks.records import VerificationRecord
-from tasks.restore import binaries_of, report_facts, workers_of
+from tasks.restore import binaries_of, workers_of
 
 
 @task(
@@ -62,8 +63,8 @@ def test(settings: Settings, source: str, label: BackupLabel, assertions: Sequen
                 workers=workers_of(settings, source),
             )
         if not report.good:
-            raise VerificationFailed(_sentence(source, report))
-        return Result(_facts(report, seed))
+            raise VerificationFailed(restore_test_sentence(source, report))
+        return Result(restore_test_facts(report, seed))
 
     record = _record(settings, source, label)
     return execute(record, verb, settings=settings, title="restore-test", subject=source)
@@ -86,21 +87,3 @@ def _record(settings: Settings, source: str, label: BackupLabel) -> Verification
     with Catalog.open(settings.catalog.url) as catalog, opened(settings) as repository:
         file = file_of(catalog, repository, source, label)
     return None if file is None else VerificationRecord(file.id, VerificationType.RESTORE_TEST)
-
-
-def _facts(report: RestoreTestReport, seed: int) -> Facts:
-    return {
-        "label": str(report.label),
-        "target": f"{report.target.kind.value} {report.target.value}".strip(),
-        "seed": seed,
-        "restore": report_facts(report.report),
-        "row_counts": dict(report.row_counts),
-        "checks": dict(report.checks),
-        "achieved_rto_seconds": round(report.achieved_rto.total_seconds(), 3),
-        "rto_seconds": report.rto.total_seconds(),
-    }
-
-
-def _sentence(source: str, report: RestoreTestReport) -> str:
-    shown = "; ".join(f"{finding.subject}: {finding.message}" for finding in report.findings[:10])
-    return f"the restore test of {source} {report.label} found {len(report.findings)} faults: {shown}"

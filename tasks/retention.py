@@ -6,13 +6,12 @@ from prefect import task
 from prefect.cache_policies import NO_CACHE
 
 from seawall import retention
-from seawall.catalog import Catalog
-from seawall.model import BackupLabel
-from seawall.repository import Repository
-from seawall.retention import Collected, RetentionPlan, RetentionPolicy
+from seawall.catalog.facts import Facts, retention_facts
+from seawall.catalog.recording import Result, record_collected
+from seawall.retention import RetentionPolicy
 from seawall.settings import Settings
-from tasks.execution import Facts, Result, Surroundings, execute
-from tasks.opening import can_help, file_of, opened
+from tasks.execution import Surroundings, execute
+from tasks.opening import can_help, opened
 
 
 @task(
@@ -40,27 +39,7 @@ def clean(settings: Settings, source: str, *, dry_run: bool) -> Facts:
                 repository, source, actor=around.actor, now=now, observe=around.observe, dry_run=dry_run
             )
             if not dry_run:
-                _record(around, repository, source, collected)
-        return Result(_facts(plan, collected, marked))
+                record_collected(around.catalog, repository, source, collected.sets, actor=around.actor, now=around.now)
+        return Result(retention_facts(plan, collected, marked))
 
     return execute(None, verb, settings=settings, title="retention-cleanup", subject=source)
-
-
-def _record(around: Surroundings, repository: Repository, source: str, collected: Collected) -> None:
-    catalog: Catalog = around.catalog
-    for label in collected.sets:
-        file = file_of(catalog, repository, source, BackupLabel.parse(label))
-        if file is not None:
-            catalog.record_expiry(file.id, now=around.now)
-        catalog.audit(around.actor, "retention.collect", f"{source} {label}", {}, around.now)
-
-
-def _facts(plan: RetentionPlan, collected: Collected, marked: int) -> Facts:
-    return {
-        "keep": {str(decision.label): list(decision.reasons) for decision in plan.keep},
-        "expire": {str(decision.label): list(decision.reasons) for decision in plan.expire},
-        "marked": marked,
-        "collected": list(collected.sets),
-        "freed_bytes": collected.freed_bytes,
-        "left": dict(collected.left),
-    }

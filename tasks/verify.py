@@ -8,14 +8,15 @@ from prefect import task
 from prefect.cache_policies import NO_CACHE
 
 from seawall import verify
-from seawall.catalog import Catalog, VerificationType
+from seawall.catalog import Catalog
+from seawall.catalog.facts import Facts, verdict_facts, verdict_sentence
+from seawall.catalog.recording import Result, VerificationRecord
 from seawall.errors import BackupMissing, VerificationFailed
-from seawall.model import BackupLabel, Proof, Verdict
+from seawall.model import BackupLabel, Proof
 from seawall.repository import Repository
 from seawall.settings import Settings
-from tasks.execution import Facts, Result, Surroundings, execute
+from tasks.execution import Surroundings, execute
 from tasks.opening import can_help, file_of, opened, ring_of
-from tasks.records import VerificationRecord
 
 
 @task(
@@ -50,10 +51,10 @@ def check(settings: Settings, source: str, label: BackupLabel, up_to: Proof | No
                 workers=settings.source(source).workers,
             )
         if not verdict.good:
-            raise VerificationFailed(_sentence(source, verdict))
+            raise VerificationFailed(verdict_sentence(source, verdict))
         return Result(verdict_facts(verdict))
 
-    record = _record(settings, source, label)
+    record = _record(settings, source, label, level)
     return execute(record, verb, settings=settings, title="verify", subject=source)
 
 
@@ -64,11 +65,11 @@ def deepest(settings: Settings) -> Proof:
     return Proof.WAL_CONTINUOUS if can_read else Proof.HASH_GOOD
 
 
-def _record(settings: Settings, source: str, label: BackupLabel) -> VerificationRecord | None:
+def _record(settings: Settings, source: str, label: BackupLabel, level: Proof) -> VerificationRecord | None:
     """A set that the catalog does not know (it was taken elsewhere) is verified all the same."""
     with Catalog.open(settings.catalog.url) as catalog, opened(settings) as repository:
         file = file_of(catalog, repository, source, label)
-        return None if file is None else VerificationRecord(file.id, VerificationType.INTEGRITY)
+        return None if file is None else VerificationRecord.up_to(file.id, level)
 
 
 def least_proved(settings: Settings, source: str) -> BackupLabel:
@@ -88,19 +89,3 @@ def _proved_at(catalog: Catalog, repository: Repository, source: str, label: Bac
     file = file_of(catalog, repository, source, label)
     verified_at: datetime | None = None if file is None else file.verified_at
     return 0.0 if verified_at is None else verified_at.timestamp()
-
-
-def verdict_facts(verdict: Verdict) -> Facts:
-    return {
-        "label": str(verdict.label),
-        "reached": None if verdict.reached is None else verdict.reached.value,
-        "objects": verdict.objects,
-        "stored_bytes": verdict.stored_bytes,
-        "plain_bytes": verdict.plain_bytes,
-        "took_seconds": round(verdict.took.total_seconds(), 3),
-    }
-
-
-def _sentence(source: str, verdict: Verdict) -> str:
-    shown = "; ".join(f"{finding.subject}: {finding.message}" for finding in verdict.findings[:10])
-    return f"backup {verdict.label} of {source} has {len(verdict.findings)} faults: {shown}"

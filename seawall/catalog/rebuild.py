@@ -32,13 +32,6 @@ _JOB_TYPES = {
     BackupKind.DIFFERENTIAL: JobType.DIFFERENTIAL,
     BackupKind.INCREMENTAL: JobType.INCREMENTAL,
 }
-_LOCATION_TYPES = {
-    "s3": LocationType.S3,
-    "az": LocationType.AZURE,
-    "azure": LocationType.AZURE,
-    "gs": LocationType.GCS,
-    "gcs": LocationType.GCS,
-}
 
 
 class KnownStorage(Protocol):
@@ -209,13 +202,12 @@ class _Rebuilding:
         by_url = (row.name for row in rows if row.connection_config.get("url") == self._url)
         name = self._location_name or next(by_url, f"repository-{self._id.hex[:8]}")
         if name not in {row.name for row in rows}:
-            kind = _LOCATION_TYPES.get(self._url.partition(":")[0], LocationType.LOCAL)
             self._insert(
                 "locations",
                 StorageLocationRow(
                     id=uuid5(self._id, f"location/{name}"),
                     name=name,
-                    location_type=kind,
+                    location_type=LocationType.of(self._url),
                     connection_config={"url": self._url},
                     encryption_config={},
                     created_at=self._now,

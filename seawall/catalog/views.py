@@ -66,6 +66,12 @@ class LocationType(StrEnum):
     AZURE = "azure"
     GCS = "gcs"
 
+    @classmethod
+    def of(cls, url: str) -> LocationType:
+        """The type of the location at a URL; `LOCAL` for a path and whatever is mounted."""
+        schemes = {"s3": cls.S3, "az": cls.AZURE, "azure": cls.AZURE, "gs": cls.GCS, "gcs": cls.GCS}
+        return schemes.get(url.partition(":")[0], cls.LOCAL)
+
 
 class Severity(StrEnum):
     """From the least to the most urgent, in the order of their definition."""

@@ -16,11 +16,11 @@ from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State
 
 from blocks.site import settings_for
+from seawall.catalog.recording import ExecutionRecord, Result
 from seawall.errors import ServerUnreachable
 from seawall.events import Advanced, Began, Noticed
 from tasks import admission
-from tasks.execution import AlreadyRunning, Result, Surroundings, execute
-from tasks.records import ExecutionRecord
+from tasks.execution import AlreadyRunning, Surroundings, execute
 
 STRANGERS: list[str] = []
 STUBBORN = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); time.sleep(600)"

@@ -14,12 +14,12 @@ from uuid import UUID
 import pytest
 
 from seawall.catalog import Catalog, JobType, RunStatus
+from seawall.catalog.recording import ExecutionRecord, Result
 from seawall.errors import Cancelled, LeaseLost, ServerUnreachable
 from seawall.events import Advanced, Began, Noticed
 from seawall.settings import CatalogSettings, Settings
 from tasks import execution
-from tasks.execution import AlreadyRunning, Result, execute
-from tasks.records import ExecutionRecord
+from tasks.execution import AlreadyRunning, execute
 
 NOW = datetime(2026, 11, 23, tzinfo=UTC)
 

@@ -1,0 +1,265 @@
+"""The row that a verb has in the catalog from its beginning to its end, whoever runs it: a flow or the command line.
+
+A backup that was taken is in its repository whatever the catalog says: records follow deeds and never lead them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from datetime import datetime, timedelta
+from pathlib import PurePosixPath
+from typing import TYPE_CHECKING, Protocol
+from urllib.parse import unquote, urlsplit
+from uuid import UUID
+
+from seawall.catalog.store import Catalog
+from seawall.catalog.views import (
+    BackupOutcome,
+    Job,
+    JobType,
+    LocationType,
+    RecoveryType,
+    RunStatus,
+    Severity,
+    VerificationType,
+)
+from seawall.errors import SeawallError, UsageError
+from seawall.events import Noticed
+from seawall.model import BackupKind, BackupLabel, Head, Proof
+from seawall.settings import Settings
+
+if TYPE_CHECKING:
+    from seawall.repository import Repository
+
+Facts = Mapping[str, object]
+KINDS = {
+    JobType.FULL: BackupKind.FULL,
+    JobType.INCREMENTAL: BackupKind.INCREMENTAL,
+    JobType.DIFFERENTIAL: BackupKind.DIFFERENTIAL,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """What a verb achieved: plain JSON values for whoever asked and the catalog; `outcome` if it made a backup."""
+
+    facts: Facts = field(default_factory=dict)
+    outcome: BackupOutcome | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class End:
+    """How a verb ended."""
+
+    status: RunStatus
+    result: Result = field(default_factory=Result)
+    error: SeawallError | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Lease:
+    """Who works on a row, and how long it counts as alive without being renewed."""
+
+    span: timedelta
+    host: str
+    flow_run_id: UUID | None = None
+
+
+class Record(Protocol):
+    """The row that a verb has in the catalog."""
+
+    def begin(self, catalog: Catalog, *, now: datetime, lease: Lease) -> UUID:
+        """Make the row.
+
+        Raises:
+            LeaseHeld: it runs already.
+        """
+        ...
+
+    def finish(self, catalog: Catalog, record_id: UUID, end: End, *, now: datetime) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class ExecutionRecord:
+    """A run of a job; the catalog keeps that only one runs at a time."""
+
+    job_id: UUID
+
+    def begin(self, catalog: Catalog, *, now: datetime, lease: Lease) -> UUID:
+        return catalog.begin_execution(
+            self.job_id, now=now, lease=lease.span, flow_run_id=lease.flow_run_id, host=lease.host
+        )
+
+    def finish(self, catalog: Catalog, record_id: UUID, end: End, *, now: datetime) -> None:
+        outcome = end.result.outcome or BackupOutcome()
+        outcome = replace(outcome, details={**outcome.details, **end.result.facts})
+        catalog.finish_execution(record_id, status=end.status, now=now, outcome=outcome, error=end.error)
+
+
+@dataclass(frozen=True, slots=True)
+class VerificationRecord:
+    """A verification of a backup set; only one that reads it back makes the set a verified one."""
+
+    backup_file_id: UUID
+    verification_type: VerificationType
+    reads_back: bool = True
+
+    @classmethod
+    def up_to(cls, backup_file_id: UUID, level: Proof) -> VerificationRecord:
+        """The record of a verification that goes so far: hashes alone are a checksum verification."""
+        kind = VerificationType.CHECKSUM if level is Proof.HASH_GOOD else VerificationType.INTEGRITY
+        return cls(backup_file_id, kind, reads_back=level is not Proof.PRESENT)
+
+    def begin(self, catalog: Catalog, *, now: datetime, lease: Lease) -> UUID:
+        return catalog.begin_verification(
+            self.backup_file_id,
+            self.verification_type,
+            now=now,
+            lease=lease.span,
+            flow_run_id=lease.flow_run_id,
+            host=lease.host,
+        )
+
+    def finish(self, catalog: Catalog, record_id: UUID, end: End, *, now: datetime) -> None:
+        catalog.finish_verification(
+            record_id,
+            status=end.status,
+            now=now,
+            results=dict(end.result.facts),
+            error=end.error,
+            reads_back=self.reads_back,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class RecoveryRecord:
+    """A recovery; it is recorded also when the catalog does not know the set that it starts from."""
+
+    recovery_type: RecoveryType
+    backup_file_id: UUID | None
+    target_timestamp: datetime | None
+    details: Facts
+
+    def begin(self, catalog: Catalog, *, now: datetime, lease: Lease) -> UUID:
+        return catalog.begin_recovery(
+            self.recovery_type,
+            backup_file_id=self.backup_file_id,
+            target_timestamp=self.target_timestamp,
+            details=self.details,
+            now=now,
+            lease=lease.span,
+            flow_run_id=lease.flow_run_id,
+            host=lease.host,
+        )
+
+    def finish(self, catalog: Catalog, record_id: UUID, end: End, *, now: datetime) -> None:
+        catalog.finish_recovery(record_id, status=end.status, now=now, details=dict(end.result.facts), error=end.error)
+
+
+def kind_of(job: Job) -> BackupKind:
+    """The kind of backup that a job takes.
+
+    Raises:
+        UsageError: it takes none.
+    """
+    try:
+        return KINDS[job.job_type]
+    except KeyError as error:
+        raise UsageError(f"the job {job.name!r} is of type {job.job_type.value} and takes no backup") from error
+
+
+def job_type_of(kind: BackupKind) -> JobType:
+    """The type of the jobs that take backups of that kind."""
+    return next(job_type for job_type, known in KINDS.items() if known is kind)
+
+
+def job_of(catalog: Catalog, settings: Settings, source: str, job_type: JobType, *, now: datetime) -> Job:
+    """The source's job of a type; if there is none, a new one that has no schedule.
+
+    Raises:
+        SettingsError: the source is not configured.
+    """
+    for job in catalog.jobs():
+        if job.job_type is job_type and job.backup_targets.get("source") == source:
+            return job
+    made = catalog.ensure_job(
+        f"{source}-{job_type.value.replace('_', '-')}",
+        job_type,
+        retention_days=settings.source(source).retention_days,
+        backup_targets={"source": source},
+        destination_config={"repository": settings.repository.url},
+        now=now,
+    )
+    return catalog.job(made)
+
+
+def record_taken(
+    catalog: Catalog,
+    settings: Settings,
+    repository: Repository,
+    head: Head,
+    *,
+    job_id: UUID,
+    execution_id: UUID,
+    now: datetime,
+) -> UUID:
+    """Record a backup set that was just committed, where it lies and until when retention keeps it; the file's id."""
+    return catalog.record_backup(
+        head,
+        job_id=job_id,
+        execution_id=execution_id,
+        repository_id=repository.id,
+        storage_location=location_of(catalog, repository, now=now),
+        expires_at=head.stopped_at + timedelta(days=settings.source(head.source).retention_days),
+        now=now,
+    )
+
+
+def record_collected(
+    catalog: Catalog, repository: Repository, source: str, labels: Iterable[str], *, actor: str, now: datetime
+) -> None:
+    """Record that backup sets were removed from their repository for good."""
+    for label in labels:
+        file = catalog.find_backup_file(repository.id, source, BackupLabel.parse(label))
+        if file is not None:
+            catalog.record_expiry(file.id, now=now)
+        catalog.audit(actor, "retention.collect", f"{source} {label}", {}, now)
+
+
+def location_of(catalog: Catalog, repository: Repository, *, now: datetime) -> str:
+    """The name of the repository's storage location in the catalog, which is made if there is none of its URL."""
+    url, known = repository.storage.url, catalog.storage_locations()
+    for location in known:
+        if location.connection_config.get("url") == url:
+            return location.name
+    parts = urlsplit(url)
+    name = PurePosixPath(unquote(parts.path)).name or parts.netloc or "repository"
+    if name in {location.name for location in known}:
+        name = f"{name}-{repository.id[:8]}"
+    catalog.ensure_storage_location(name, LocationType.of(url), connection_config={"url": url}, now=now)
+    return name
+
+
+def raise_alerts(
+    catalog: Catalog, title: str, subject: str, end: End, notices: Iterable[Noticed], *, now: datetime
+) -> tuple[UUID, ...]:
+    """Open alerts for a verb that failed and for what it noticed, or close those that its success disproves.
+
+    Args:
+        title: the verb, such as `backup`; its failure is an alert of the type `backup-failed`.
+        subject: what it concerns, such as the source's name.
+
+    Returns:
+        The alerts that were raised, again or for the first time.
+    """
+    failure, raised = f"{title}-failed", []
+    if end.status is RunStatus.COMPLETED:
+        catalog.resolve_alerts(failure, subject=subject, now=now)
+    elif end.status is not RunStatus.CANCELLED and end.error is not None:
+        raised.append(catalog.raise_alert(failure, Severity.HIGH, end.error.message, subject=subject, now=now))
+    for notice in notices:
+        severity = Severity(notice.severity)
+        if severity.rank >= Severity.HIGH.rank:
+            raised.append(catalog.raise_alert(notice.code, severity, notice.message, subject=subject, now=now))
+    return tuple(raised)
