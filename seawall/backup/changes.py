@@ -1,0 +1,167 @@
+"""What changed in a file since the backup that the next one builds on: pure decisions over sizes, times and digests.
+
+Content decides: a run is taken over from an earlier backup only if the digest of what lies there now equals that of
+what was stored then. Times only spare reading, and only where they cannot deceive: `unchanged_by_times`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from seawall.codec import combined
+from seawall.codec.runs import DIGEST_BYTES
+from seawall.model import Extent, FileEntry
+from seawall.repository.blocks import FileBlocks
+
+# A write sets the file's times first and its bytes after that, and may be held up in between, by a journal or by
+# writeback, for as long as the kernel finds normal. A time this close to the listing says nothing.
+SETTLE_NS = 60 * 1_000_000_000
+# From here on a file is stored whole: what is saved is less than what its many extents cost a restore.
+_WHOLE_FROM = 0.7
+
+
+@dataclass(frozen=True, slots=True)
+class Times:
+    """What the file system says of a file, in nanoseconds of Unix time and bytes."""
+
+    size: int
+    mtime_ns: int
+    ctime_ns: int
+    inode: int
+
+
+@dataclass(frozen=True, slots=True)
+class PriorFile:
+    """A file in the backup that the next one builds on: where its bytes lie, and its digests."""
+
+    entry: FileEntry
+    blocks: FileBlocks
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """`length` bytes of a file from `offset`, which is where a run begins."""
+
+    offset: int
+    length: int
+
+
+def unchanged_by_times(found: Times, known: FileBlocks, listed_at_ns: int, *, settle_ns: int = SETTLE_NS) -> bool:
+    """Whether a file need not be read, because nothing was written to it since the prior listed it.
+
+    All of size, mtime, ctime and inode must be the same. A file that was replaced has another inode or ctime, one
+    whose mtime was set back has another ctime. What was written after the listing has times after it, unless the
+    write had begun before; so both times must be older than the prior's listing by `settle_ns`.
+
+    Args:
+        found: the file now.
+        known: the file in the prior's block map.
+        listed_at_ns: when the prior listed its files, by the clock that their times come from.
+    """
+    same = (found.size, found.mtime_ns, found.ctime_ns, found.inode) == (
+        known.size,
+        known.mtime_ns,
+        known.ctime_ns,
+        known.inode,
+    )
+    return same and known.inode != 0 and max(known.mtime_ns, known.ctime_ns) + settle_ns < listed_at_ns
+
+
+def changed_spans(prior: PriorFile, digests: bytes, size: int) -> tuple[Span, ...]:
+    """The parts of a file to store: runs whose digest is another, adjacent ones joined, or all of it.
+
+    Args:
+        prior: the file as it was stored, cut into runs of the same length.
+        digests: of the runs that lie there now.
+        size: how many bytes these are.
+    """
+    run_bytes = prior.blocks.run_bytes
+    differs = _differs(prior, digests, size)
+    if differs.size and differs.sum() >= _WHOLE_FROM * differs.size:
+        return (Span(0, size),)
+    return tuple(_span(first, end, run_bytes, size) for first, end in _stretches(differs))
+
+
+def _differs(prior: PriorFile, digests: bytes, size: int) -> npt.NDArray[np.bool_]:
+    run_bytes, known = prior.blocks.run_bytes, prior.blocks.digests
+    count = -(-size // run_bytes)
+    if len(digests) != count * DIGEST_BYTES:
+        raise ValueError(f"{len(digests)} bytes of digests do not describe {size} bytes of {prior.entry.path!r}")
+    differs = np.ones(count, np.bool_)
+    common = min(count, prior.blocks.runs)
+    if not common:
+        return differs
+    differs[:common] = (_digests(digests, common) != _digests(known, common)).any(axis=1)
+    # The last run of either file may be short. Equal digests of unequal lengths cannot be, and are not relied on.
+    last = common - 1
+    if min(run_bytes, size - last * run_bytes) != min(run_bytes, prior.entry.size_bytes - last * run_bytes):
+        differs[last] = True
+    return differs
+
+
+def _digests(digests: bytes, count: int) -> npt.NDArray[np.uint64]:
+    return np.frombuffer(digests, np.uint64, count * DIGEST_BYTES // 8).reshape(count, DIGEST_BYTES // 8)
+
+
+def _stretches(flags: npt.NDArray[np.bool_]) -> Iterator[tuple[int, int]]:
+    """(first, end) of each stretch of flags that are set."""
+    edges = np.flatnonzero(np.diff(np.concatenate(([False], flags, [False])).astype(np.int8)))
+    yield from ((int(first), int(end)) for first, end in edges.reshape(-1, 2))
+
+
+def _span(first: int, end: int, run_bytes: int, size: int) -> Span:
+    return Span(first * run_bytes, min(end * run_bytes, size) - first * run_bytes)
+
+
+def complement(spans: Iterable[Span], size: int) -> tuple[Span, ...]:
+    """The rest of a file: what lies between spans that are in order."""
+    found, at = [], 0
+    for span in (*spans, Span(size, 0)):
+        if span.offset > at:
+            found.append(Span(at, span.offset - at))
+        at = span.offset + span.length
+    return tuple(found)
+
+
+def kept_extents(prior: PriorFile, spans: Sequence[Span]) -> Iterator[tuple[int, Extent]]:
+    """(offset in the file, extent) for parts that are taken over: where they lie in objects of earlier backups.
+
+    The hash of a part of an extent follows from the digests of its runs.
+
+    Args:
+        prior: the file as it was stored; `FileBlocks.describes` holds for it.
+        spans: the parts, in order, each of whole runs, or to the end of the file.
+    """
+    waiting = iter(spans)
+    span = next(waiting, None)
+    begin = 0
+    for extent in prior.entry.extents:
+        end = begin + extent.length
+        while span is not None and span.offset < end:
+            first, last = max(span.offset, begin), min(span.offset + span.length, end)
+            yield first, _part(extent, first - begin, last - first, _digests_between(prior, first, last))
+            if span.offset + span.length > end:
+                break
+            span = next(waiting, None)
+        begin = end
+
+
+def _digests_between(prior: PriorFile, first: int, last: int) -> bytes:
+    run_bytes = prior.blocks.run_bytes
+    return prior.blocks.digests[first // run_bytes * DIGEST_BYTES : -(-last // run_bytes) * DIGEST_BYTES]
+
+
+def _part(extent: Extent, begin: int, length: int, digests: bytes) -> Extent:
+    if (begin, length) == (0, extent.length):
+        return extent
+    return Extent(extent.object, extent.offset + begin, length, combined(digests), extent.run_bytes)
+
+
+def joined_digests(prior: PriorFile, spans: Iterable[Span], stored: Iterable[tuple[int, bytes]]) -> bytes:
+    """The digests of a whole file: of parts that are taken over, and of those that were stored, by their offset."""
+    parts = [(span.offset, _digests_between(prior, span.offset, span.offset + span.length)) for span in spans]
+    return b"".join(digests for _, digests in sorted([*parts, *stored]))
