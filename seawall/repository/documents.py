@@ -1,8 +1,9 @@
 """Small JSON documents that prove themselves: identity, heads, keys, leases, holds and marks.
 
 Each carries `sha256`, the hash of its own canonical form without that member, so that a flip in any byte is
-found without a key. That guards against damage, not against a forger: who can write to the storage can write
-a new document. What must withstand a forger is sealed (see docs/threat-model.md).
+found without a key, and `object`, its own name, so that one which lies in another's place is found as well. That
+guards against damage, not against a forger: who can write to the storage can write a new document. What must
+withstand a forger is sealed (see docs/threat-model.md).
 """
 
 from __future__ import annotations
@@ -25,16 +26,17 @@ def canonical(document: Mapping[str, Any]) -> bytes:
     return json.dumps(document, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
 
 
-def encode(document: Mapping[str, Any]) -> bytes:
-    """The stored form of a document, with its hash."""
-    return canonical({**document, "sha256": hashlib.sha256(canonical(document)).hexdigest()})
+def encode(document: Mapping[str, Any], *, name: str) -> bytes:
+    """The stored form of a document, with its name and its hash."""
+    named = {**document, "object": name}
+    return canonical({**named, "sha256": hashlib.sha256(canonical(named)).hexdigest()})
 
 
 def decode(data: bytes, *, name: str) -> dict[str, Any]:
-    """A document from its stored form; `name` is the object's, for messages.
+    """A document from its stored form, without its hash and name; `name` is the object's.
 
     Raises:
-        Damaged: it is no JSON object, or its hash is wrong.
+        Damaged: it is no JSON object, its hash is wrong, or it is another object's content.
     """
     try:
         document = json.loads(data)
@@ -44,6 +46,9 @@ def decode(data: bytes, *, name: str) -> dict[str, Any]:
         raise Damaged(f"{name} is not a Seawall document") from error
     if claimed != actual:
         raise Damaged(f"{name} is damaged: its content does not match its hash")
+    place = document.pop("object", None)
+    if place != name:
+        raise Damaged(f"{name} holds what belongs to {place!r}")
     return dict(document)
 
 
@@ -53,7 +58,7 @@ def put(storage: Storage, name: str, document: Mapping[str, Any]) -> None:
     Raises:
         ObjectExists: one lies there already.
     """
-    storage.put(name, [encode(document)])
+    storage.put(name, [encode(document, name=name)])
 
 
 def get(storage: Storage, name: str, *, limit: int = LIMIT_BYTES) -> dict[str, Any]:
@@ -61,7 +66,7 @@ def get(storage: Storage, name: str, *, limit: int = LIMIT_BYTES) -> dict[str, A
 
     Raises:
         ObjectMissing: proved absent.
-        Damaged: its content does not match its hash.
+        Damaged: its content does not match its hash, or belongs elsewhere.
     """
     return decode(read(storage, name, limit=limit), name=name)
 

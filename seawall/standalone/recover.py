@@ -71,15 +71,17 @@ def piped(program, data):
 
 
 def document(data, name):
-    """A JSON document that carries the SHA-256 of its own canonical form."""
+    """A JSON document that carries the SHA-256 of its own canonical form, and its own name."""
     try:
         value = json.loads(data)
         claimed = value.pop("sha256")
-    except (ValueError, KeyError, AttributeError):
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         raise Unrecoverable("%s is no document of Seawall" % name)
     canonical = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
     if hashlib.sha256(canonical).hexdigest() != claimed:
         raise Unrecoverable("%s is damaged" % name)
+    if value.pop("object", None) != name:
+        raise Unrecoverable("%s holds what belongs elsewhere" % name)
     return value
 
 

@@ -363,13 +363,16 @@ def test_two_bundles_that_were_swapped_are_detected(ring: KeyRing) -> None:
 
 @given(st.dictionaries(st.text(min_size=1), st.one_of(st.text(), st.integers(), st.booleans(), st.none())))
 def test_a_document_survives_and_any_change_is_found(document: dict[str, object]) -> None:
-    document.pop("sha256", None)
-    stored = documents.encode(document)
+    for member in ("sha256", "object"):
+        document.pop(member, None)
+    stored = documents.encode(document, name="x")
     assert documents.decode(stored, name="x") == document
     position = len(stored) // 2
     broken = stored[:position] + bytes([stored[position] ^ 1]) + stored[position + 1 :]
     with pytest.raises(Damaged):
         documents.decode(broken, name="x")
+    with pytest.raises(Damaged, match="belongs to 'x'"):
+        documents.decode(stored, name="y")
 
 
 @given(st.binary())

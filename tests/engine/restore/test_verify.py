@@ -125,7 +125,7 @@ def test_a_head_that_was_changed_consistently_still_contradicts_the_manifest(bac
     site, head = backed_up
     name = site.area.layout.head(head.label)
     document = documents.get(site.storage, name)
-    site.overwrite(name, documents.encode({**document, "stop_lsn": "0/200000"}))
+    site.overwrite(name, documents.encode({**document, "stop_lsn": "0/200000"}, name=name))
     verdict = checked(site, head)
     assert (verdict.reached, codes(verdict)) == (None, ["head-or-manifest"])
 
