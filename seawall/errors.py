@@ -23,12 +23,14 @@ or an HTTP problem.
     │   ├── BackupMissing         no backup set of that label
     │   ├── Damaged               bytes are not what was written
     │   ├── LeaseHeld, LeaseLost
-    │   └── ClockWentBackwards
+    │   ├── ClockWentBackwards
+    │   └── RetentionRefused      a plan would let go what must stay
     ├── KeyError_                 keys
     │   ├── KeyMissing            the key that opens this is not in the key ring
     │   └── KeyUnusable           expired, without encryption capability, or its passphrase is wrong
     ├── ClusterError              a live cluster or its data directory
     │   ├── ServerUnreachable, PrivilegeMissing, ClusterMismatch, ServerFailed, BinariesMissing
+    │   └── IncrementalRefused    the server cannot tell what changed since the prior backup
     ├── ArchiveError              WAL
     │   ├── WalGap, WalConflict, SupersededTimeline, ArchiveTimeout, SlotBusy
     ├── RestoreError              recovery
@@ -90,6 +92,9 @@ class StorageError(SeawallError):
     exit_code = 20
     retryable = True
     default_hint = "Run `seawall check` to see what the storage answers."
+
+    # Set on an error after whose like the request was made again until patience ended; nobody repeats it once more.
+    exhausted: bool = False
 
 
 class ObjectMissing(StorageError):
@@ -196,7 +201,7 @@ class ClockWentBackwards(RepositoryError):
 class RetentionRefused(RepositoryError):
     code = "retention-refused"
     exit_code = 38
-    default_hint = "Nothing was let go. `seawall expire --dry-run` shows reasons; docs/how-to/retention.md tells the rules."
+    default_hint = "Nothing was let go; docs/how-to/retention.md tells what each refusal means."
 
 
 class KeyError_(SeawallError):  # noqa: N801 - the builtin's name must not be shadowed
@@ -250,6 +255,12 @@ class BinariesMissing(ClusterError):
     code = "binaries-missing"
     exit_code = 55
     default_hint = "Install that major version of PostgreSQL, or name its directory with `bin_directory`."
+
+
+class IncrementalRefused(ClusterError):
+    code = "incremental-refused"
+    exit_code = 56
+    default_hint = "A full backup needs nothing of this; docs/how-to/prepare-postgres.md tells what WAL summaries need."
 
 
 class ArchiveError(SeawallError):
