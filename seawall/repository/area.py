@@ -71,7 +71,9 @@ class SourceArea:
         )
 
     def _record_identity(self, identity: ClusterIdentity, now: datetime) -> None:
-        number = 1 + sum(1 for _ in self.storage.list(self.layout.identities))
+        names = [stat.name for stat in self.storage.list(self.layout.identities)]
+        # One more than the last, not than there are: a record may be lost, and its successor must still find a place.
+        number = 1 + max((int(name[-9:-5]) for name in names if name[-9:-5].isdigit()), default=0)
         document = {
             "system_identifier": str(identity.system_identifier),
             "major_version": identity.major_version,

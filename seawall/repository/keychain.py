@@ -89,19 +89,22 @@ class Keychain:
         names = self.generations(key_id)
         if not names:
             raise Damaged(f"data key {key_id} of source {self._layout.source} is missing in the storage")
-        refused: KeyMissing | None = None
+        refused: list[KeyMissing | Damaged] = []
         for name in reversed(names):
-            document = documents.get(self._storage, name)
-            documents.refuse_newer(document.get("key"), KEY_FORMAT, name=name)
+            # One generation that is damaged or was meant for others must not lock out those that open.
             try:
-                return DataKey(key_id, base64.b64decode(ring.unwrap(document["wrapped"]), validate=True))
-            except KeyMissing as error:
-                refused = refused or error
-            except (ValueError, KeyError) as error:
-                raise Damaged(f"{name} does not hold a data key") from error
-        if refused is None:
-            raise Damaged(f"data key {key_id} could not be read")
-        raise refused
+                return self._unwrapped(key_id, name, ring)
+            except (KeyMissing, Damaged) as error:
+                refused.append(error)
+        raise next((error for error in refused if isinstance(error, KeyMissing)), refused[0])
+
+    def _unwrapped(self, key_id: str, name: str, ring: KeyRing) -> DataKey:
+        document = documents.get(self._storage, name)
+        documents.refuse_newer(document.get("key"), KEY_FORMAT, name=name)
+        try:
+            return DataKey(key_id, base64.b64decode(ring.unwrap(document["wrapped"]), validate=True))
+        except (ValueError, KeyError, AttributeError, TypeError) as error:
+            raise Damaged(f"{name} does not hold a data key") from error
 
     def is_wrapped_for(self, key_id: str, recipients: Sequence[str]) -> bool:
         """Whether a key's newest wrap is for exactly these recipients."""

@@ -56,6 +56,21 @@ class WalArea:
         prefix = self.layout.wal if timeline is None else f"{self.layout.wal}{timeline:08X}/"
         return frozenset(leaf for leaf in self._leaves(prefix) if _SEGMENT.fullmatch(leaf))
 
+    def objects(self, timeline: int | None = None) -> Iterator[tuple[str, str]]:
+        """Everything that is stored of segments, of one timeline or of all: the segment's name, and the object's.
+
+        Of one segment, the object comes before its claim: a cleanup that is interrupted leaves no content unclaimed.
+        """
+        prefix = self.layout.wal if timeline is None else f"{self.layout.wal}{timeline:08X}/"
+        for stat in self._storage.list(prefix):
+            leaf = stat.name.rsplit("/", 1)[1]
+            if _SEGMENT.match(leaf) and not leaf.endswith(".history"):
+                yield leaf[:24], stat.name
+
+    def segments(self) -> frozenset[str]:
+        """Names of all segments of which anything is stored: whole, as a tail, as a partial, or only claimed."""
+        return frozenset(segment for segment, _ in self.objects())
+
     def stored(self, name: str) -> bool:
         """Whether a complete segment or a history file of this name is stored."""
         try:
@@ -225,7 +240,10 @@ class WalArea:
         head = b"".join(self._storage.get(name, 0, min(_HEADER_BYTES, self._storage.stat(name).size_bytes)))
         if not head.startswith(b"SEAWALL"):
             return documents.get(self._storage, f"{name}.claim.json")
-        return dict(read_envelope(head).extra)
+        envelope = read_envelope(head)
+        if envelope.object != self.layout.logical(name):
+            raise Damaged(f"{name} holds what belongs to {envelope.object!r}")
+        return dict(envelope.extra)
 
     def _stated_history(self, name: str) -> TimelineHistory:
         timeline = int(name.rsplit("/", 1)[1].removesuffix(".history"), 16)

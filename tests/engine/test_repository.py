@@ -280,6 +280,38 @@ def test_rotation_lets_new_recipients_in_and_retiring_locks_old_ones_out(
         SourceArea(repository.storage, "shop").manifest(head.label, ring)
 
 
+def test_a_damaged_newer_wrap_does_not_lock_out_the_older_ones(repository: Repository, ring: KeyRing) -> None:
+    area = repository.source("shop")
+    head = a_backup(area, sealing(ring))
+    older, newer = area.layout.key(head.key_id, 1), area.layout.key(head.key_id, 2)
+    repository.storage.put(newer, [b"".join(repository.storage.get(older))])
+    reader = SourceArea(repository.storage, "shop").manifest(head.label, ring)
+    assert [entry.path for entry in reader.files()] == sorted(CONTENT)
+    repository.storage.delete(older)
+    with pytest.raises(Damaged, match="belongs to"):
+        SourceArea(repository.storage, "shop").manifest(head.label, ring)
+
+
+def test_a_lost_identity_record_keeps_no_new_one_from_being_written(repository: Repository) -> None:
+    area = repository.source("shop")
+    for timeline in (1, 2):
+        area.claim(ClusterIdentity(7, 18, (timeline,)), NOW)
+    repository.storage.delete(area.layout.identity(1))
+    area.claim(ClusterIdentity(7, 18, (3,)), NOW)
+    found = area.identity()
+    assert found is not None
+    assert found.timelines == (1, 2, 3)
+
+
+def test_a_history_in_another_timelines_place_is_refused(repository: Repository, ring: KeyRing) -> None:
+    area = repository.source("shop")
+    area.wal.put_history("00000002.history", b"1\t0/3000000\tno\n", sealing(ring, SealingMode.NONE))
+    stray = area.layout.history(3)
+    repository.storage.put(stray, [b"".join(repository.storage.get(area.layout.history(2)))])
+    with pytest.raises(Damaged, match="belongs to"):
+        area.wal.histories()
+
+
 def test_a_hold_is_in_force_until_its_end_or_release(repository: Repository, ring: KeyRing) -> None:
     area = repository.source("shop")
     head = a_backup(area, sealing(ring, SealingMode.NONE))
