@@ -8,7 +8,6 @@ from prefect.cache_policies import NO_CACHE
 from seawall import retention
 from seawall.catalog.facts import Facts, retention_facts
 from seawall.catalog.recording import Result, record_collected
-from seawall.retention import RetentionPolicy
 from seawall.settings import Settings
 from tasks.execution import Surroundings, execute
 from tasks.opening import can_help, opened
@@ -30,10 +29,10 @@ def clean(settings: Settings, source: str, *, dry_run: bool) -> Facts:
     """
 
     def verb(around: Surroundings) -> Result:
-        policy = RetentionPolicy.of_days(settings.source(source).retention_days)
+        policy = retention.policy_for(settings, source)
         with opened(settings) as repository:
             area, now = repository.source(source), around.now
-            plan = retention.plan(source, area.heads(), area.holds(now), policy, now=now, wal_names=area.wal.names())
+            plan = retention.plan_for(area, policy, now=now)
             marked = 0 if dry_run else retention.expire(repository, plan, actor=around.actor, now=now)
             collected = retention.collect(
                 repository, source, actor=around.actor, now=now, observe=around.observe, dry_run=dry_run

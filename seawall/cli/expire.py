@@ -11,12 +11,18 @@ from seawall.cli.context import Context
 from seawall.errors import SettingsError, UsageError
 from seawall.model import BackupLabel
 from seawall.retention import Collected, RetentionPlan, RetentionPolicy
+from seawall.settings import SourceSettings
 
 
 def arguments(parser: argparse.ArgumentParser, _verb: str) -> None:
     parser.add_argument("source", nargs="?", help="a source's name (default: all configured)")
     parser.add_argument("--dry-run", action="store_true", help="show what would go and why, and change nothing")
-    parser.add_argument("--days", type=int, metavar="N", help="instead of the source's retention_days")
+    parser.add_argument(
+        "--days", type=int, metavar="N", help="instead of the source's retention_days, for window and dailies"
+    )
+    parser.add_argument(
+        "--at-rest", action="store_true", help="also if no new backup came for long: the source is not used any more"
+    )
     parser.add_argument("--undo", metavar="LABEL", help="take a mark back while the backup is still there")
 
 
@@ -50,10 +56,7 @@ def _undo(options: argparse.Namespace, context: Context) -> None:
 
 def _expire(context: Context, name: str, options: argparse.Namespace) -> dict[str, Any]:
     area, now = context.repository.source(name), context.now()
-    days = options.days if options.days is not None else _days(context, name)
-    plan = retention.plan(
-        name, area.heads(), area.holds(now), RetentionPolicy.of_days(days), now=now, wal_names=area.wal.names()
-    )
+    plan = retention.plan_for(area, _policy(context, name, options.days), now=now, at_rest=options.at_rest)
     marked = 0 if options.dry_run else retention.expire(context.repository, plan, actor=context.actor, now=now)
     collected = retention.collect(
         context.repository, name, actor=context.actor, now=now, observe=context.observer, dry_run=options.dry_run
@@ -71,10 +74,15 @@ def _expire(context: Context, name: str, options: argparse.Namespace) -> dict[st
     }
 
 
-def _days(context: Context, name: str) -> int:
-    if name not in context.settings.sources:
+def _policy(context: Context, name: str, days: int | None) -> RetentionPolicy:
+    """The source's policy, perhaps with other days; only of a source that is configured nobody has to name them."""
+    if name in context.settings.sources:
+        policy = retention.policy_for(context.settings, name)
+    elif days is not None:
+        policy = retention.policy_of(context.settings, SourceSettings(name, retention_days=days))
+    else:
         raise SettingsError(f"source {name!r} is not configured", hint="Name the days with --days, or configure it.")
-    return context.settings.source(name).retention_days
+    return policy if days is None else policy.with_days(days)
 
 
 def _lines(name: str, plan: RetentionPlan, collected: Collected, *, dry_run: bool) -> list[str]:

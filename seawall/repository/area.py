@@ -6,6 +6,7 @@ that makes this true: bundles, block map, list of objects, copy of the manifest,
 
 from __future__ import annotations
 
+import contextlib
 import secrets
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -13,7 +14,16 @@ from dataclasses import replace
 from datetime import datetime, timedelta
 
 from seawall.codec import BundleReader, BundleWriter, DataKey, Entry, Scratch
-from seawall.errors import BackupMissing, ClusterMismatch, Damaged, NameRefused, ObjectExists, ObjectMissing
+from seawall.errors import (
+    BackupMissing,
+    ClusterMismatch,
+    Damaged,
+    FormatTooNew,
+    NameRefused,
+    ObjectExists,
+    ObjectMissing,
+    RepositoryError,
+)
 from seawall.keys import KeyRing
 from seawall.model import BackupLabel, ClusterIdentity, FileEntry, Head, Hold, SealingMode, StoredObject
 from seawall.repository import blocks, documents, heads, lease, manifest, sealed
@@ -109,23 +119,53 @@ class SourceArea:
         """
         return tuple(self.head(label) for label in self.labels(with_expired=with_expired))
 
-    def head(self, label: BackupLabel) -> Head:
+    def head(self, label: BackupLabel, ring: KeyRing | None = None) -> Head:
         """The head of one committed set.
+
+        Args:
+            ring: what opens the manifest, which repeats a head that cannot be read; without it nothing stands in.
 
         Raises:
             BackupMissing: there is no such set, or it was never committed.
-            Damaged: it is not what was written.
+            Damaged: it is not what was written, and neither is the manifest, or the ring does not open that.
         """
         if not self._exists(self.layout.manifest(label)):
-            raise BackupMissing(f"{self.name} has no backup {label}")
-        name = self.layout.head(label)
+            lost = self._exists(self.layout.manifest_copy(label)) and self._exists(self.layout.head(label))
+            raise BackupMissing(
+                f"{self.name} has no backup {label}" + (": its manifest is missing, while its copy is there" * lost),
+                hint="It was stopped just before its commit, or the manifest was lost: see docs/how-to/retention.md."
+                if lost
+                else None,
+            )
         try:
-            head = heads.from_document(documents.get(self.storage, name), name=name)
-        except ObjectMissing as error:
-            raise Damaged(f"{name} is missing, but the manifest beside it is there") from error
-        if head.label != label or head.source != self.name:
-            raise Damaged(f"{name} is the head of {head.source} {head.label}")
-        return head
+            return heads.read(self.storage, self.layout, label)
+        except Damaged as error:
+            if ring is None:
+                raise
+            return heads.recovered(self.storage, self.layout, self.keychain, label, ring, instead=error)
+
+    def readable_heads(
+        self, *, with_expired: bool = False
+    ) -> tuple[tuple[Head, ...], dict[BackupLabel, RepositoryError]]:
+        """The heads of all committed sets that can be read, in the order of time, and why others cannot be."""
+        found: list[Head] = []
+        wrong: dict[BackupLabel, RepositoryError] = {}
+        for label in self.labels(with_expired=with_expired):
+            try:
+                found.append(self.head(label))
+            except (Damaged, FormatTooNew) as error:
+                wrong[label] = error
+        return tuple(found), wrong
+
+    def unfinished(self) -> tuple[Head, ...]:
+        """Sets that have a head and the manifest's copy but no manifest: stopped before the commit, or it was lost."""
+        found = []
+        for label in self.begun():
+            lacks = not self._exists(self.layout.manifest(label)) and self._exists(self.layout.manifest_copy(label))
+            if lacks and self._exists(self.layout.head(label)) and not self.is_expired(label):
+                with contextlib.suppress(Damaged, FormatTooNew):
+                    found.append(heads.read(self.storage, self.layout, label))
+        return tuple(found)
 
     def manifest(self, label: BackupLabel, ring: KeyRing, *, copy: bool = False) -> manifest.Reader:
         """The manifest of a set, proved against its head; `copy` reads the second one.
@@ -133,7 +173,7 @@ class SourceArea:
         Raises:
             BackupMissing, Damaged, KeyMissing: as named.
         """
-        head = self.head(label)
+        head = self.head(label, ring)
         name = self.layout.manifest_copy(label) if copy else self.layout.manifest(label)
         reader = sealed.open_sealed(
             self.storage,

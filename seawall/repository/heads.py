@@ -1,11 +1,16 @@
-"""The head of a backup set: what can be known of it without any key, as a document and back."""
+"""The head of a backup set: what can be known of it without any key, as a document and back.
+
+A head that is damaged or missing is no loss: the manifest repeats it under seal, and `recovered` takes it from there.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
 
-from seawall.errors import Damaged, NameRefused
+from seawall.codec import FrameReader, KeySource
+from seawall.errors import Damaged, FormatTooNew, KeyMissing, NameRefused, ObjectMissing, ObjectTruncated
+from seawall.keys import KeyRing
 from seawall.model import (
     BackupKind,
     BackupLabel,
@@ -17,7 +22,10 @@ from seawall.model import (
     SealingMode,
     Tablespace,
 )
-from seawall.repository import documents
+from seawall.repository import documents, manifest, sealed
+from seawall.repository.keychain import Keychain
+from seawall.repository.layout import SourceLayout
+from seawall.storage.base import Storage
 from seawall.wal import Lsn
 
 HEAD_FORMAT = 1
@@ -102,3 +110,70 @@ def from_document(document: Mapping[str, Any], *, name: str) -> Head:
         )
     except (KeyError, ValueError, TypeError, NameRefused) as error:
         raise Damaged(f"{name} is not the head of a backup: {error}") from error
+
+
+def read(storage: Storage, layout: SourceLayout, label: BackupLabel) -> Head:
+    """The head of a set from its document.
+
+    Raises:
+        FormatTooNew: a later version wrote it.
+        Damaged: it is missing or is not what was written.
+    """
+    name = layout.head(label)
+    try:
+        head = from_document(documents.get(storage, name), name=name)
+    except ObjectMissing as error:
+        raise Damaged(f"{name} is missing, but the manifest beside it is there") from error
+    refuse_other_place(head, layout, label, name=name)
+    return head
+
+
+def refuse_other_place(head: Head, layout: SourceLayout, label: BackupLabel, *, name: str) -> None:
+    """Stop at a head that was written for another set.
+
+    Raises:
+        Damaged: it was.
+    """
+    if head.label != label or head.source != layout.source:
+        raise Damaged(f"{name} is the head of {head.source} {head.label}")
+
+
+def recovered(
+    storage: Storage, layout: SourceLayout, keychain: Keychain, label: BackupLabel, ring: KeyRing, *, instead: Damaged
+) -> Head:
+    """The head of a set from its manifest, or from the copy, when the document beside them is no use.
+
+    The manifest is read to its end, so that what stands in for the head is as whole as what it describes.
+
+    Raises:
+        Damaged: `instead`, if neither can be read.
+    """
+    logical, key_for = layout.logical(layout.manifest(label)), keychain.source(ring, str(label))
+    for name in (layout.manifest(label), layout.manifest_copy(label)):
+        try:
+            head = _from_manifest(storage, name, logical, ring, key_for)
+            refuse_other_place(head, layout, label, name=name)
+            return head
+        except (Damaged, ObjectMissing, ObjectTruncated, FormatTooNew, KeyMissing):
+            continue
+    raise instead
+
+
+def _from_manifest(storage: Storage, name: str, logical: str, ring: KeyRing, key_for: KeySource) -> Head:
+    counted = sealed.Counted(storage.get(name))
+    first = b""
+    for chunk in counted:
+        first = first or bytes(chunk[:8])
+    # Nothing else says how it is sealed; what it says itself is compared below.
+    mode = SealingMode.AES_256_GCM if first.startswith(b"SEAWALL") else SealingMode.OPENPGP
+    plain = sealed.plain_envelope(storage.get(name), mode, ring, name=name)
+    frames = FrameReader(plain, logical, key_for)
+    found = manifest.Reader(frames, name=name)
+    for _ in found.files():
+        pass
+    about = {"manifest_sha256": counted.sha256, "manifest_bytes": counted.stored_bytes}
+    head = from_document({**found.head_document, **about}, name=name)
+    sealed.refuse_other_mode(frames.envelope.seal, head.sealing, name=name)
+    if (head.sealing is SealingMode.OPENPGP) is not (mode is SealingMode.OPENPGP):
+        raise Damaged(f"{name} is not sealed as it says itself")
+    return head

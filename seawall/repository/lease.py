@@ -14,6 +14,8 @@ from __future__ import annotations
 import logging
 import secrets
 import threading
+import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from types import TracebackType
@@ -25,6 +27,9 @@ from seawall.storage.base import Storage
 
 log = logging.getLogger(__name__)
 DEFAULT_TTL = timedelta(minutes=5)
+# Purpose of the lease under which retention lets backups go; the one that a backup waits for.
+CLEANUP = "cleanup"
+_POLL_SECONDS = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,7 +141,16 @@ class Lease:
             log.warning("releasing the lease of %s failed: %s", self._layout.source, error)
 
 
-def acquire(storage: Storage, source: str, *, holder: str, purpose: str, ttl: timedelta = DEFAULT_TTL) -> Lease:
+def acquire(
+    storage: Storage,
+    source: str,
+    *,
+    holder: str,
+    purpose: str,
+    ttl: timedelta = DEFAULT_TTL,
+    patience: timedelta = timedelta(0),
+    wait: Callable[[float], object] = time.sleep,
+) -> Lease:
     """Become the one writer of a source.
 
     Args:
@@ -144,12 +158,18 @@ def acquire(storage: Storage, source: str, *, holder: str, purpose: str, ttl: ti
         holder: who asks, shown to whoever is refused; host and process.
         purpose: what for, such as `backup`.
         ttl: how long the lease runs without a renewal.
+        patience: how long to wait for a cleanup to end, by the storage's clock; for another backup nobody waits.
+        wait: sleeps for so many seconds between two looks; raises when somebody asked to stop.
 
     Raises:
         LeaseHeld: another writer's lease still runs.
     """
     layout = SourceLayout(source)
     current = newest(storage, layout)
+    until = storage.now() + patience
+    while current is not None and current.purpose == CLEANUP and _runs_before(storage, current, until):
+        wait(_POLL_SECONDS)
+        current = newest(storage, layout)
     if current is not None and current.runs_at(storage.now()):
         until = current.renewed_at + current.ttl
         raise LeaseHeld(f"{source} is leased by {current.holder} for {current.purpose} until {until:%H:%M:%S %Z}")
@@ -170,6 +190,11 @@ def acquire(storage: Storage, source: str, *, holder: str, purpose: str, ttl: ti
         raise LeaseHeld(f"{source} was leased by another writer at this moment") from error
     _forget_older(storage, layout, token)
     return Lease(storage, layout, token, holder, ttl)
+
+
+def _runs_before(storage: Storage, current: LeaseRecord, until: datetime) -> bool:
+    now = storage.now()
+    return now < until and current.runs_at(now)
 
 
 def _forget_older(storage: Storage, layout: SourceLayout, token: int) -> None:

@@ -64,7 +64,7 @@ class WalArea:
         prefix = self.layout.wal if timeline is None else f"{self.layout.wal}{timeline:08X}/"
         for stat in self._storage.list(prefix):
             leaf = stat.name.rsplit("/", 1)[1]
-            if _SEGMENT.match(leaf) and not leaf.endswith(".history"):
+            if _SEGMENT.match(leaf):
                 yield leaf[:24], stat.name
 
     def segments(self) -> frozenset[str]:

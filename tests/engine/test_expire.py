@@ -10,7 +10,7 @@ import pytest
 
 from seawall import retention
 from seawall.audit import AuditLog
-from seawall.errors import BackupMissing, ClockWentBackwards, StorageDenied, UsageError
+from seawall.errors import BackupMissing, ClockWentBackwards, LeaseHeld, StorageDenied, UsageError
 from seawall.events import silent
 from seawall.keys import KeyRing
 from seawall.model import BackupKind, BackupLabel, ClusterIdentity, Compression, CopyMode, Head, SealingMode
@@ -154,8 +154,8 @@ def test_a_set_that_was_never_committed_is_garbage_after_its_grace_and_not_while
     writer.put_bundle(name, bundle, bundle.stream([]))
     assert not collect(repository, clock).sets
     clock.now += timedelta(hours=25)
-    with area.lease("busy", "backup"):
-        assert not collect(repository, clock).sets
+    with area.lease("busy", "backup"), pytest.raises(LeaseHeld, match="busy for backup"):
+        collect(repository, clock)
     assert collect(repository, clock).sets == ("20260101T020000Z-full",)
     assert not [n for n in names(repository) if "/backups/" in n]
 

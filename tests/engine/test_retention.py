@@ -69,7 +69,7 @@ def test_every_moment_of_the_window_stays_restorable() -> None:
     plan = retention.plan("shop", heads, (), MONTH, now=NOW)
     assert labels(plan.keep) == {head.label for head in heads[:4]}
     reason = next(d.reasons for d in plan.keep if d.label == heads[3].label)
-    assert reason == ("the window begins with it",)
+    assert reason == ("the window of 30 days begins with it",)
     assert all(decision.reasons for decision in plan.expire)
 
 
@@ -87,12 +87,13 @@ def test_a_held_backup_stays_and_says_why() -> None:
     assert "held by ada: lawsuit" in kept[heads[2].label]
 
 
-def test_what_a_kept_backup_builds_on_stays() -> None:
+def test_of_what_a_kept_backup_builds_on_the_data_stays() -> None:
     base, between = a_head(100), a_head(60)
     label = BackupLabel(NOW - timedelta(days=1), BackupKind.INCREMENTAL, base.label.begun_at)
     dependent = replace(a_head(1), label=label, kind=BackupKind.INCREMENTAL, prior=str(base.label))
     plan = retention.plan("shop", [base, between, dependent], (), MONTH, now=NOW)
-    assert f"needed by {label}" in next(d.reasons for d in plan.keep if d.label == base.label)
+    gone = {decision.label: decision.reasons for decision in plan.expire}
+    assert f"its data stays as far as {label} refers to it" in gone[base.label]
 
 
 def test_a_policy_that_keeps_nothing_is_refused() -> None:
@@ -134,7 +135,7 @@ def test_what_must_stay_always_stays(history: list[tuple[float, bool]], days: in
     holds = [Hold(str(n), label, "r", "o", NOW) for n, label in enumerate(held)]
     names = [Segment(1, n).name for n in range(0, 26_000, 16)]
     policy = RetentionPolicy.of_days(days)
-    plan = retention.plan("shop", heads, holds, policy, now=NOW, wal_names=names)
+    plan = retention.plan("shop", heads, holds, policy, now=NOW, wal_names=names, at_rest=True)
     kept = labels(plan.keep)
     assert kept | labels(plan.expire) == {h.label for h in heads}
     assert not kept & labels(plan.expire)

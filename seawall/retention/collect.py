@@ -1,0 +1,323 @@
+"""The second of two steps: remove for good what was marked long enough ago, and what was never a backup.
+
+Everything is looked at again before anything goes: holds, and object by object what other sets refer to. A set that
+was let go loses its manifest first; bundles of it that an incremental refers to stay, and its data key with them, until
+no set that is still there names them. The source's lease is held all the while, so no backup can begin to refer to an
+object that is about to go, and a cleanup that lost its lease stops. What cannot be read is taken for needed.
+
+Not guaranteed: that anything goes at once. What is locked, held or needed is told, and looked at again next time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+
+from seawall.audit import AuditLog
+from seawall.errors import Damaged, FormatTooNew, NameRefused, ObjectMissing, StorageDenied, UsageError
+from seawall.events import Noticed, Observer
+from seawall.model import BackupKind, BackupLabel
+from seawall.repository import Lease, Repository, SourceArea, documents
+from seawall.repository.lease import CLEANUP
+from seawall.retention.marks import compare_clocks
+from seawall.retention.unneeded import Needed
+from seawall.storage.base import Stat
+from seawall.wal import Segment
+
+MINIMUM_GRACE = timedelta(hours=24)
+# So many deletions between two proofs that the lease is still ours: a paused cleanup must not go on as if it were.
+_DELETIONS_PER_CHECK = 64
+
+
+@dataclass(frozen=True, slots=True)
+class Collected:
+    """What a collection removed, and what it left and why; `swept` counts leftovers of interrupted puts."""
+
+    sets: tuple[str, ...] = ()
+    objects: int = 0
+    freed_bytes: int = 0
+    left: Mapping[str, str] = field(default_factory=dict)
+    swept: int = 0
+
+
+def collect(
+    repository: Repository,
+    source: str,
+    *,
+    actor: str,
+    now: datetime,
+    observe: Observer,
+    grace: timedelta = MINIMUM_GRACE,
+    dry_run: bool = False,
+) -> Collected:
+    """Remove what was marked at least `grace` ago, and sets never committed that are as old.
+
+    An interrupted collection finishes next time: every deletion of something absent is success.
+
+    Raises:
+        UsageError: a grace below 24 hours.
+        ClockWentBackwards: this host's clock and the storage's disagree.
+        LeaseHeld: a backup runs; it may refer to what would go.
+        LeaseLost: this cleanup was paused for so long that a backup may have begun; the rest waits for the next one.
+    """
+    if grace < MINIMUM_GRACE:
+        raise UsageError(f"a grace of {grace} is below the least of 24 hours")
+    compare_clocks(repository, now)
+    area = repository.source(source)
+    if dry_run:
+        return _Collection(area, _Dry(), now=now, observe=observe, grace=grace).run()
+    with area.lease(actor, CLEANUP) as held:
+        remover = _Remover(area, AuditLog(repository.storage), held, actor=actor, now=now)
+        done = _Collection(area, remover, now=now, observe=observe, grace=grace).run()
+    swept = area.storage.sweep(grace)
+    return Collected(done.sets, done.objects, done.freed_bytes, done.left, swept)
+
+
+class _Dry:
+    """Says what would be done and does nothing."""
+
+    def announce(self, action: str, subject: str, details: Mapping[str, str]) -> None: ...
+
+    def remove(self, name: str) -> None: ...
+
+
+class _Remover:
+    """Does it: the audit before the deed, and the lease proved again and again."""
+
+    def __init__(self, area: SourceArea, audit: AuditLog, held: Lease, *, actor: str, now: datetime) -> None:
+        self._area, self._audit, self._held = area, audit, held
+        self._actor, self._now = actor, now
+        self._deletions = 0
+
+    def announce(self, action: str, subject: str, details: Mapping[str, str]) -> None:
+        self._held.check()
+        self._audit.append(self._actor, action, f"{self._area.name} {subject}", details, now=self._now)
+
+    def remove(self, name: str) -> None:
+        self._deletions += 1
+        if self._deletions % _DELETIONS_PER_CHECK == 0:
+            self._held.check()
+        self._area.storage.delete(name)
+
+
+class _Collection:
+    """One run of the second step."""
+
+    def __init__(
+        self, area: SourceArea, remover: _Dry | _Remover, *, now: datetime, observe: Observer, grace: timedelta
+    ) -> None:
+        self._area, self._remover = area, remover
+        self._now, self._observe, self._grace = now, observe, grace
+        self._references = _References(area)
+        self._holds = area.holds(now)
+        self._sets: list[str] = []
+        self._gone: set[BackupLabel] = set()
+        self._left: dict[str, str] = {}
+        self._objects = self._freed = 0
+
+    def run(self) -> Collected:
+        ripe = dict(self._ripe_marks())
+        # Newest first: a dependent's references are gone before it is asked what its base is still needed for.
+        for label, mark in sorted(_sets_of(ripe), key=lambda pair: pair[0].begun_at, reverse=True):
+            self._collect_set(label, mark)
+        self._collect_uncommitted()
+        self._collect_keys()
+        # WAL last: it is judged by the sets that are still there.
+        for mark, content in ripe.items():
+            if "label" not in content:
+                with self._telling(mark):
+                    self._collect_wal(str(content["first"]), str(content["last"]), mark)
+        return Collected(tuple(self._sets), self._objects, self._freed, self._left)
+
+    def _ripe_marks(self) -> Iterator[tuple[str, dict[str, object]]]:
+        for stat in list(self._area.storage.list(self._area.layout.expired)):
+            self._observe.checkpoint()
+            with self._telling(stat.name):
+                mark = documents.get(self._area.storage, stat.name)
+                if self._now - documents.moment(mark["marked_at"], name=stat.name) < self._grace:
+                    self._left[stat.name] = "its grace has not passed"
+                else:
+                    yield stat.name, mark
+
+    @contextmanager
+    def _telling(self, name: str) -> Iterator[None]:
+        """One thing that cannot be read must not keep the rest from being cleaned."""
+        try:
+            yield
+        except (Damaged, FormatTooNew, NameRefused, KeyError, ValueError) as error:
+            self._left[name] = f"it cannot be read: {error}"
+            self._observe.hear(Noticed("high", "unreadable", f"{name} stays: {error}"))
+
+    # ---- sets
+
+    def _collect_set(self, label: BackupLabel, mark: str) -> None:
+        # The second look: a hold may have come.
+        if any(hold.label == label for hold in self._holds):
+            self._left[str(label)] = "a hold was placed on it"
+        elif self._remove(label, "collect"):
+            # The mark goes only with the last object: without it, what a lock kept would be listed again.
+            self._delete(mark)
+
+    def _collect_uncommitted(self) -> None:
+        committed, waiting = set(self._area.labels(with_expired=True)), {h.label for h in self._area.unfinished()}
+        for label in self._area.begun():
+            if label in committed or self._area.is_expired(label):
+                continue
+            if label in waiting:
+                self._left[str(label)] = "its manifest is missing, but its copy and its head are there"
+            elif self._is_young(self._area.storage.list(self._area.layout.backup(label))):
+                self._left[str(label)] = "it was never committed, but its grace has not passed"
+            else:
+                self._remove(label, "collect-uncommitted")
+
+    def _is_young(self, stats: Iterable[Stat]) -> bool:
+        newest = max((stat.modified_at for stat in stats), default=None)
+        return newest is not None and self._now - newest < self._grace
+
+    def _remove(self, label: BackupLabel, action: str) -> bool:
+        """Remove what nobody needs of a set; false when something had to stay."""
+        layout, storage = self._area.layout, self._area.storage
+        unknown = self._references.unknown_but(label)
+        if unknown:
+            self._left[str(label)] = f"{unknown} may refer to it, and what that needs cannot be read"
+            return False
+        needed = self._references.to(label)
+        first = (layout.manifest(label), layout.manifest_copy(label))
+        names = [stat.name for stat in storage.list(layout.backup(label)) if stat.name not in needed]
+        keys = () if needed else self._area.keychain.generations(str(label))
+        if needed:
+            self._left[str(label)] = f"{len(needed)} objects of it stay, because later backups refer to them"
+        if not names and not keys:
+            return not needed
+        self._remover.announce(action, str(label), {"objects": str(len(names)), "needed": str(len(needed))})
+        self._sets.append(str(label))
+        # The manifest goes first: from then on no reader takes what is left for a backup. If it must stay, so
+        # does all that it names.
+        if not all(self._delete(name) for name in first if name in names):
+            return False
+        self._references.forget(label)
+        self._gone.add(label)
+        gone = self._delete_all(name for name in names if name not in first)
+        # The key goes last; without it nothing that a failing storage brings back could be read.
+        return gone and not needed and self._delete_all(keys)
+
+    def _collect_keys(self) -> None:
+        """Data keys of sets of which nothing is left: a writer stopped right after it made its key."""
+        begun = {str(label) for label in self._area.begun()}
+        for key_id in self._area.keychain.ids():
+            # Keys of WAL periods have other ids, and stay for ever.
+            if key_id in begun or not _is_label(key_id) or self._area.is_expired(BackupLabel.parse(key_id)):
+                continue
+            wraps = list(self._area.storage.list(f"{self._area.layout.keys}{key_id}/"))
+            if wraps and not self._is_young(wraps):
+                self._remover.announce("collect-key", key_id, {"wraps": str(len(wraps))})
+                self._delete_all(stat.name for stat in wraps)
+
+    # ---- WAL
+
+    def _collect_wal(self, first: str, last: str, mark: str) -> None:
+        heads, unreadable = self._area.readable_heads(with_expired=True)
+        if unreadable:
+            self._left[mark] = f"the head of {next(iter(unreadable))} cannot be read, so its WAL is unknown"
+            return
+        heads = tuple(head for head in heads if head.label not in self._gone)
+        if not heads:
+            self._left[mark] = "no backup is there to judge it by"
+            return
+        needed, size = Needed([*heads, *self._area.unfinished()], self._holds), heads[-1].segment_bytes
+        names = [
+            name
+            for segment, name in self._area.wal.objects(int(first[:8], 16))
+            if first <= segment <= last and not needed.covers(Segment.parse(segment, size))
+        ]
+        self._remover.announce("collect-wal", f"{first}..{last}", {"objects": str(len(names))})
+        if self._delete_all(names):
+            self._delete(mark)
+
+    # ---- deleting
+
+    def _delete_all(self, names: Iterable[str]) -> bool:
+        gone = True
+        for name in names:
+            self._observe.checkpoint()
+            gone = self._delete(name) and gone
+        return gone
+
+    def _delete(self, name: str) -> bool:
+        """Delete one object; true when it is gone (or would be, in a dry run), false when it is locked."""
+        try:
+            size = self._area.storage.stat(name).size_bytes
+            self._remover.remove(name)
+        except ObjectMissing:
+            return True
+        except StorageDenied as error:
+            # Locked is a normal state: the object goes when its lock ends.
+            self._left[name] = error.message
+            self._observe.hear(Noticed("low", "locked", f"{name} stays: {error.message}"))
+            return False
+        self._objects += 1
+        self._freed += size
+        return True
+
+
+class _References:
+    """Which objects of earlier sets the sets that are there refer to, marked ones included: they can come back."""
+
+    def __init__(self, area: SourceArea) -> None:
+        self._area = area
+        self._foreign: dict[BackupLabel, frozenset[str]] = {}
+        self._unknown: dict[BackupLabel, str] = {}
+        self._read = False
+
+    def to(self, label: BackupLabel) -> frozenset[str]:
+        """The objects of a set that others need."""
+        own = self._area.layout.backup(label)
+        names = (name for other, found in self._known().items() if other != label for name in found)
+        return frozenset(name for name in names if name.startswith(own))
+
+    def unknown_but(self, label: BackupLabel) -> str:
+        """A later set of which nobody can say what it refers to, or nothing."""
+        self._known()
+        later = (str(other) for other in self._unknown if other.begun_at > label.begun_at)
+        return next(later, "")
+
+    def forget(self, label: BackupLabel) -> None:
+        """A set whose manifest is gone needs nothing any more."""
+        self._foreign.pop(label, None)
+        self._unknown.pop(label, None)
+
+    def _known(self) -> Mapping[BackupLabel, frozenset[str]]:
+        if not self._read:
+            self._read = True
+            present = {*self._area.labels(with_expired=True), *(head.label for head in self._area.unfinished())}
+            for label in sorted(present, key=lambda found: found.begun_at):
+                self._look_at(label)
+        return self._foreign
+
+    def _look_at(self, label: BackupLabel) -> None:
+        # A full backup refers to nothing but its own objects.
+        if label.kind is BackupKind.FULL:
+            return
+        own = self._area.layout.backup(label)
+        try:
+            names = self._area.needed_objects(label)
+        except (Damaged, FormatTooNew, NameRefused) as error:
+            self._unknown[label] = str(error)
+        else:
+            self._foreign[label] = frozenset(name for name in names if not name.startswith(own))
+
+
+def _sets_of(marks: Mapping[str, Mapping[str, object]]) -> Iterator[tuple[BackupLabel, str]]:
+    for name, mark in marks.items():
+        if "label" in mark:
+            yield BackupLabel.parse(str(mark["label"])), name
+
+
+def _is_label(text: str) -> bool:
+    try:
+        BackupLabel.parse(text)
+    except NameRefused:
+        return False
+    return True
