@@ -92,6 +92,15 @@ class Observer:
         if self.cancel.is_set():
             raise Cancelled("stopped on request")
 
+    def wait(self, seconds: float) -> None:
+        """Sleep up to `seconds`, and raise as soon as somebody asks to stop.
+
+        Raises:
+            Cancelled: somebody did.
+        """
+        self.cancel.wait(seconds)
+        self.checkpoint()
+
 
 def silent() -> Observer:
     """An observer that hears nothing and is never cancelled."""

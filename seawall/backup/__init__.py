@@ -26,6 +26,8 @@ from seawall.settings import SourceSettings
 from seawall.wal import Segment
 
 Clock = Callable[[], datetime]
+# A backup must not fail because old ones are being removed: that ends by itself.
+_CLEANUP_PATIENCE = timedelta(minutes=15)
 
 
 def utc_now() -> datetime:
@@ -105,7 +107,7 @@ def take(
     refuse_without_carrier(source)
     area.claim(cluster.identity, now)
     holder = f"{socket.gethostname()}:{os.getpid()}"
-    with area.lease(holder, "backup") as held:
+    with area.lease(holder, "backup", patience=_CLEANUP_PATIENCE, wait=observe.wait) as held:
         chosen = plan(source, area, cluster, kind, now=now)
         if chosen.reason:
             observe.hear(Noticed("low", "kind-changed", chosen.reason))

@@ -9,7 +9,7 @@ import pytest
 
 from seawall.errors import LeaseHeld, LeaseLost
 from seawall.repository import Repository
-from seawall.repository.lease import newest
+from seawall.repository.lease import CLEANUP, newest
 from seawall.storage.memory import MemoryStorage
 
 NOW = datetime(2026, 11, 23, 12, 0, 0, tzinfo=UTC)
@@ -98,3 +98,30 @@ def test_of_many_that_try_at_once_one_gets_the_lease(repository: Repository) -> 
     for thread in threads:
         thread.join()
     assert (len(got), len(refused)) == (1, 7)
+
+
+def test_a_backup_waits_for_a_cleanup_and_for_nobody_else(repository: Repository, clock: MovableClock) -> None:
+    area, slept = repository.source("shop"), []
+
+    def sleep(seconds: float) -> None:
+        slept.append(seconds)
+        clock.now += timedelta(seconds=seconds)
+        if len(slept) == 3:
+            cleanup.__exit__(None, None, None)
+
+    cleanup = area.lease("host-a", CLEANUP).__enter__()
+    with area.lease("host-b", "backup", patience=timedelta(minutes=15), wait=sleep) as backup:
+        assert (len(slept), backup.token) == (3, 2)
+        with pytest.raises(LeaseHeld, match="host-b for backup"):
+            area.lease("host-c", "backup", patience=timedelta(minutes=15), wait=pytest.fail)
+
+
+def test_a_backups_patience_with_a_cleanup_ends(repository: Repository, clock: MovableClock) -> None:
+    area = repository.source("shop")
+
+    def sleep(seconds: float) -> None:
+        clock.now += timedelta(seconds=60)
+
+    with area.lease("host-a", CLEANUP, ttl=timedelta(hours=1)), pytest.raises(LeaseHeld, match="for cleanup"):
+        area.lease("host-b", "backup", patience=timedelta(minutes=15), wait=sleep)
+    assert clock.now - NOW == timedelta(minutes=15)
