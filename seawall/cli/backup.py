@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import argparse
-from typing import Any
+from typing import TYPE_CHECKING, Any
+from uuid import UUID
 
 from seawall.cli.console import size, span
 from seawall.cli.context import Context
@@ -12,10 +13,18 @@ from seawall.errors import SeawallError
 from seawall.model import BackupKind, Head, Proof
 from seawall.settings import SourceSettings
 
+if TYPE_CHECKING:
+    from seawall.catalog import Catalog
+
 
 def arguments(parser: argparse.ArgumentParser, _verb: str) -> None:
     parser.add_argument("source", nargs="?", help="a source's name (default: the only one)")
-    parser.add_argument("--kind", choices=[kind.value for kind in BackupKind], default=BackupKind.FULL.value)
+    parser.add_argument(
+        "--kind",
+        choices=[kind.value for kind in BackupKind],
+        default=BackupKind.FULL.value,
+        help="what to take (default: full); another kind becomes a full where it has nothing to build on",
+    )
     parser.add_argument("--dry-run", action="store_true", help="show what would be taken, and write nothing")
     parser.add_argument("--verify", action="store_true", help="read it back afterwards")
 
@@ -25,16 +34,39 @@ def run(options: argparse.Namespace, context: Context) -> int:
     if options.dry_run:
         _show_plan(context, source, kind)
         return 0
-    from seawall import backup
-
-    head = backup.take(
-        source, context.repository, context.sealing, kind=kind, now=context.now(), observe=context.observer
-    )
-    value, lines = {"backup": summary(head)}, [_line(head)]
+    head, record = _taken(context, source, kind)
+    value, lines = {"backup": summary(head), **record}, [_line(head)]
     if options.verify:
         return _verify(context, head, value, lines)
     context.console.result(value, lines)
     return 0
+
+
+def _taken(context: Context, source: SourceSettings, kind: BackupKind) -> tuple[Head, dict[str, Any]]:
+    """Take it and record it; the head, and what JSON output says of the record."""
+    from seawall import backup
+    from seawall.catalog import BackupOutcome
+    from seawall.catalog.facts import backup_facts
+    from seawall.catalog.recording import ExecutionRecord, Result, job_of, job_type_of, record_taken
+    from seawall.cli.recorded import recorded
+
+    settings, repository = context.settings, context.repository
+    jobs: list[UUID] = []
+
+    def row(catalog: Catalog) -> ExecutionRecord:
+        jobs.append(job_of(catalog, settings, source.name, job_type_of(kind), now=context.now()).id)
+        return ExecutionRecord(jobs[0])
+
+    with recorded(context, "backup", source.name, row) as record:
+        head = backup.take(source, repository, context.sealing, kind=kind, now=context.now(), observe=record.observe)
+        # It is listed by now; the catalog follows, never leads.
+        record.result = Result(backup_facts(head, kind), BackupOutcome.of(head))
+        record.tell(
+            lambda catalog, execution: record_taken(
+                catalog, settings, repository, head, job_id=jobs[0], execution_id=execution, now=context.now()
+            )
+        )
+    return head, record.value()
 
 
 def _line(head: Head) -> str:
@@ -49,10 +81,11 @@ def _verify(context: Context, head: Head, value: dict[str, Any], lines: list[str
     from seawall.cli import verify
 
     try:
-        verdicts = [verify.prove(context, head.source, head.label, Proof.WAL_CONTINUOUS)]
+        verdict, _ = verify.prove(context, head.source, head.label, Proof.WAL_CONTINUOUS)
     except SeawallError as error:
         context.console.failed(error, value, lines)
         return error.exit_code
+    verdicts = [verdict]
     value, lines = (
         value | {"verdicts": verify.verdict_values(verdicts)},
         lines + verify.verdict_lines(head.source, verdicts),

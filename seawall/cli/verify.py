@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import argparse
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from seawall.cli.console import size, span
 from seawall.cli.context import Context
 from seawall.errors import BackupMissing, VerificationFailed
 from seawall.model import BackupLabel, Proof, Verdict
+
+if TYPE_CHECKING:
+    from seawall.catalog import Catalog
 
 _LEVELS = (Proof.PRESENT, Proof.HASH_GOOD, Proof.DECRYPTABLE, Proof.WAL_CONTINUOUS)
 
@@ -34,8 +37,10 @@ def run(options: argparse.Namespace, context: Context) -> int:
         raise BackupMissing(f"{source} has no backup to verify")
     else:
         chosen = list(labels) if options.all else [labels[-1]]
-    verdicts = [prove(context, source, label, Proof(options.up_to)) for label in chosen]
-    value, lines = {"source": source, "verdicts": verdict_values(verdicts)}, verdict_lines(source, verdicts)
+    proved = [prove(context, source, label, Proof(options.up_to)) for label in chosen]
+    verdicts = [verdict for verdict, _ in proved]
+    value = {"source": source, "verdicts": verdict_values(verdicts), "records": [record for _, record in proved]}
+    lines = verdict_lines(source, verdicts)
     failure = failure_of(source, verdicts)
     if failure is not None:
         context.console.failed(failure, value, lines)
@@ -44,15 +49,27 @@ def run(options: argparse.Namespace, context: Context) -> int:
     return 0
 
 
-def prove(context: Context, source: str, label: BackupLabel, up_to: Proof) -> Verdict:
-    """Verify one backup as far as asked."""
+def prove(context: Context, source: str, label: BackupLabel, up_to: Proof) -> tuple[Verdict, dict[str, Any]]:
+    """Verify one backup as far as asked, and record it; the verdict, and what JSON output says of the record."""
     from seawall import verify
+    from seawall.catalog.facts import verdict_facts, verdict_sentence
+    from seawall.catalog.recording import Result, VerificationRecord
+    from seawall.cli.recorded import recorded
 
     area = context.repository.source(source)
     workers = context.settings.sources[source].workers if source in context.settings.sources else 2
-    return verify.check(
-        area, label, context.ring, up_to=up_to, now=context.now(), observe=context.observer, workers=workers
-    )
+
+    def row(catalog: Catalog) -> VerificationRecord | None:
+        file = catalog.find_backup_file(context.repository.id, source, label)
+        return None if file is None else VerificationRecord.up_to(file.id, up_to)
+
+    with recorded(context, "verify", source, row) as record:
+        verdict = verify.check(
+            area, label, context.ring, up_to=up_to, now=context.now(), observe=record.observe, workers=workers
+        )
+        record.result = Result(verdict_facts(verdict))
+        record.failure = None if verdict.good else VerificationFailed(verdict_sentence(source, verdict))
+    return verdict, record.value()
 
 
 def verdict_values(verdicts: list[Verdict]) -> list[dict[str, Any]]:

@@ -57,3 +57,31 @@ def test_writers_at_the_same_time_never_share_a_number() -> None:
     for thread in threads:
         thread.join()
     assert AuditLog(storage).verify()[0] == 8
+
+
+@given(st.integers(2, 6), st.data())
+def test_a_cut_or_regrown_chain_is_sound_in_itself_and_found_by_an_end_that_was_kept(
+    count: int, data: st.DataObject
+) -> None:
+    storage, log = a_log(count)
+    kept = log.verify()
+    for number in range(data.draw(st.integers(1, count)), count + 1):
+        storage.delete(f"audit/{number:012d}.json")
+    for number in range(data.draw(st.integers(0, count + 2))):
+        log.append("mallory", "nothing", f"to see {number}", {}, now=NOW)
+    log.verify()
+    with pytest.raises(Damaged, match="cut|not the one"):
+        log.verify(kept)
+
+
+def test_a_grown_chain_still_has_the_end_that_was_kept_and_only_what_follows_is_read_again() -> None:
+    storage, log = a_log(3)
+    kept = log.verify()
+    log.append("ada", "expire", "shop 4", {}, now=NOW)
+    assert log.verify(kept) == log.verify() == log.end()
+    assert [record.number for record in log.records(kept)] == [4]
+
+
+def test_an_empty_chain_ends_at_nothing() -> None:
+    _, log = a_log(0)
+    assert log.verify() == log.end() == (0, "0" * 64)

@@ -1,0 +1,33 @@
+"""Where the audit in each repository ended when this catalog last looked, which finds a chain that was cut.
+
+A chain of hashes proves that nothing inside it changed, and not that it is whole: whoever can delete objects can cut
+its end off. The catalog lies elsewhere, so it remembers the end and compares.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import TYPE_CHECKING
+
+from seawall.audit import AuditEnd, AuditLog
+from seawall.catalog.store import Catalog
+from seawall.catalog.views import AuditAnchor
+
+if TYPE_CHECKING:
+    from seawall.repository import Repository
+
+
+def compared(catalog: Catalog, repository: Repository, *, now: datetime) -> AuditEnd:
+    """Where a repository's audit ends, after proving that what the catalog saw of it is still there; remembered.
+
+    Records that the catalog saw before are not read again; `seawall audit` reads all of them.
+
+    Raises:
+        Damaged: the audit was cut, written anew or broken; the catalog keeps what it knew.
+        CatalogError, StorageError: one of the two does not answer.
+    """
+    known = catalog.repository_anchor(repository.id)
+    end = AuditLog(repository.storage).verify(None if known is None else AuditEnd(known.sequence, known.hash))
+    # Only what was just proved to continue the known end may take its place.
+    catalog.keep_repository_anchor(repository.id, AuditAnchor(end.number, end.digest), now=now)
+    return end

@@ -1,0 +1,167 @@
+"""What the command line did, recorded in the catalog as the flows record it.
+
+The deed counts, whatever becomes of its record: a catalog that is missing or locked is told of loudly and changes
+no exit code. `seawall catalog rebuild` finds a backup that was not recorded.
+"""
+
+from __future__ import annotations
+
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import Any, TypeVar
+from uuid import UUID
+
+from seawall.catalog import Catalog, RunStatus, Severity
+from seawall.catalog.anchors import compared
+from seawall.catalog.recording import End, Lease, Record, Result, raise_alerts
+from seawall.cli.context import Context
+from seawall.errors import Cancelled, LeaseHeld, Partial, SeawallError
+from seawall.events import Event, Noticed, Observer
+
+LEASE = timedelta(seconds=120)
+RENEWAL_SECONDS = 30.0
+_T = TypeVar("_T")
+
+
+class Recording:
+    """One verb at work, and its row if the catalog took one.
+
+    `result` and `failure` are set by the verb; a failure is one that the verb tells in its own way, without raising.
+    """
+
+    def __init__(self, context: Context, title: str, subject: str) -> None:
+        self._context, self._title, self._subject = context, title, subject
+        self._notices: list[Noticed] = []
+        self._catalog: Catalog | None = None
+        self._record: Record | None = None
+        self._over = threading.Event()
+        self.id: UUID | None = None
+        self.why_not = ""
+        self.result = Result()
+        self.failure: SeawallError | None = None
+        self.observe = Observer(hear=self._hear, cancel=context.observer.cancel)
+
+    def _hear(self, event: Event) -> None:
+        if isinstance(event, Noticed):
+            self._notices.append(event)
+        self._context.observer.hear(event)
+
+    def begin(self, make: Callable[[Catalog], Record | None]) -> None:
+        """Open the catalog and make the row.
+
+        Raises:
+            LeaseHeld: the catalog says that this very job is running.
+        """
+        try:
+            self._catalog = Catalog.open(self._context.settings.catalog.url)
+            self._record = make(self._catalog)
+            if self._record is None:
+                self.why_not = "the catalog does not know this backup; `seawall catalog rebuild` makes it known"
+                self._context.console.note(f"not recorded: {self.why_not}")
+                return
+            lease = Lease(LEASE, socket.gethostname())
+            self.id = self._record.begin(self._catalog, now=self._context.now(), lease=lease)
+        except LeaseHeld:
+            raise
+        except SeawallError as error:
+            self._give_up(error)
+        else:
+            threading.Thread(target=self._renew, name="lease", daemon=True).start()
+
+    def tell(self, say: Callable[[Catalog, UUID], _T]) -> _T | None:
+        """Tell the catalog something about the row; None if it cannot hear."""
+        if self._catalog is None or self.id is None:
+            return None
+        try:
+            return say(self._catalog, self.id)
+        except SeawallError as error:
+            self._give_up(error)
+            return None
+
+    def end(self, end: End) -> None:
+        """Record how it ended, raise or resolve alerts, and remember where the repository's audit ends."""
+        self._over.set()
+        record, now = self._record, self._context.now()
+        notices = [{"severity": n.severity, "code": n.code, "message": n.message} for n in self._notices]
+        facts = {**end.result.facts, "actor": self._context.actor, "notices": notices}
+        told = End(end.status, Result(facts, end.result.outcome), end.error)
+        if record is not None:
+            self.tell(lambda catalog, row: record.finish(catalog, row, told, now=now))
+        self.tell(lambda catalog, _: raise_alerts(catalog, self._title, self._subject, end, self._notices, now=now))
+        self.tell(lambda catalog, _: self._remember_audit(catalog))
+        if self._catalog is not None:
+            self._catalog.close()
+
+    def value(self) -> dict[str, Any]:
+        """What JSON output says of the record."""
+        if self.id is not None and not self.why_not:
+            return {"record": {"recorded": True, "id": str(self.id)}}
+        return {"record": {"recorded": False, "why": self.why_not}}
+
+    def _remember_audit(self, catalog: Catalog) -> None:
+        try:
+            compared(catalog, self._context.repository, now=self._context.now())
+        except SeawallError as error:
+            # The record is whole; what is wrong with the audit is for `seawall check` to fail on.
+            self._context.observer.hear(Noticed("critical", error.code, error.message))
+            catalog.raise_alert(
+                "audit", Severity.CRITICAL, error.message, subject=self._subject, now=self._context.now()
+            )
+
+    def _renew(self) -> None:
+        while self._catalog is not None and not self._over.wait(RENEWAL_SECONDS):
+            catalog, row = self._catalog, self.id
+            if row is None:
+                return
+            try:
+                catalog.renew(row, self._context.now(), LEASE)
+            except SeawallError as error:
+                # Its end is believed all the same; the source's own lease keeps a second writer out.
+                self._context.console.note(f"the lease in the catalog could not be renewed: {error.message}")
+
+    def _give_up(self, error: SeawallError) -> None:
+        self.why_not = error.message
+        if self._catalog is not None:
+            self._catalog.close()
+        self._catalog = None
+        hint = f" ({error.hint})" if error.hint else ""
+        self._context.observer.hear(
+            Noticed("high", "not-recorded", f"this {self._title} is not in the catalog: {error.message}{hint}")
+        )
+
+
+@contextmanager
+def recorded(
+    context: Context, title: str, subject: str, make: Callable[[Catalog], Record | None]
+) -> Iterator[Recording]:
+    """Surround a verb with its row in the catalog.
+
+    Args:
+        title: the verb as alerts name it, such as `backup`.
+        subject: what it concerns, such as the source's name.
+        make: which row; None if the catalog does not know what the verb works on.
+
+    Raises:
+        LeaseHeld: the catalog says that this very job is running; nothing was begun.
+    """
+    recording = Recording(context, title, subject)
+    recording.begin(make)
+    try:
+        yield recording
+    except BaseException as error:
+        recording.end(_end_of(error))
+        raise
+    failure = recording.failure
+    status = RunStatus.COMPLETED if failure is None else RunStatus.FAILED
+    recording.end(End(status, recording.result, failure))
+
+
+def _end_of(error: BaseException) -> End:
+    if isinstance(error, Cancelled | KeyboardInterrupt):
+        return End(RunStatus.CANCELLED, error=Cancelled("stopped on request"))
+    if isinstance(error, SeawallError):
+        return End(RunStatus.PARTIAL if isinstance(error, Partial) else RunStatus.FAILED, error=error)
+    return End(RunStatus.FAILED, error=SeawallError(f"{type(error).__name__}: {error}", hint="This is a defect."))
