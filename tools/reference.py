@@ -14,7 +14,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from seawall import errors, settings
+from seawall import errors, limits, settings
 from seawall.cli import VERBS, parser
 
 DIRECTORY = Path(__file__).resolve().parent.parent / "docs" / "reference"
@@ -25,7 +25,10 @@ _SECTIONS = {
     "catalog": settings.CatalogSettings,
     "server": settings.ServerSettings,
     "sources.NAME": settings.SourceSettings,
+    "locations.NAME": settings.LocationSettings,
+    "[….limits]": limits.LimitWindow,
 }
+_UNSHOWN = {"storage"}  # a location takes the settings of [repository] itself, not a section of that name
 _ARGUMENT = re.compile(r"^    (\w+): (.*(?:\n {8,}.*)*)", re.MULTILINE)
 
 
@@ -66,7 +69,7 @@ def settings_page() -> str:
     parts = ["# Settings", _MADE.format("`seawall/settings.py`"), inspect.cleandoc(settings.__doc__ or ""), ""]
     for section, kind in _SECTIONS.items():
         parts += [f"## `[{section}]`\n", _summary(kind), "\n| setting | default | meaning |", "|---|---|---|"]
-        parts += [f"| `{name}` | {default} | {meaning} |" for name, default, meaning in described(kind)]
+        parts += [f"| `{name.rstrip('_')}` | {default} | {meaning} |" for name, default, meaning in described(kind)]
         parts.append("")
     return "\n".join(parts)
 
@@ -75,6 +78,8 @@ def described(kind: type) -> Iterator[tuple[str, str, str]]:
     """Each field of a settings class with its default and what its docstring's `Args:` says."""
     meanings = {name: " ".join(text.split()) for name, text in _ARGUMENT.findall(inspect.cleandoc(kind.__doc__ or ""))}
     for field in dataclasses.fields(kind):
+        if field.name in _UNSHOWN:
+            continue
         yield field.name, _default(field.default), meanings.get(field.name, "")
 
 

@@ -11,25 +11,31 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import logging
-import os
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import TypeVar
 
 from seawall.errors import Cancelled, ObjectExists, StorageDenied, StorageError
 from seawall.events import Cancel
 from seawall.storage.base import Bytes, Capabilities, Replayable, Stat, Storage
+from seawall.storage.retry import RetryPolicy, Sleep, Tries, jitter, repeated
 
-logger = logging.getLogger(__name__)
+__all__ = [
+    "Limited",
+    "ReadOnly",
+    "RetryPolicy",
+    "Retrying",
+    "Sleep",
+    "Throttled",
+    "TokenBucket",
+    "Wrapper",
+    "cancellable_sleep",
+]
 
 _T = TypeVar("_T")
 _B = TypeVar("_B", bound=Bytes)
-
-Sleep = Callable[[float], None]
 
 # A thread that waits for bandwidth looks this often whether the rate was changed.
 _SLICE_SECONDS = 0.1
@@ -43,11 +49,6 @@ def cancellable_sleep(cancel: Cancel) -> Sleep:
             raise Cancelled("waiting for the storage was cancelled")
 
     return sleep
-
-
-def jitter() -> float:
-    """A random number from 0 up to 1 (without the price of importing `random` for each WAL segment)."""
-    return int.from_bytes(os.urandom(4), "big") / 2**32
 
 
 class Wrapper:
@@ -109,57 +110,6 @@ class ReadOnly(Wrapper):
 
 
 # -- retry
-
-
-@dataclass(frozen=True, slots=True)
-class RetryPolicy:
-    """How often and how patiently one call is repeated.
-
-    Args:
-        attempts: tries in a row without progress, the first one included.
-        first_delay_seconds: longest pause after the first failure; it doubles with each one.
-        longest_delay_seconds: where doubling ends.
-        budget_seconds: all pauses of one call together.
-    """
-
-    attempts: int = 5
-    first_delay_seconds: float = 0.25
-    longest_delay_seconds: float = 15.0
-    budget_seconds: float = 120.0
-
-
-class _Tries:
-    """The failures of one call so far."""
-
-    def __init__(self, policy: RetryPolicy, sleep: Sleep, randomness: Callable[[], float], what: str) -> None:
-        self._policy = policy
-        self._sleep = sleep
-        self._randomness = randomness
-        self._what = what
-        self._failures = 0
-        self._slept = 0.0
-
-    def again(self, error: StorageError) -> bool:
-        """Pause and say true, or say false because another try is useless or one too many."""
-        self._failures += 1
-        delay = self._delay()
-        spent = self._failures >= self._policy.attempts or self._slept + delay > self._policy.budget_seconds
-        if not error.retryable or spent:
-            return False
-        logger.warning("%s failed (%s); next try in %.1f s", self._what, error, delay)
-        self._sleep(delay)
-        self._slept += delay
-        return True
-
-    def progressed(self) -> None:
-        self._failures = 0
-
-    def _delay(self) -> float:
-        # Half fixed, half random: writers that failed together do not come back together, and none at once.
-        longest = min(
-            self._policy.longest_delay_seconds, self._policy.first_delay_seconds * 2.0 ** (self._failures - 1)
-        )
-        return longest * (0.5 + 0.5 * self._randomness())
 
 
 class _Delivery:
@@ -284,17 +234,11 @@ class Retrying(Wrapper):
     def free_bytes(self) -> int | None:
         return self._repeat("free_bytes", self.inner.free_bytes)
 
-    def _tries(self, what: str) -> _Tries:
-        return _Tries(self._policy, self._sleep, self._randomness, what)
+    def _tries(self, what: str) -> Tries:
+        return Tries(self._policy, self._sleep, self._randomness, what)
 
     def _repeat(self, what: str, call: Callable[[], _T]) -> _T:
-        tries = self._tries(what)
-        while True:
-            try:
-                return call()
-            except StorageError as error:
-                if not tries.again(error):
-                    raise
+        return repeated(what, call, self._policy, self._sleep, self._randomness)
 
     def _identical(self, name: str, chunks: Iterable[Bytes]) -> Stat | None:
         """What is stored, if it is what `chunks` produce."""
@@ -323,7 +267,7 @@ class TokenBucket:
     So a chunk larger than the burst passes too, and a new rate holds for those who wait already.
 
     Args:
-        rate: bytes per second; 0 for no limit.
+        rate: bytes per second, 0 for no limit; or what is asked for it at each step, and must answer at once.
         burst: bytes that may pass at once after a pause; a tenth of a second's worth when omitted.
         clock: monotonic seconds.
         sleep: called with seconds; may raise to cancel.
@@ -331,7 +275,7 @@ class TokenBucket:
 
     def __init__(
         self,
-        rate: float,
+        rate: float | Callable[[], float],
         burst: int | None = None,
         clock: Callable[[], float] = time.monotonic,
         sleep: Sleep = time.sleep,
@@ -343,17 +287,21 @@ class TokenBucket:
         self._asked = 0
         self._granted = 0.0
         self._refilled_at = clock()
-        self._rate = rate
+        self._ask = rate if callable(rate) else None
+        self._rate = 0.0 if callable(rate) else float(rate)
+        self._rate = self._current()
 
     @property
     def rate(self) -> float:
-        return self._rate
-
-    def set_rate(self, rate: float) -> None:
-        """Change the rate; those who wait notice within a tenth of a second."""
         with self._lock:
             self._refill()
-            self._rate = rate
+            return self._rate
+
+    def set_rate(self, rate: float) -> None:
+        """Change the rate for good; those who wait notice within a tenth of a second."""
+        with self._lock:
+            self._refill()
+            self._ask, self._rate = None, rate
 
     def take(self, amount: int) -> None:
         """Wait until `amount` bytes may pass.
@@ -376,17 +324,24 @@ class TokenBucket:
     def _missing_seconds(self, ticket: int) -> float:
         with self._lock:
             self._refill()
-            return 0.0 if self._rate <= 0 else (ticket - self._granted) / self._rate
+            missing = ticket - self._granted
+            # Sums of fractions never come out even; less than a byte is nothing to wait for.
+            return 0.0 if self._rate <= 0 or missing < 1 else missing / self._rate
 
     def _refill(self) -> None:
         now = self._clock()
         passed = now - self._refilled_at
         self._refilled_at = now
+        # What has passed was at the old rate; nothing is saved up or owed where there was none.
         if self._rate <= 0:
-            self._granted = self._asked
-            return
-        burst = self._rate * 0.1 if self._burst is None else self._burst
-        self._granted = min(self._granted + passed * self._rate, self._asked + burst)
+            self._granted = float(self._asked)
+        else:
+            burst = self._rate * 0.1 if self._burst is None else self._burst
+            self._granted = min(self._granted + passed * self._rate, self._asked + burst)
+        self._rate = self._current()
+
+    def _current(self) -> float:
+        return self._rate if self._ask is None else self._ask()
 
 
 class Throttled(Wrapper):
