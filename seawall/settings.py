@@ -19,7 +19,7 @@ from typing import Any, TypeVar
 from seawall import limits
 from seawall.errors import SettingsError
 from seawall.limits import LimitWindow
-from seawall.model import Compression, CopyMode, SealingMode, WalMode, checked_name
+from seawall.model import Compression, CopyMode, LockMode, SealingMode, WalMode, checked_name
 
 DEFAULT_FILE = Path("/etc/seawall/seawall.toml")
 _OVERRIDABLE = ("repository", "sealing", "catalog", "server")
@@ -30,10 +30,19 @@ class RepositorySettings:
     """Where backups lie.
 
     Args:
-        url: `file:///absolute/path`, an absolute path, or `memory:`; never with a secret in it.
+        url: an absolute path, `s3://bucket/prefix`, `azure://container/prefix`, `gs://bucket/prefix`,
+            `sftp://user@host/path`, or `memory:`; never with a secret in it.
         bandwidth_bytes_per_second: the most that is sent to and read from the storage; 0 is no limit.
         concurrency: how many requests to the storage may be under way at once.
         attempts: how often a request that may succeed later is made in all.
+        endpoint: the service's address where it is not the vendor's own, such as `https://minio.example.com`; for Azure
+            the account's, `https://ACCOUNT.blob.core.windows.net`.
+        region: of an S3 bucket, such as `eu-central-1`.
+        credentials_file: a file (mode 0600) with what the storage asks for (see the how-to of each); without it, the
+            vendor's usual places are searched.
+        ca_file: certificates (PEM) of your own authority, where the storage's is not one that the system knows.
+        known_hosts_file: public keys of SFTP servers, as OpenSSH writes them; the account's own when omitted.
+        lock_mode: how objects are locked where they are: `compliance` (nobody can shorten it) or `governance`.
         limits: windows with a bandwidth of their own, each a section `[[….limits]]` as below.
     """
 
@@ -41,6 +50,12 @@ class RepositorySettings:
     bandwidth_bytes_per_second: int = 0
     concurrency: int = 8
     attempts: int = 5
+    endpoint: str = ""
+    region: str = ""
+    credentials_file: Path | None = None
+    ca_file: Path | None = None
+    known_hosts_file: Path | None = None
+    lock_mode: LockMode = LockMode.COMPLIANCE
     limits: tuple[LimitWindow, ...] = ()
 
 
@@ -136,6 +151,38 @@ class ServerSettings:
 
 
 @dataclass(frozen=True, slots=True)
+class RetentionSettings:
+    """Which backups are kept, besides what the point-in-time window needs; a 0 switches a rule off.
+
+    `[retention]` holds for every source, `[sources.NAME.retention]` replaces what it names for one, and
+    `[sources.NAME.retention.locations.LOCATION]` for that source's copies in one storage location.
+
+    Args:
+        window_days: every moment of so many days stays restorable; 0 is the source's `retention_days`.
+        daily_days: for how many days the last backup of each day is kept; 0 is the source's `retention_days`.
+        weekly_months: for how many months the last backup of each ISO week is kept.
+        monthly_years: for how many years the last backup of each month is kept.
+        full_days: for how many days every full backup is kept.
+        differential_days: for how many days every differential backup is kept.
+        incremental_days: for how many days every incremental backup is kept.
+        keep_last: how many of the newest backups are kept whatever their age.
+        minimum_redundancy: how many of the newest good full backups are kept whatever their age; at least 1 is.
+        locations: other rules for single storage locations, as sections of their own.
+    """
+
+    window_days: int = 0
+    daily_days: int = 0
+    weekly_months: int = 12
+    monthly_years: int = 7
+    full_days: int = 7
+    differential_days: int = 7
+    incremental_days: int = 7
+    keep_last: int = 0
+    minimum_redundancy: int = 1
+    locations: Mapping[str, RetentionSettings] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
 class SourceSettings:
     """One PostgreSQL cluster.
 
@@ -151,13 +198,15 @@ class SourceSettings:
         workers: how many readers of a direct copy work side by side.
         slot: the replication slot of the WAL receiver; `seawall_<name>` when omitted.
         max_rate_bytes_per_second: the most that is read from the cluster; 0 is no limit.
-        retention_days: how long backups of this source are kept.
+        full_after_days: how old the full backup may be that incrementals build on; 0 is no limit.
+        retention_days: every moment of so many days stays restorable, and the last backup of each of them is kept.
         wal: what `seawall up` runs for it: a receiver on a slot, an agent for archive_command, or nothing.
         wal_timeout: how many seconds the end of a backup waits for the WAL that makes it consistent.
         limits: windows in which another number of bytes per second is read, each a section `[[….limits]]` as below.
         mirrors: the locations that hold copies of this source's backups, such as `["offsite"]`; none when omitted.
         copies: in how many locations, the primary among them, a backup must lie before it counts as protected.
         copy_within_hours: how many hours after a backup's end its copies may be missing without an alert.
+        retention: which backups are kept besides, see `[retention]`.
     """
 
     name: str
@@ -170,6 +219,7 @@ class SourceSettings:
     workers: int = 2
     slot: str = ""
     max_rate_bytes_per_second: int = 0
+    full_after_days: int = 7
     retention_days: int = 30
     wal: WalMode = WalMode.RECEIVE
     wal_timeout: timedelta = timedelta(seconds=120)
@@ -177,6 +227,7 @@ class SourceSettings:
     mirrors: tuple[str, ...] = ()
     copies: int = 1
     copy_within_hours: int = 24
+    retention: RetentionSettings = field(default_factory=RetentionSettings)
 
     @property
     def slot_name(self) -> str:
@@ -191,6 +242,7 @@ class Settings:
     sealing: SealingSettings = field(default_factory=SealingSettings)
     catalog: CatalogSettings = field(default_factory=CatalogSettings)
     server: ServerSettings = field(default_factory=ServerSettings)
+    retention: RetentionSettings = field(default_factory=RetentionSettings)
     sources: Mapping[str, SourceSettings] = field(default_factory=dict)
     locations: Mapping[str, LocationSettings] = field(default_factory=dict)
     file: Path | None = None
@@ -230,7 +282,15 @@ class Settings:
         return self.server.work_directory / "agent" / f"{source}.sock"
 
 
-_S = TypeVar("_S", RepositorySettings, SealingSettings, CatalogSettings, ServerSettings, SourceSettings)
+_S = TypeVar(
+    "_S",
+    RepositorySettings,
+    SealingSettings,
+    CatalogSettings,
+    ServerSettings,
+    RetentionSettings,
+    SourceSettings,
+)
 
 
 def load(path: Path | None = None, environ: Mapping[str, str] | None = None) -> Settings:
@@ -265,16 +325,15 @@ def parse(document: Mapping[str, Any], *, origin: str = "settings") -> Settings:
         if section not in known:
             raise SettingsError(f"{origin}: unknown section [{section}]; known are {', '.join(sorted(known))}")
     sources = _named(document, "sources", origin)
+    retention = _retention(RetentionSettings(), document.get("retention", {}), f"{origin}: [retention]")
     settings = Settings(
         repository=_section(RepositorySettings(), document.get("repository", {}), f"{origin}: [repository]"),
         sealing=_section(SealingSettings(), document.get("sealing", {}), f"{origin}: [sealing]"),
         catalog=_section(CatalogSettings(), document.get("catalog", {}), f"{origin}: [catalog]"),
         server=_section(ServerSettings(), document.get("server", {}), f"{origin}: [server]"),
+        retention=retention,
         sources={
-            checked_name(name, what="source name"): _section(
-                SourceSettings(name=name), values, f"{origin}: [sources.{name}]"
-            )
-            for name, values in sources.items()
+            name: _source(name, values, retention, f"{origin}: [sources.{name}") for name, values in sources.items()
         },
         locations={
             name: _location(name, values, f"{origin}: [locations.{name}]")
@@ -290,6 +349,28 @@ def _named(document: Mapping[str, Any], section: str, origin: str) -> Mapping[st
     if not isinstance(found, Mapping):
         raise SettingsError(f"{origin}: write each of [{section}] as a section of its own, [{section}.NAME]")
     return found
+
+
+def _source(name: str, values: object, site: RetentionSettings, where: str) -> SourceSettings:
+    """A source; its rules of retention replace what they name of the site's."""
+    checked_name(name, what="source name")
+    if not isinstance(values, Mapping):
+        raise SettingsError(f"{where}] must be a section")
+    rest = {key: value for key, value in values.items() if key != "retention"}
+    source = _section(SourceSettings(name=name), rest, f"{where}]")
+    return replace(source, retention=_retention(site, values.get("retention", {}), f"{where}.retention]"))
+
+
+def _retention(default: RetentionSettings, values: object, where: str) -> RetentionSettings:
+    if not isinstance(values, Mapping):
+        raise SettingsError(f"{where} must be a section")
+    own = _section(default, {key: value for key, value in values.items() if key != "locations"}, where)
+    # What is said of one location rests on what the same section says of all of them.
+    base = replace(own, locations={})
+    found = {
+        name: _section(base, rules, f"{where} {name}") for name, rules in _named(values, "locations", where).items()
+    }
+    return replace(own, locations={**own.locations, **found})
 
 
 def _location(name: str, values: object, where: str) -> LocationSettings:
@@ -315,6 +396,9 @@ def _refuse_contradictions(settings: Settings, origin: str) -> None:
     limits.refuse_unknown_zone(settings.server.time_zone)
     for source in settings.sources.values():
         where = f"{origin}: [sources.{source.name}]"
+        for name in source.retention.locations:
+            if name not in (PRIMARY, *settings.locations):
+                raise SettingsError(f"{where} retention: there is no [locations.{name}]")
         for name in source.mirrors:
             if name not in settings.locations:
                 raise SettingsError(f"{where} mirrors: there is no [locations.{name}]")
