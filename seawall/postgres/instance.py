@@ -23,6 +23,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from psycopg.conninfo import make_conninfo
+
 from seawall.errors import PrivilegeMissing, ServerFailed, UsageError
 from seawall.postgres.binaries import Account, Binaries
 from seawall.postgres.connect import Session, connect
@@ -228,7 +230,8 @@ class Instance:
         host, port = self._host, self.port
         if found is not None:
             host, port = ("127.0.0.1" if found.address else found.sockets), found.port
-        return f"host={host} port={port} user={self.user} dbname=postgres"
+        # Paths and names may have spaces and quotes.
+        return make_conninfo("", host=host, port=port, user=self.user, dbname="postgres")
 
     def source(self, name: str = "scratch") -> SourceSettings:
         """Settings under which every function of this package works on the server."""

@@ -18,7 +18,7 @@ from seawall.errors import ClusterError, RecoveryFailed, SettingsError
 from seawall.model import RecoveryTarget, TargetKind
 from seawall.postgres.binaries import Account
 from seawall.postgres.control import CONTROL_FILE, ControlData, read_control
-from seawall.postgres.replay import Outcome, Reached, TargetAction, watch
+from seawall.postgres.replay import Outcome, Reached, TargetAction, wait_for_promotion, watch
 
 __all__ = [
     "Outcome",
@@ -28,6 +28,7 @@ __all__ = [
     "configure",
     "deconfigure",
     "restore_command_line",
+    "wait_for_promotion",
     "watch",
 ]
 

@@ -13,18 +13,18 @@ from datetime import UTC, datetime
 from enum import StrEnum
 from typing import LiteralString
 
-import psycopg
-
 from seawall.errors import Cancelled, RecoveryFailed, ServerUnreachable, WalGap
 from seawall.events import Advanced, Observer, silent
 from seawall.model import RecoveryTarget
-from seawall.postgres.connect import Session
+from seawall.postgres.connect import Session, translated
 from seawall.postgres.control import read_control
 from seawall.postgres.instance import Instance
 from seawall.wal import Lsn, Segment
 
 _POLL_SECONDS = 0.1
+_SILENCE_SECONDS = 60.0
 _QUOTED_LINES = 12
+_NO_DATABASE = re.compile(r'database ".*" does not exist')
 _STATE: LiteralString = """
     SELECT pg_is_in_recovery(), pg_last_wal_replay_lsn()::text, pg_last_xact_replay_timestamp(),
            CASE WHEN pg_is_in_recovery() THEN pg_get_wal_replay_pause_state() ELSE '' END
@@ -117,6 +117,7 @@ def watch(
     Raises:
         WalGap: WAL ended before the target or before consistency.
         RecoveryFailed: anything else that ended recovery, or it ended later than asked; the log is quoted.
+        PrivilegeMissing: the server refuses the superuser.
         Cancelled: the observer asked to stop.
     """
     watcher = _Watcher(instance, action, timeout, observe or silent())
@@ -131,6 +132,27 @@ def watch(
     return reached
 
 
+def wait_for_promotion(instance: Instance, *, observe: Observer) -> Reached:
+    """Wait until somebody resumes a server that `watch` saw paused at its target, which promotes it.
+
+    Args:
+        instance: its superuser must be admitted.
+        observe: cancelling stops the server, which stays unpromoted.
+
+    Raises:
+        RecoveryFailed: the server ended instead.
+        Cancelled: the observer asked to stop.
+    """
+    watcher = _Watcher(instance, TargetAction.PAUSE, 0.0, observe)
+    try:
+        return watcher.wait_for_promotion()
+    except Cancelled:
+        instance.stop("fast")
+        raise
+    finally:
+        watcher.close()
+
+
 class _Watcher:
     def __init__(self, instance: Instance, action: TargetAction, timeout: float, observe: Observer) -> None:
         self._instance, self._action, self._observe = instance, action, observe
@@ -140,6 +162,8 @@ class _Watcher:
         self._replayed: Lsn | None = None
         self._segment_bytes = 0
         self._sign: object = None
+        self._unheard_since: float | None = None
+        self._past_pause = False
         self._moved = self._began
 
     def follow(self) -> Reached:
@@ -154,6 +178,14 @@ class _Watcher:
                 )
             time.sleep(_POLL_SECONDS)
 
+    def wait_for_promotion(self) -> Reached:
+        """Look on while somebody else decides what becomes of a paused server; no time is too long for that."""
+        self._past_pause = True
+        while (reached := self._look()) is None:
+            self._observe.checkpoint()
+            time.sleep(_POLL_SECONDS)
+        return reached
+
     def close(self) -> None:
         if self._session is not None:
             self._session.close()
@@ -167,10 +199,20 @@ class _Watcher:
             self._follow_log()
             return None
         try:
-            return self._state()
-        except (psycopg.Error, ServerUnreachable):  # on its way up or down; the next look tells which
+            reached = self._state()
+        except ServerUnreachable as error:  # on its way up or down; the next look tells which
             self.close()
+            self._refuse_silence(error)
             return None
+        self._unheard_since = None
+        return reached
+
+    def _refuse_silence(self, error: ServerUnreachable) -> None:
+        """A server that calls itself ready but answers nobody for that long will not do so later either."""
+        now = time.monotonic()
+        self._unheard_since = self._unheard_since or now
+        if now - self._unheard_since > _SILENCE_SECONDS:
+            raise error
 
     def _follow_log(self) -> None:
         """Before consistency nobody can be asked: the segments that came out of the archive tell how far it is."""
@@ -182,21 +224,36 @@ class _Watcher:
             self._advance(Segment.parse(restored[-1], self._segment_bytes).start)
 
     def _state(self) -> Reached | None:
+        # What the server refuses (this role, this function) it refuses again: only its absence is worth another look.
         if self._session is None:
-            self._session = self._instance.connect()
-        row = self._session.execute(_STATE).fetchone()
+            self._session = self._connected()
+        with translated("recovering server"):
+            row = self._session.execute(_STATE).fetchone()
         if row is None:
             return None
         lsn = Lsn.parse(str(row[1])) if row[1] is not None else Lsn(0)
         self._advance(lsn)
         if not row[0]:
             return self._reached(Outcome.PROMOTED, lsn, row[2], self._number(_TIMELINE))
-        if row[3] == "paused":
+        if row[3] == "paused" and not self._past_pause:
+            if self._action is not TargetAction.PAUSE:
+                # Nobody asked for it: a setting that is lower than at the source pauses a hot standby.
+                raise failure(self._instance.log_text())
             return self._reached(Outcome.PAUSED, lsn, row[2], self._number(_RECOVERING_TIMELINE))
         return None
 
+    def _connected(self) -> Session:
+        """Some administrators drop the database `postgres`."""
+        try:
+            return self._instance.connect()
+        except ServerUnreachable as error:
+            if not _NO_DATABASE.search(error.message):
+                raise
+            return self._instance.connect("template1")
+
     def _number(self, statement: LiteralString) -> int:
-        row = self._session.execute(statement).fetchone() if self._session is not None else None
+        with translated("recovering server"):
+            row = self._session.execute(statement).fetchone() if self._session is not None else None
         return 0 if row is None else int(row[0])
 
     def _advance(self, lsn: Lsn) -> None:

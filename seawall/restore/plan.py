@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
 
-from seawall.errors import BackupMissing, Damaged, TargetUnreachable
+from seawall.errors import BackupMissing, Damaged, TargetUnreachable, UsageError
 from seawall.model import BackupLabel, Head, Health, RecoveryTarget, TargetKind
+from seawall.postgres.replay import TargetAction
 from seawall.repository import Repository, SourceArea
 from seawall.restore import destination as places
 from seawall.restore.reach import Reach
@@ -30,6 +31,7 @@ class RestorePlan:
         wal_end: the end of the stored WAL that follows the backup without a gap.
         tablespaces: (oid, original location, new location).
         delta: keep what is already right in the destination.
+        action: what the server does at the target.
         estimated_seconds: from sizes; against `rto`.
     """
 
@@ -48,6 +50,7 @@ class RestorePlan:
     estimated_seconds: float
     rto: timedelta
     warnings: tuple[str, ...]
+    action: TargetAction = TargetAction.PROMOTE
 
     @property
     def meets_rto(self) -> bool:
@@ -63,6 +66,7 @@ def plan(
     label: BackupLabel | None = None,
     delta: bool = False,
     tablespaces: Mapping[str, Path] | None = None,
+    action: TargetAction = TargetAction.PROMOTE,
     now: datetime,
     rto: timedelta = timedelta(hours=4),
 ) -> RestorePlan:
@@ -75,14 +79,21 @@ def plan(
         delta: repair what lies in the destination instead of refusing it.
         tablespaces: original location → new one; default is beside the destination, or where a delta restore's
             data directory has them.
+        action: what the server does at the target: promote, pause for a look, or shut down unpromoted.
         now: aware; a target after it is refused.
 
     Raises:
+        UsageError: `latest` with another action than to promote: it has no target.
         TargetUnreachable: before the first backup, in the future, or on a timeline that no backup reaches.
         WalGap: WAL between backup and target is missing; the message names it.
         DestinationInUse: a server runs there, or it is not empty.
         StorageFull: the destination's file system is too small.
     """
+    if target.kind is TargetKind.LATEST and action is not TargetAction.PROMOTE:
+        raise UsageError(
+            f"a recovery to the latest WAL has no target at which to {action.value}: it promotes at its end",
+            hint="Name a target, such as a time or a restore point.",
+        )
     area = repository.source(source)
     head, history, why = _chosen(area, target, label, now)
     reach = Reach(area, head, history)
@@ -110,6 +121,7 @@ def plan(
         estimated_seconds=round(seconds, 1),
         rto=rto,
         warnings=_warnings(head, target, seconds, rto, has_gap=reach.has_gap),
+        action=action,
     )
 
 

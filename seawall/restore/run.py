@@ -22,7 +22,7 @@ from pathlib import Path
 from seawall.archive.agent import Agent
 from seawall.archive.commands import CLIENT, restore_command
 from seawall.audit import AuditLog
-from seawall.errors import BinariesMissing, PrivilegeMissing, SeawallError, TargetUnreachable, WalGap
+from seawall.errors import BinariesMissing, PrivilegeMissing, SeawallError, TargetUnreachable, UsageError, WalGap
 from seawall.events import Ended, Noticed, Observer
 from seawall.keys import KeyRing
 from seawall.model import RecoveryTarget, TargetKind
@@ -39,8 +39,8 @@ log = logging.getLogger(__name__)
 DEFAULT_SOCKET = Path("/run/seawall/agent.sock")
 # What may wait ahead of replay on this host.
 _AHEAD_BYTES = 256 * 1024 * 1024
-# As pg_dumpall writes roles; names that a connection string would have to quote are passed over.
-_SUPERUSER = re.compile(r'^ALTER ROLE "?([\w.@-]+)"? WITH SUPERUSER\b[^;]*(?<!NO)LOGIN\b', re.MULTILINE)
+# As pg_dumpall writes roles.
+_SUPERUSER = re.compile(r'^ALTER ROLE (\w+|"(?:[^"]|"")+") WITH SUPERUSER\b[^;]*(?<!NO)LOGIN\b', re.MULTILINE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,9 +81,11 @@ def run(
     port: int = 0,
     start: bool = True,
     socket_path: Path | None = None,
-    action: recovery.TargetAction = recovery.TargetAction.PROMOTE,
 ) -> RestoreReport:
     """Restore, recover and prove; leaves a stopped data directory, or a running server.
+
+    A plan that pauses is waited for until somebody resumes the server, which promotes it; it stays private to this
+    host meanwhile. One that shuts down leaves an unpromoted directory, whose recovery can be continued.
 
     Args:
         plan: from `restore.plan`; looked at again before anything is written.
@@ -92,24 +94,30 @@ def run(
         port: leave a server running there; 0 leaves it stopped.
         start: false lays files down and leaves recovery to the administrator, who then needs an agent on
             `socket_path` when the server starts.
-        action: with `start=False`, what that server does at its target; a recovery run here always promotes.
 
     Raises:
+        UsageError: a server that shuts down at its target was to be left running.
         RecoveryFailed, WalGap, TargetUnreachable: the target was not reached; the files stay for a look.
         Cancelled: on request; no server is left running.
     """
+    ends_down = start and plan.action is recovery.TargetAction.SHUTDOWN
+    if port and ends_down:
+        raise UsageError("a server that shuts down at its target cannot be left running", hint="Leave the port out.")
     _audit(plan, repository, actor=actor, now=now, observe=observe)
+    command = restore_command(socket_path or DEFAULT_SOCKET)
     if not start:
         begin = time.monotonic()
-        command = restore_command(socket_path or DEFAULT_SOCKET)
-        laying = _Laying(plan, repository, ring, account, observe, workers, action)
-        laid = laying.run(command)
+        laid = _Laying(plan, repository, ring, account, observe, workers).run(command)
         seconds = time.monotonic() - begin
         return _report(plan, laid, None, {"files": seconds, "total": seconds})
     with recovered(
         plan, repository, ring=ring, binaries=binaries, account=account, observe=observe, workers=workers
     ) as (report, instance):
         instance.stop()
+        if ends_down:
+            # Not a temporary agent's: whoever goes on with this recovery starts one.
+            recovery.configure(plan.destination, _target(plan), command, account=account, action=plan.action)
+            return report
         recovery.deconfigure(plan.destination, account=account)
         observe.hear(
             Noticed("medium", "archive-off", "archive_mode is off in the restored cluster; see docs/how-to/restore.md")
@@ -142,7 +150,7 @@ def recovered(
     workers: int = 2,
     timeout: float = 4 * 3600.0,
 ) -> Iterator[tuple[RestoreReport, Instance]]:
-    """A restored, recovered and promoted instance, private to this host, while the context is open.
+    """A restored and recovered instance, promoted or as the plan wants it, private to this host, while it is open.
 
     Nothing is left running at its end, whatever happens in between.
 
@@ -186,16 +194,25 @@ def _refuse_unrunnable(plan: RestorePlan, binaries: Binaries, account: Account) 
 
 def _superuser(specials: Mapping[str, str]) -> str:
     """A role that may look at the recovery; `postgres` unless the backup's globals say that it is none."""
-    found = _SUPERUSER.findall(specials.get("globals.sql", ""))
-    return "postgres" if "postgres" in found or not found else str(found[0])
+    found = [_unquoted(name) for name in _SUPERUSER.findall(specials.get("globals.sql", ""))]
+    return "postgres" if "postgres" in found or not found else found[0]
+
+
+def _unquoted(name: str) -> str:
+    """A role's name out of an SQL identifier."""
+    return name[1:-1].replace('""', '"') if name.startswith('"') else name
 
 
 def _watched(plan: RestorePlan, instance: Instance, timeout: float, observe: Observer) -> recovery.Reached:
     """Follow replay to its end, and put PostgreSQL's answers into the words of what was asked."""
     try:
-        reached = recovery.watch(instance, _target(plan), timeout=timeout, observe=observe)
+        reached = recovery.watch(instance, _target(plan), action=plan.action, timeout=timeout, observe=observe)
     except WalGap as error:
-        if plan.target.kind is not TargetKind.TIME or "before configured recovery target" not in error.message:
+        if "before configured recovery target" not in error.message:
+            raise
+        if plan.target.kind in (TargetKind.NAME, TargetKind.XID):
+            raise _not_met(plan, error) from error
+        if plan.target.kind is not TargetKind.TIME:
             raise
         # The plan proved that WAL was stored after that time. So it holds no commit after it: an idle server.
         raise TargetUnreachable(
@@ -203,6 +220,8 @@ def _watched(plan: RestorePlan, instance: Instance, timeout: float, observe: Obs
             f"{error.message}",
             hint="Restore to `latest`: it holds every commit there is. Nothing proves that none is missing after it.",
         ) from error
+    if reached.outcome is recovery.Outcome.PAUSED:
+        return _looked_at(instance, reached, observe)
     if plan.target.kind is TargetKind.LATEST:
         last = Segment.parse(plan.wal_last, plan.head.segment_bytes)
         if reached.lsn < last.start:
@@ -210,6 +229,29 @@ def _watched(plan: RestorePlan, instance: Instance, timeout: float, observe: Obs
             message = f"replay ended at {reached.lsn}, although WAL up to {plan.wal_end} is stored"
             observe.hear(Noticed("high", "ended-early", message))
     return reached
+
+
+def _not_met(plan: RestorePlan, error: WalGap) -> TargetUnreachable:
+    """Replay came to the end of what the plan proved to be there: the name was mistyped, or it lies elsewhere."""
+    what = f"restore point {plan.target.value!r}" if plan.target.kind is TargetKind.NAME else f"xid {plan.target.value}"
+    return TargetUnreachable(
+        f"{what} was not met in the WAL up to {plan.wal_end} on timeline {plan.history.timeline}, "
+        f"from backup {plan.head.label} on: {error.message}",
+        hint="Is it written as it was made? It may also lie before this backup's end (name an earlier one with a "
+        "label), on another timeline, or in WAL that is not stored yet.",
+    )
+
+
+def _looked_at(instance: Instance, paused: recovery.Reached, observe: Observer) -> recovery.Reached:
+    """Say where the paused server can be looked at, and wait until somebody lets it go on."""
+    message = (
+        f"recovery is paused at {paused.lsn} ({paused.stopped or 'target reached'}); look at it, read-only, with "
+        f"`psql -d '{instance.conninfo}'`; `SELECT pg_wal_replay_resume()` promotes it, Ctrl-C stops it unpromoted"
+    )
+    observe.hear(Noticed("medium", "recovery-paused", message))
+    # What is reported is where replay stopped, not what the promoted server has written since.
+    promoted = recovery.wait_for_promotion(instance, observe=observe)
+    return replace(paused, outcome=promoted.outcome, timeline=promoted.timeline)
 
 
 @contextmanager
@@ -241,7 +283,6 @@ class _Laying:
     account: Account
     observe: Observer
     workers: int
-    action: recovery.TargetAction = recovery.TargetAction.PROMOTE
 
     def run(self, command: str) -> lay.Laid:
         plan = self.plan
@@ -259,7 +300,7 @@ class _Laying:
         if written:
             made = f"these lay elsewhere and were made: {', '.join(written)}"
             self.observe.hear(Noticed("low", "configuration", made))
-        recovery.configure(plan.destination, _target(plan), command, account=self.account, action=self.action)
+        recovery.configure(plan.destination, _target(plan), command, account=self.account, action=plan.action)
         try:
             # Last of all: from here on PostgreSQL can start there.
             tree.reveal_control(plan.destination)

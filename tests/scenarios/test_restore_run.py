@@ -2,23 +2,30 @@
 
 from __future__ import annotations
 
+import queue
+import re
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import psycopg
 import pytest
 
 from seawall import restore
 from seawall.archive.agent import Agent
-from seawall.errors import BinariesMissing, Cancelled, TargetUnreachable
+from seawall.archive.commands import restore_command
+from seawall.errors import BinariesMissing, Cancelled, TargetUnreachable, UsageError
 from seawall.events import Ended, Event, Noticed, Observer
 from seawall.model import RecoveryTarget, TargetKind
+from seawall.postgres import recovery
+from seawall.postgres.control import read_control
 from seawall.postgres.instance import Instance, free_port
-from seawall.postgres.recovery import TargetAction
+from seawall.postgres.recovery import Outcome, TargetAction
 from seawall.repository import Repository
 from seawall.storage.wrappers import ReadOnly
 
@@ -115,8 +122,8 @@ def test_without_a_start_the_server_recovers_later_from_an_agent(story: Story, r
     site = story.site
     socket_path = site.place("agent").with_name("agent.sock")
     socket_path.parent.chmod(0o755)
-    plan = site.plan(RecoveryTarget(TargetKind.LSN, story.lsn))
-    report = run(story, plan, start=False, socket_path=socket_path, action=TargetAction.PAUSE)
+    plan = site.plan(RecoveryTarget(TargetKind.LSN, story.lsn), action=TargetAction.PAUSE)
+    report = run(story, plan, start=False, socket_path=socket_path)
     assert report.reached is None
     spool = socket_path.with_name("spool")
     with Agent(site.area, None, site.ring, spool, socket_path, accounts=frozenset({site.account.uid})):
@@ -128,6 +135,83 @@ def test_without_a_start_the_server_recovers_later_from_an_agent(story: Story, r
             assert rows(instance, COUNT) == [(story.rows_at_lsn,)]
             rows(instance, "SELECT pg_wal_replay_resume()")
             site.until(lambda: rows(instance, "SELECT pg_is_in_recovery()") == [(False,)], "the promotion")
+
+
+class Paused:
+    """A restore that pauses, in a thread of its own, until somebody lets it go on."""
+
+    def __init__(self, story: Story) -> None:
+        self.plan = story.site.plan(RecoveryTarget(TargetKind.LSN, story.lsn), action=TargetAction.PAUSE)
+        self.said: queue.Queue[str] = queue.Queue()
+        self.observe = Observer(self._hear)
+        self._pool = ThreadPoolExecutor(1)
+        self.report = self._pool.submit(run, story, self.plan, observe=self.observe)
+
+    def _hear(self, event: Event) -> None:
+        if isinstance(event, Noticed) and event.code == "recovery-paused":
+            self.said.put(event.message)
+
+    def query(self, statement: str) -> list[tuple[Any, ...]]:
+        """Asked exactly as the administrator is told to."""
+        (conninfo,) = re.findall(r"psql -d '([^']*)'", self.said.get(timeout=60))
+        with psycopg.connect(conninfo, autocommit=True) as session:
+            cursor = session.execute(statement)  # type: ignore[call-overload]
+            return list(cursor.fetchall())
+
+
+def test_a_paused_recovery_waits_for_a_look_and_is_promoted_when_it_is_let_go_on(story: Story, rows: Rows) -> None:
+    paused = Paused(story)
+    (row,) = paused.query(f"SELECT pg_is_in_recovery(), ({COUNT}), pg_wal_replay_resume()::text")
+    assert row[:2] == (True, story.rows_at_lsn)
+    report = paused.report.result(timeout=60)
+    assert report.reached is not None
+    assert report.reached.outcome is Outcome.PROMOTED
+    assert "recovery stopping after WAL location" in report.reached.stopped
+    assert "restore_command" not in (paused.plan.destination / "postgresql.auto.conf").read_text()
+    with story.site.running(paused.plan.destination) as instance:
+        assert rows(instance, COUNT) == [(story.rows_at_lsn,)]
+    assert not leftovers()
+
+
+def test_a_paused_recovery_that_is_stopped_stays_unpromoted(story: Story) -> None:
+    paused = Paused(story)
+    assert paused.query("SELECT pg_is_in_recovery()") == [(True,)]
+    paused.observe.cancel.set()
+    with pytest.raises(Cancelled):
+        paused.report.result(timeout=60)
+    instance = Instance(paused.plan.destination, story.site.binaries, story.site.account)
+    assert not instance.is_running()
+    assert read_control(paused.plan.destination).timeline == 1
+    assert (paused.plan.destination / "recovery.signal").exists()
+
+
+def test_a_recovery_that_shuts_down_leaves_an_unpromoted_directory_that_goes_on_later(story: Story, rows: Rows) -> None:
+    site = story.site
+    socket_path = site.place("agent").with_name("agent.sock")
+    socket_path.parent.chmod(0o755)
+    target = RecoveryTarget(TargetKind.LSN, story.lsn)
+    plan = site.plan(target, action=TargetAction.SHUTDOWN)
+    report = run(story, plan, socket_path=socket_path)
+    assert report.reached is not None
+    assert (report.reached.outcome, report.reached.timeline) == (Outcome.SHUTDOWN, 1)
+    assert str(socket_path) in (plan.destination / "postgresql.auto.conf").read_text()
+    assert not leftovers()
+    # Somebody looked at other evidence meanwhile and wants a later moment: nothing has to be laid down again.
+    recovery.configure(plan.destination, RecoveryTarget(), restore_command(socket_path), account=site.account)
+    spool = socket_path.with_name("spool")
+    with Agent(site.area, None, site.ring, spool, socket_path, accounts=frozenset({site.account.uid})):
+        with site.running(plan.destination) as instance:
+            site.until(lambda: rows(instance, "SELECT pg_is_in_recovery()") == [(False,)], "the promotion")
+            assert rows(instance, COUNT) == [(story.rows_at_end,)]
+
+
+def test_what_makes_no_sense_at_a_target_is_refused_before_anything_is_written(story: Story) -> None:
+    with pytest.raises(UsageError, match="no target at which to pause"):
+        story.site.plan(action=TargetAction.PAUSE)
+    plan = story.site.plan(RecoveryTarget(TargetKind.LSN, story.lsn), action=TargetAction.SHUTDOWN)
+    with pytest.raises(UsageError, match="cannot be left running"):
+        run(story, plan, port=free_port())
+    assert not plan.destination.exists()
 
 
 def test_a_repository_that_cannot_be_written_to_is_enough(story: Story, heard: list[Event]) -> None:
@@ -174,9 +258,9 @@ def test_cancelling_leaves_no_server_no_agent_and_nothing_that_could_start_half(
 def renamed(sites: Any) -> Iterator[Any]:
     """A cluster whose superuser is not called postgres."""
     with sites.site(18) as site:
-        site.query('CREATE ROLE "the-boss" SUPERUSER LOGIN')
+        site.query('CREATE ROLE "the ""big"" boss" SUPERUSER LOGIN')
         site.stop_receiving()
-        site.instance.user = "the-boss"
+        site.instance.user = 'the "big" boss'
         site.query("ALTER ROLE postgres RENAME TO former", "ALTER ROLE former NOLOGIN")
         site.receive()
         yield site
