@@ -276,6 +276,14 @@ class TargetKind(StrEnum):
     NAME = "name"
 
 
+class TargetAction(StrEnum):
+    """What a server does when its recovery reaches the target."""
+
+    PROMOTE = "promote"
+    PAUSE = "pause"
+    SHUTDOWN = "shutdown"
+
+
 @dataclass(frozen=True, slots=True)
 class RecoveryTarget:
     """Where recovery stops.
@@ -342,7 +350,7 @@ class Finding:
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """What a verification proved of one backup set."""
+    """What a verification proved of one backup set; `proved` says how far each object that was read is."""
 
     label: BackupLabel
     reached: Proof | None
@@ -352,6 +360,7 @@ class Verdict:
     plain_bytes: int
     took: timedelta
     checked_at: datetime
+    proved: Mapping[str, Proof] = field(default_factory=dict)
 
     @property
     def good(self) -> bool:

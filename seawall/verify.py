@@ -44,6 +44,7 @@ def check(
     ring: KeyRing,
     *,
     up_to: Proof = Proof.WAL_CONTINUOUS,
+    only: Callable[[StoredObject], bool] = lambda _stored: True,
     now: datetime,
     observe: Observer,
     clock: Callable[[], datetime] | None = None,
@@ -52,6 +53,8 @@ def check(
     """Verify one backup set from the storage.
 
     Args:
+        only: whether an object shall be read; asked when its turn comes, so that a budget may run out meanwhile.
+            Both copies of the manifest are read in any case.
         up_to: how far; `restored` is what `restore_test` proves and counts here as WAL continuous.
         now: when it begins.
         clock: the time when the verdict is given; `now` counts when it is omitted.
@@ -62,7 +65,7 @@ def check(
         StorageUnreachable, StorageDenied: nothing can be said about the set.
         Cancelled: on request.
     """
-    return _Check(area, label, ring, up_to, observe, workers).run(clock or (lambda: now))
+    return _Check(area, label, ring, up_to, only, observe, workers).run(clock or (lambda: now))
 
 
 @dataclass
@@ -71,12 +74,14 @@ class _Check:
     label: BackupLabel
     ring: KeyRing
     up_to: Proof
+    only: Callable[[StoredObject], bool]
     observe: Observer
     workers: int
     findings: list[Finding] = field(default_factory=list)
     stored_bytes: int = 0
     plain_bytes: int = 0
     objects: int = 0
+    proved: dict[str, Proof] = field(default_factory=dict)
 
     def run(self, clock: Callable[[], datetime]) -> Verdict:
         begin = time.monotonic()
@@ -93,6 +98,7 @@ class _Check:
             self.plain_bytes,
             timedelta(seconds=took),
             clock(),
+            self.proved,
         )
 
     def _levels(self) -> Proof | None:
@@ -149,6 +155,7 @@ class _Check:
         for name in (layout.manifest(self.label), layout.manifest_copy(self.label)):
             try:
                 self._refuse_other_hash(name, head.manifest_sha256)
+                self.proved[name] = Proof.HASH_GOOD
             except _NOT_KNOWN:
                 raise
             except _WRONG as error:
@@ -172,7 +179,7 @@ class _Check:
 
     def _present(self, objects: Iterable[StoredObject]) -> bool:
         before = len(self.findings)
-        for stored in objects:
+        for stored in filter(self.only, objects):
             self.observe.checkpoint()
             try:
                 size = self.area.storage.stat(stored.name).size_bytes
@@ -192,8 +199,11 @@ class _Check:
         # The largest first, so that all workers end at about the same time.
         ordered = sorted(objects, key=lambda stored: -stored.stored_bytes)
         with ThreadPoolExecutor(self.workers, thread_name_prefix="verify") as pool:
-            for stored, error in pool.map(lambda s: self._object(head, s, wanted.get(s.name, []), opened), ordered):
-                if error is not None:
+            read = pool.map(lambda s: self._object(head, s, wanted.get(s.name, []), opened), ordered)
+            for stored, error in filter(None, read):
+                if error is None:
+                    self.proved[stored.name] = Proof.DECRYPTABLE if opened else Proof.HASH_GOOD
+                else:
                     self._found("missing" if isinstance(error, ObjectMissing) else "damaged", stored.name, error)
                 self.objects += 1
                 self.stored_bytes += stored.stored_bytes
@@ -202,7 +212,9 @@ class _Check:
 
     def _object(
         self, head: Head, stored: StoredObject, entries: list[Entry], opened: bool
-    ) -> tuple[StoredObject, Exception | None]:
+    ) -> tuple[StoredObject, Exception | None] | None:
+        if not self.only(stored):
+            return None
         counted = Counted(self._observed(self.area.storage.get(stored.name)))
         chunks = iter(counted)
         try:
