@@ -28,7 +28,7 @@ test: ## Run every test
 
 test-fast: ## Run the tests that need no server, in under two minutes
 	@$(PYTHON) -m tools.setup lint
-	@$(VENV)/python -m pytest -m "not postgres and not prefect and not slow"
+	@$(VENV)/python -m pytest -m "not postgres and not prefect and not servers and not slow"
 
 lint: ## Format, lint, types and import contracts
 	@$(PYTHON) -m tools.setup lint

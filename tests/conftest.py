@@ -22,6 +22,7 @@ import pytest
 from seawall.postgres.binaries import Account, Binaries, available
 from seawall.postgres.instance import Instance
 from seawall.settings import SourceSettings
+from tools.storage_servers import Servers
 
 QUICK = {
     "fsync": "off",
@@ -265,3 +266,10 @@ def each_cluster(request: pytest.FixtureRequest, shared_clusters: Callable[[int]
 @pytest.fixture(params=[15, 17, 18])
 def each_major(request: pytest.FixtureRequest) -> int:
     return int(request.param)
+
+
+@pytest.fixture(scope="session")
+def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Servers]:
+    """Storage services on loopback; each starts when it is first asked for."""
+    with Servers(tmp_path_factory.mktemp("servers")) as running:
+        yield running

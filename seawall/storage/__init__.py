@@ -1,7 +1,7 @@
 """One contract for every place that backups lie in.
 
 `open_storage` finds the driver by the scheme of the URL and imports nothing but that, so that the WAL path never pays
-for drivers it does not use. The drivers' modules fulfil `base.Storage` and offer `open_url(url)`.
+for drivers it does not use. The drivers' modules fulfil `base.Storage` and offer `open_url(url, settings)`.
 """
 
 from __future__ import annotations
@@ -18,26 +18,37 @@ from seawall.storage.wrappers import Limited, Retrying, RetryPolicy, Sleep, Thro
 DRIVERS = {
     "file": "seawall.storage.local",
     "memory": "seawall.storage.memory",
+    "s3": "seawall.storage.s3",
 }
+
+# Settings that only a storage on the other side of a network understands.
+_REMOTE = ("endpoint", "region", "credentials_file", "ca_file", "known_hosts_file")
 
 
 class _Driver(Protocol):
-    def open_url(self, url: str) -> Storage: ...
+    def open_url(self, url: str, settings: RepositorySettings) -> Storage: ...
 
 
-def open_driver(url: str) -> Storage:
+def open_driver(url: str, settings: RepositorySettings | None = None) -> Storage:
     """The bare driver for a URL or an absolute path (which is taken as it is: `%20` in a path is no space).
 
+    Args:
+        settings: how the place is reached, where it is a remote one; their own `url` is not looked at.
+
     Raises:
-        SettingsError: no driver knows the URL.
+        SettingsError: no driver knows the URL, or it cannot make use of a setting.
     """
+    settings = settings or RepositorySettings()
     scheme = "file" if url.startswith("/") else url.partition(":")[0]
     if scheme not in DRIVERS:
         known = ", ".join(f"{name}:" for name in DRIVERS)
         raise SettingsError(
             f"no storage driver for {_without_secret(url)!r}", hint=f"Give an absolute path or one of {known}"
         )
-    return cast(_Driver, import_module(DRIVERS[scheme])).open_url(url)
+    useless = [name for name in _REMOTE if getattr(settings, name)] if scheme in ("file", "memory") else []
+    if useless:
+        raise SettingsError(f"{', '.join(useless)} mean nothing to a {scheme}: storage", hint="Remove them.")
+    return cast(_Driver, import_module(DRIVERS[scheme])).open_url(url, settings)
 
 
 def open_storage(
@@ -56,7 +67,7 @@ def open_storage(
     if settings.concurrency < 1 or settings.attempts < 1:
         raise SettingsError("[repository] concurrency and attempts must be at least 1")
     bucket = bucket or TokenBucket(settings.bandwidth_bytes_per_second, sleep=sleep)
-    limited = Limited(Throttled(open_driver(settings.url), bucket), settings.concurrency)
+    limited = Limited(Throttled(open_driver(settings.url, settings), bucket), settings.concurrency)
     return Retrying(limited, RetryPolicy(attempts=settings.attempts), sleep=sleep)
 
 

@@ -28,21 +28,38 @@ _PART = re.compile(r"[A-Za-z0-9][A-Za-z0-9._=+-]{0,199}")
 
 @dataclass(frozen=True, slots=True)
 class Stat:
-    """What the storage says of one object; `modified_at` is in the storage's own clock."""
+    """What the storage says of one object.
+
+    Args:
+        modified_at: in the storage's own clock.
+        sha256: of the whole object, hex, if the storage itself computed it over what it stores; lists never have it.
+    """
 
     name: str
     size_bytes: int
     modified_at: datetime
+    sha256: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Capabilities:
-    """What a driver can do; a missing one is reported by `check`, never assumed."""
+    """What a driver can do; a missing one is reported by `check`, never assumed.
+
+    Args:
+        create_only: a put never replaces an object, whoever else writes at the same moment.
+        consistent_list: a list shows every put and delete that returned before it began.
+        object_lock: objects can be made immutable until a date (`immutability.py`).
+        free_space: `free_bytes` knows a number.
+        checksums: the storage itself compares what arrives with a checksum of what was sent.
+        folders: no object lies below another, so that a copy in a file system is always possible.
+    """
 
     create_only: bool
     consistent_list: bool
     object_lock: bool
     free_space: bool
+    checksums: bool = False
+    folders: bool = True
 
 
 @dataclass(frozen=True, slots=True)

@@ -29,6 +29,7 @@ from seawall.errors import (
     StorageFull,
     StorageUnreachable,
 )
+from seawall.settings import RepositorySettings
 from seawall.storage.base import (
     PIECE_BYTES,
     Bytes,
@@ -59,7 +60,7 @@ _UNREACHABLE = frozenset(
 )
 
 
-def open_url(url: str) -> LocalStorage:
+def open_url(url: str, _settings: RepositorySettings | None = None) -> LocalStorage:
     """The storage at `file:///absolute/path` (percent-encoded) or at a plain absolute path (taken as it is).
 
     Raises:

@@ -22,8 +22,10 @@ from seawall.storage.faulty import OPERATIONS, Fault, Faulty, Trouble
 from seawall.storage.local import LocalStorage
 from seawall.storage.memory import MemoryStorage
 from seawall.storage.wrappers import Limited, Retrying, RetryPolicy, Throttled, TokenBucket
+from tools.storage_servers import Servers
 
 Make = Callable[[Path], Storage]
+MakeRemote = Callable[[Servers], Storage]
 
 
 def _every_call_fails_once(inner: Storage) -> Storage:
@@ -56,13 +58,53 @@ STORAGES: dict[str, Make] = {
 }
 
 
-@pytest.fixture(params=STORAGES.values(), ids=STORAGES.keys())
-def storage(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Storage]:
-    root = tmp_path / "a repository"
-    root.mkdir()
-    opened: Storage = request.param(root)
+def _opened(kind: str) -> MakeRemote:
+    return lambda servers: open_storage(servers[kind].settings())
+
+
+def _driver(kind: str) -> MakeRemote:
+    return lambda servers: servers[kind].storage()
+
+
+def _troubled(kind: str) -> MakeRemote:
+    """Behind a network that is slow and loses each kind of request and answer once."""
+    return lambda servers: _every_call_fails_once(
+        Faulty(servers[kind].storage(), [Fault(Trouble.HANG, times=0, seconds=0.0005)])
+    )
+
+
+KINDS = ("s3",)
+DRIVERS = {kind: _driver(kind) for kind in KINDS}
+REMOTE = (
+    DRIVERS
+    | {f"opened {kind}": _opened(kind) for kind in KINDS}
+    | {f"troubled {kind}": _troubled(kind) for kind in KINDS}
+)
+
+
+def _made(name: str, request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Storage]:
+    if name in REMOTE:
+        opened = REMOTE[name](request.getfixturevalue("servers"))
+    else:
+        root = tmp_path / "a repository"
+        root.mkdir()
+        opened = STORAGES[name](root)
     yield opened
     opened.close()
+
+
+_LOCAL = [pytest.param(name, id=name) for name in STORAGES]
+
+
+@pytest.fixture(params=[*_LOCAL, *(pytest.param(name, id=name, marks=pytest.mark.servers) for name in REMOTE)])
+def storage(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Storage]:
+    yield from _made(request.param, request, tmp_path)
+
+
+# A property takes hundreds of requests: the bare driver proves it for those that go over a network.
+@pytest.fixture(params=[*_LOCAL, *(pytest.param(name, id=name, marks=pytest.mark.servers) for name in DRIVERS)])
+def storage_once(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Storage]:
+    yield from _made(request.param, request, tmp_path)
 
 
 def names(storage: Storage, prefix: str = "") -> list[str]:
@@ -171,8 +213,12 @@ def test_what_is_not_there_is_missing(storage: Storage) -> None:
             list(storage.get(name))
 
 
-def test_no_object_lies_below_another(storage: Storage) -> None:
+def test_no_object_lies_below_another_where_that_would_matter(storage: Storage) -> None:
     storage.put("a/b", [b""])
+    if not storage.capabilities.folders:
+        storage.put("a/b/c", [b""])
+        assert names(storage) == ["a/b", "a/b/c"]
+        return
     with pytest.raises(ObjectExists):
         storage.put("a/b/c", [b""])
     with pytest.raises(ObjectExists):
@@ -336,21 +382,21 @@ def _without_folders_that_are_objects(chosen: set[str]) -> set[str]:
 
 @settings(max_examples=15, deadline=None, suppress_health_check=_slow)
 @given(chosen=st.sets(_names, max_size=10), prefixes=st.lists(_names, max_size=4))
-def test_listing_agrees_with_a_set_of_names(storage: Storage, chosen: set[str], prefixes: list[str]) -> None:
+def test_listing_agrees_with_a_set_of_names(storage_once: Storage, chosen: set[str], prefixes: list[str]) -> None:
     chosen = _without_folders_that_are_objects(chosen)
     try:
         for name in chosen:
-            storage.put(name, [name.encode()])
+            storage_once.put(name, [name.encode()])
         beginnings = [name[:cut] for name in chosen for cut in range(len(name)) if name[cut - 1] != "/"]
         for prefix in ["", *prefixes, *beginnings]:
-            assert names(storage, prefix) == sorted(name for name in chosen if name.startswith(prefix))
-        assert storage.children("") == tuple(sorted({name.partition("/")[0] for name in chosen}))
+            assert names(storage_once, prefix) == sorted(name for name in chosen if name.startswith(prefix))
+        assert storage_once.children("") == tuple(sorted({name.partition("/")[0] for name in chosen}))
         for name in chosen:
-            assert read(storage, name) == name.encode()
+            assert read(storage_once, name) == name.encode()
     finally:
         for name in chosen:
-            storage.delete(name)
-    assert storage.children("") == ()
+            storage_once.delete(name)
+    assert storage_once.children("") == ()
 
 
 @settings(max_examples=25, deadline=None, suppress_health_check=_slow)
@@ -359,17 +405,17 @@ def test_listing_agrees_with_a_set_of_names(storage: Storage, chosen: set[str], 
     offset=st.integers(0, 2500),
     length=st.none() | st.integers(0, 2500),
 )
-def test_a_range_is_a_slice(storage: Storage, chunks: list[bytes], offset: int, length: int | None) -> None:
+def test_a_range_is_a_slice(storage_once: Storage, chunks: list[bytes], offset: int, length: int | None) -> None:
     content = b"".join(chunks)
-    storage.delete("ranged")
-    storage.put("ranged", chunks)
+    storage_once.delete("ranged")
+    storage_once.put("ranged", chunks)
     whole = offset <= len(content) and (length is None or offset + length <= len(content))
     if whole:
         end = len(content) if length is None else offset + length
-        assert b"".join(storage.get("ranged", offset, length)) == content[offset:end]
+        assert b"".join(storage_once.get("ranged", offset, length)) == content[offset:end]
     else:
         with pytest.raises(ObjectTruncated):
-            list(storage.get("ranged", offset, length))
+            list(storage_once.get("ranged", offset, length))
 
 
 @given(name=st.text(max_size=30))

@@ -1,0 +1,374 @@
+"""Objects in a bucket of Amazon S3, or of a service that speaks its language.
+
+Each part goes with its SHA-256, which the service compares with what arrived, and an object gets its name by a request
+that fails if the name is taken (`If-None-Match: *`). In a versioned bucket, as Object Lock needs one, `delete` removes
+the version itself: a delete marker would hide the object and keep its bytes.
+
+Not guaranteed: conditional writes by services that ignore the header; `seawall check` tries. Works as Amazon documents
+it in the S3 API reference; the sections are named where a rule comes from one.
+"""
+
+from __future__ import annotations
+
+import base64
+import configparser
+import contextlib
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import boto3
+import botocore.exceptions
+import urllib3.exceptions
+from botocore.config import Config
+
+from seawall.errors import (
+    NotARepository,
+    ObjectLocked,
+    ObjectMissing,
+    SeawallError,
+    SettingsError,
+    StorageBusy,
+    StorageDenied,
+    StorageFull,
+    StorageUnreachable,
+)
+from seawall.settings import RepositorySettings
+from seawall.storage.access import Place, bucket_place, certificates, credentials, secured_endpoint
+from seawall.storage.answers import explained, server_time
+from seawall.storage.base import Capabilities, Stat
+from seawall.storage.objects import Fetched, ObjectStorage
+from seawall.storage.retry import RetryPolicy
+
+_CONNECT_SECONDS = 10
+_READ_SECONDS = 60
+
+# Codes that say more than their status (S3 API reference, "Error responses"; the last two are MinIO's and Ceph's).
+_BUSY = frozenset({"SlowDown", "Throttling", "ThrottlingException", "RequestLimitExceeded", "TooManyRequests"})
+_PASSING = frozenset(
+    {"RequestTimeout", "InternalError", "BadDigest", "XAmzContentChecksumMismatch", "OperationAborted"}
+)
+_FULL = frozenset({"XMinioStorageFull", "QuotaExceeded"})
+_KEYS = frozenset(
+    {"InvalidAccessKeyId", "SignatureDoesNotMatch", "InvalidToken", "ExpiredToken", "TokenRefreshRequired"}
+)
+_REGION = frozenset({"PermanentRedirect", "AuthorizationHeaderMalformed", "IllegalLocationConstraintException"})
+
+_HINTS = (
+    {
+        "RequestTimeTooSkewed": "The clocks of this host and of the service differ; see `timedatectl`.",
+        "NotImplemented": "This service cannot write on condition that a name is free; Seawall needs that.",
+    }
+    | dict.fromkeys(_KEYS, "Check the access key in credentials_file, or where boto3 looks for one.")
+    | dict.fromkeys(_REGION, "Set [repository] region to the bucket's own.")
+)
+
+
+def open_url(url: str, settings: RepositorySettings) -> ObjectStorage:
+    """The storage at `s3://bucket/prefix`; nothing is asked of the service yet.
+
+    Raises:
+        SettingsError: the URL, the endpoint or the credentials file is wrong.
+    """
+    place = bucket_place(url, "s3")
+    return ObjectStorage(S3Bucket(place, client(settings), settings), RetryPolicy(attempts=settings.attempts))
+
+
+def client(settings: RepositorySettings) -> Any:
+    """A client of the S3 API that makes each request once: repeating is decided above.
+
+    Raises:
+        SettingsError: the endpoint or the credentials file is wrong.
+    """
+    endpoint = secured_endpoint(settings)
+    session = boto3.session.Session(**_keys(credentials(settings)))
+    config = Config(
+        retries={"total_max_attempts": 1},
+        connect_timeout=_CONNECT_SECONDS,
+        read_timeout=_READ_SECONDS,
+        max_pool_connections=32,
+        tcp_keepalive=True,
+        # Own services rarely have a name in DNS for each bucket. Our SHA-256 covers the body already.
+        s3={"addressing_style": "path" if endpoint else "auto", "payload_signing_enabled": False},
+        request_checksum_calculation="when_required",
+        response_checksum_validation="when_required",
+    )
+    try:
+        return session.client(
+            "s3",
+            endpoint_url=endpoint or None,
+            region_name=settings.region or session.region_name or "us-east-1",
+            verify=certificates(settings),
+            config=config,
+        )
+    except (botocore.exceptions.BotoCoreError, ValueError) as error:
+        raise SettingsError(f"[repository] does not describe an S3 service: {error}") from error
+
+
+class S3Bucket:
+    """A bucket and a prefix.
+
+    Args:
+        client: boto3's, of which several threads may make use.
+    """
+
+    def __init__(self, place: Place, client: Any, settings: RepositorySettings) -> None:
+        self._place = place
+        self._client = client
+        self._lock_mode = settings.lock_mode
+        self._seen = False
+
+    @property
+    def url(self) -> str:
+        return f"s3://{self._place.bucket}/{self._place.prefix}".rstrip("/")
+
+    @property
+    def capabilities(self) -> Capabilities:
+        return Capabilities(
+            create_only=True, consistent_list=True, object_lock=True, free_space=False, checksums=True, folders=False
+        )
+
+    def create(self, name: str, content: bytearray, **extra: Any) -> None:
+        with self._translated("write", name):
+            self._client.put_object(
+                **self._where(name),
+                Body=content,
+                IfNoneMatch="*",
+                ChecksumAlgorithm="SHA256",
+                ChecksumSHA256=_sha256(content),
+                **extra,
+            )
+
+    def holds(self, name: str, content: bytearray) -> bool:
+        return self.look(name).sha256 == hashlib.sha256(content).hexdigest()
+
+    def begin(self, name: str, **extra: Any) -> S3Upload:
+        with self._translated("write", name):
+            answer = self._client.create_multipart_upload(**self._where(name), ChecksumAlgorithm="SHA256", **extra)
+        return S3Upload(self, name, {**self._where(name), "UploadId": answer["UploadId"]})
+
+    def fetch(self, name: str, begin: int, end: int) -> Fetched:
+        try:
+            with self._translated("read", name):
+                answer = self._client.get_object(**self._where(name), Range=f"bytes={begin}-{end - 1}")
+                return Fetched(answer["Body"].read(), int(answer["ContentRange"].rpartition("/")[2]))
+        except _BeyondEnd:
+            return Fetched(b"", self.look(name).size_bytes)
+
+    def look(self, name: str) -> Stat:
+        found = self.head(name)
+        return Stat(name, found["ContentLength"], found["LastModified"].astimezone(UTC), _whole_sha256(found))
+
+    def head(self, name: str, **more: str) -> dict[str, Any]:
+        """Everything that the service tells of an object.
+
+        Raises:
+            ObjectMissing: proved absent.
+        """
+        try:
+            with self._translated("look at", name):
+                return dict(self._client.head_object(**self._where(name), ChecksumMode="ENABLED", **more))
+        except ObjectMissing:
+            # The answer to HEAD has no body that would say whether it is the object or the bucket that is missing.
+            self._refuse_missing_bucket()
+            raise
+
+    def walk(self, prefix: str) -> Iterator[Stat]:
+        for page in self._pages("list_objects_v2", prefix):
+            for found in page.get("Contents", ()):
+                name = found["Key"][len(self._place.prefix) :]
+                yield Stat(name, found["Size"], found["LastModified"].astimezone(UTC))
+
+    def folders(self, folder: str) -> Iterator[str]:
+        for page in self._pages("list_objects_v2", folder, Delimiter="/"):
+            found = [
+                *(f["Prefix"] for f in page.get("CommonPrefixes", ())),
+                *(o["Key"] for o in page.get("Contents", ())),
+            ]
+            yield from (key[len(self._place.prefix) :] for key in found)
+
+    def remove(self, name: str) -> None:
+        # Below what is removed may lie what somebody with more rights than ours wrote over: gone means all of it.
+        while True:
+            try:
+                found = self.head(name)
+            except ObjectMissing:
+                return
+            self._refuse_locked(name, found)
+            version = {"VersionId": found["VersionId"]} if found.get("VersionId", "null") != "null" else {}
+            with self._translated("delete", name):
+                self._client.delete_object(**self._where(name), **version)
+            if not version:
+                return
+
+    def now(self) -> datetime:
+        with self._translated("look at", "the bucket"):
+            answer = self._client.list_objects_v2(Bucket=self._place.bucket, Prefix=self._place.prefix, MaxKeys=1)
+        return server_time(answer["ResponseMetadata"]["HTTPHeaders"].get("date"), self.url)
+
+    def sweep(self, older_than: timedelta) -> int:
+        """Abort uploads in parts that nobody goes on with."""
+        limit = self.now() - older_than
+        swept = 0
+        for page in self._pages("list_multipart_uploads", ""):
+            for found in page.get("Uploads", ()):
+                if found["Initiated"].astimezone(UTC) <= limit:
+                    self._abort({"Bucket": self._place.bucket, "Key": found["Key"], "UploadId": found["UploadId"]})
+                    swept += 1
+        return swept
+
+    def close(self) -> None:
+        self._client.close()
+
+    def _abort(self, upload: dict[str, Any]) -> None:
+        with contextlib.suppress(ObjectMissing), self._translated("abort an upload of", upload["Key"]):
+            self._client.abort_multipart_upload(**upload)
+
+    def _where(self, name: str) -> dict[str, Any]:
+        return {"Bucket": self._place.bucket, "Key": self._place.prefix + name}
+
+    def _pages(self, operation: str, prefix: str, **more: str) -> Iterator[dict[str, Any]]:
+        pages = self._client.get_paginator(operation).paginate(
+            Bucket=self._place.bucket, Prefix=self._place.prefix + prefix, **more
+        )
+        with self._translated("list", prefix):
+            yield from pages
+
+    def _refuse_locked(self, name: str, found: dict[str, Any]) -> None:
+        """Not asking spares the storage's log a refusal for each locked object of each expiry."""
+        until, held = found.get("ObjectLockRetainUntilDate"), found.get("ObjectLockLegalHoldStatus") == "ON"
+        if held:
+            raise ObjectLocked(f"{name} in {self.url} is under a legal hold")
+        if until is not None and until > server_time(found["ResponseMetadata"]["HTTPHeaders"].get("date"), self.url):
+            raise ObjectLocked(f"{name} in {self.url} is immutable until {until.astimezone(UTC):%Y-%m-%d %H:%M} UTC")
+
+    def _refuse_missing_bucket(self) -> None:
+        if self._seen:
+            return
+        try:
+            with self._translated("look at", "the bucket"):
+                self._client.head_bucket(Bucket=self._place.bucket)
+        except ObjectMissing as error:
+            raise NotARepository(
+                f"there is no bucket {self._place.bucket}", hint="Create it, or correct the URL."
+            ) from error
+        except StorageDenied:
+            # Who may read objects need not be allowed to look at the bucket; that it answers proves it there.
+            pass
+        self._seen = True
+
+    @contextlib.contextmanager
+    def _translated(self, action: str, name: str) -> Iterator[None]:
+        what = f"cannot {action} {name or 'objects'} in {self.url}"
+        try:
+            yield
+        except botocore.exceptions.ClientError as error:
+            if error.response.get("ResponseMetadata", {}).get("HTTPStatusCode") == 416:
+                raise _BeyondEnd from error
+            raise _explained(error, what, self._place.bucket) from error
+        except (botocore.exceptions.NoCredentialsError, botocore.exceptions.CredentialRetrievalError) as error:
+            raise StorageDenied(f"{what}: {error}", hint="Name a credentials_file in [repository].") from error
+        except botocore.exceptions.SSLError as error:
+            hint = "Name the certificate of your own authority with ca_file." if "CERTIFICATE" in str(error) else None
+            raise StorageUnreachable(f"{what}: {error}", hint=hint) from error
+        except (
+            botocore.exceptions.HTTPClientError,
+            botocore.exceptions.ConnectionError,
+            botocore.exceptions.IncompleteReadError,
+            urllib3.exceptions.HTTPError,
+            OSError,
+        ) as error:
+            raise StorageUnreachable(f"{what}: {error}") from error
+        except botocore.exceptions.BotoCoreError as error:
+            raise StorageDenied(f"{what}: {error}", hint="See docs/how-to/s3.md.") from error
+
+
+@dataclass
+class S3Upload:
+    """An upload in parts, under way."""
+
+    bucket: S3Bucket
+    name: str
+    where: dict[str, Any]
+    parts: dict[int, tuple[str, bytes]] = field(default_factory=dict)
+
+    def send(self, number: int, part: bytearray) -> None:
+        digest = hashlib.sha256(part).digest()
+        with self.bucket._translated("write", self.name):
+            answer = self.bucket._client.upload_part(
+                **self.where, PartNumber=number, Body=part, ChecksumSHA256=base64.b64encode(digest).decode()
+            )
+        self.parts[number] = (answer["ETag"], digest)
+
+    def finish(self) -> None:
+        parts = [
+            {"PartNumber": number, "ETag": tag, "ChecksumSHA256": base64.b64encode(digest).decode()}
+            for number, (tag, digest) in sorted(self.parts.items())
+        ]
+        with self.bucket._translated("write", self.name):
+            self.bucket._client.complete_multipart_upload(
+                **self.where, MultipartUpload={"Parts": parts}, IfNoneMatch="*"
+            )
+
+    def stored(self) -> bool:
+        # A composite checksum is that of the parts' checksums ("Checking object integrity", composite checksums).
+        digests = b"".join(digest for _, (_, digest) in sorted(self.parts.items()))
+        found = str(self.bucket.head(self.name).get("ChecksumSHA256", ""))
+        return found.partition("-")[0] == _sha256(digests)
+
+    def abort(self) -> None:
+        self.bucket._abort(self.where)
+
+
+class _BeyondEnd(Exception):
+    """A range that begins behind the object's last byte; never leaves this module."""
+
+
+def _explained(error: botocore.exceptions.ClientError, what: str, bucket: str) -> SeawallError:
+    answer = error.response
+    code, said = answer.get("Error", {}).get("Code", ""), answer.get("Error", {}).get("Message", "")
+    meta = answer.get("ResponseMetadata", {})
+    status, request = int(meta.get("HTTPStatusCode", 0)), meta.get("RequestId", "")
+    message = f"{what}: {code} {said}".rstrip() + (f" (request {request})" if request else "")
+    hint = _HINTS.get(code)
+    if code == "NoSuchBucket":
+        return NotARepository(f"there is no bucket {bucket}", hint="Create it, or correct the URL.")
+    for codes, kind in ((_BUSY, StorageBusy), (_FULL, StorageFull), (_PASSING, StorageUnreachable)):
+        if code in codes:
+            return kind(message, hint=hint)
+    if code == "NoSuchUpload":
+        return ObjectMissing(message)
+    if code in _KEYS or (status == 403 and hint):
+        return StorageDenied(message, hint=hint)
+    return explained(status, message, hint=hint)
+
+
+def _keys(text: str | None) -> dict[str, str]:
+    """Keys from a file as the AWS tools write it (AWS SDK reference, "Shared config and credentials files")."""
+    if text is None:
+        return {}
+    parser = configparser.ConfigParser(interpolation=None)
+    try:
+        parser.read_string(text)
+    except configparser.Error as error:
+        # The parser's own message repeats lines of the file.
+        raise SettingsError("credentials_file is not what the AWS tools write: [default] and keys below it") from error
+    section = "default" if parser.has_section("default") else next(iter(parser.sections()), "")
+    names = ("aws_access_key_id", "aws_secret_access_key", "aws_session_token")
+    found = {name: parser.get(section, name) for name in names if section and parser.has_option(section, name)}
+    if not {"aws_access_key_id", "aws_secret_access_key"} <= found.keys():
+        raise SettingsError("credentials_file has no aws_access_key_id and aws_secret_access_key below [default]")
+    return found
+
+
+def _sha256(content: bytes | bytearray) -> str:
+    return base64.b64encode(hashlib.sha256(content).digest()).decode()
+
+
+def _whole_sha256(found: dict[str, Any]) -> str | None:
+    """Hex, if the service knows the checksum of the whole object; of one sent in parts it has only the parts' own."""
+    text = found.get("ChecksumSHA256", "")
+    in_parts = "-" in text or "-" in found.get("ETag", "")
+    return None if not text or in_parts else base64.b64decode(text).hex()

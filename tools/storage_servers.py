@@ -1,0 +1,164 @@
+"""Storage services of tests and benchmarks, on loopback ports of their own, ended by process.
+
+Each is the real thing or an emulator that clients cannot tell from it in what Seawall asks for. A server is started when
+it is first asked for; `settings` of a server makes a new, empty place in it and tells how to reach that.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import secrets
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+from seawall.settings import RepositorySettings
+from seawall.storage.base import Storage
+from tools.surroundings import Refused
+
+_READY_SECONDS = 60.0
+
+
+class Server(Protocol):
+    """A running service."""
+
+    port: int
+
+    def settings(self) -> RepositorySettings:
+        """A new place without objects in it."""
+        ...
+
+    def storage(self) -> Storage:
+        """The bare driver at a new place, as cheap as it can be made."""
+        ...
+
+
+class S3Server:
+    """moto's server: Amazon S3, with versions, conditions, checksums and Object Lock."""
+
+    def __init__(self, port: int, place: Path) -> None:
+        self.port = port
+        self._credentials = secret_file(
+            place / "s3.credentials", "[default]\naws_access_key_id = tests\naws_secret_access_key = of the tests\n"
+        )
+        self._client = self.client(self._settings("s3://any", port))
+
+    def settings(self, *, lock: bool = False, port: int = 0) -> RepositorySettings:
+        """A new bucket and prefix.
+
+        Args:
+            lock: with Object Lock, which brings versions.
+            port: of something in between, such as a proxy.
+        """
+        bucket = f"bucket-{secrets.token_hex(6)}"
+        self._client.create_bucket(Bucket=bucket, ObjectLockEnabledForBucket=lock)
+        return self._settings(f"s3://{bucket}/a/prefix", port or self.port)
+
+    def storage(self) -> Storage:
+        from seawall.storage import s3  # noqa: PLC0415 - see `client`
+        from seawall.storage.access import bucket_place  # noqa: PLC0415 - see `client`
+        from seawall.storage.objects import ObjectStorage  # noqa: PLC0415 - see `client`
+
+        settings = self.settings()
+        return ObjectStorage(s3.S3Bucket(bucket_place(settings.url, "s3"), self._client, settings))
+
+    def _settings(self, url: str, port: int) -> RepositorySettings:
+        return RepositorySettings(
+            url=url,
+            endpoint=f"http://127.0.0.1:{port}",
+            region="us-east-1",
+            credentials_file=self._credentials,
+        )
+
+    def client(self, settings: RepositorySettings) -> Any:
+        """boto3's own, to look behind Seawall's back."""
+        from seawall.storage import s3  # noqa: PLC0415 - a third of a second that other servers need not pay
+
+        return s3.client(settings)
+
+
+@contextlib.contextmanager
+def s3_server(place: Path) -> Iterator[S3Server]:
+    port = free_port()
+    with process([sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)], port, place):
+        yield S3Server(port, place)
+
+
+SERVERS = {"s3": s3_server}
+
+
+class Servers:
+    """All of them, each started when it is first asked for and ended with this."""
+
+    def __init__(self, place: Path) -> None:
+        self._place = place
+        self._running: dict[str, Any] = {}
+        self._stack = contextlib.ExitStack()
+
+    def __enter__(self) -> Servers:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._stack.close()
+
+    def __getitem__(self, kind: str) -> Any:
+        if kind not in self._running:
+            place = self._place / kind
+            place.mkdir()
+            self._running[kind] = self._stack.enter_context(SERVERS[kind](place))
+        return self._running[kind]
+
+
+@contextlib.contextmanager
+def process(
+    command: list[str], port: int, place: Path, environ: Mapping[str, str] | None = None
+) -> Iterator[subprocess.Popen[bytes]]:
+    """A server process, ready for connections; it is ended with the block.
+
+    Raises:
+        Refused: it ended at once, or did not listen in time; its own words are repeated.
+    """
+    with (place / "server.log").open("wb") as log:
+        running = subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, cwd=place, env=environ
+        )
+    try:
+        _wait(running, port, place)
+        yield running
+    finally:
+        running.terminate()
+        try:
+            running.wait(10)
+        except subprocess.TimeoutExpired:
+            running.kill()
+            running.wait()
+
+
+def _wait(running: subprocess.Popen[bytes], port: int, place: Path) -> None:
+    end = time.monotonic() + _READY_SECONDS
+    while not listening(port):
+        if running.poll() is not None or time.monotonic() > end:
+            said = (place / "server.log").read_text(encoding="utf-8", errors="replace")[-2000:]
+            raise Refused(f"the server {running.args!r} does not listen on port {port}: {said}")
+        time.sleep(0.05)
+
+
+def listening(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def secret_file(path: Path, text: str) -> Path:
+    path.touch(mode=0o600)
+    path.write_text(text, encoding="utf-8")
+    return path
