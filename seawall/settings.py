@@ -277,6 +277,10 @@ class Settings:
         """Where WAL of a source waits on this host, readable for the server's account."""
         return self.server.work_directory / "spool" / source
 
+    def block_maps(self, source: str) -> Path:
+        """Where this host keeps what the next incremental backup of a source builds on."""
+        return self.server.work_directory / "blocks" / source
+
     def agent_socket(self, source: str) -> Path:
         """Where the WAL agent of a source listens, reachable for the server's account."""
         return self.server.work_directory / "agent" / f"{source}.sock"

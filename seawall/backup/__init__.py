@@ -1,4 +1,4 @@
-"""Take a backup of a cluster: identify → lease → plan → copy → wait for WAL → commit.
+"""Take a backup of a cluster: identify → lease → plan → prior → copy → wait for WAL → commit.
 
 Order protects data here. The lease comes before anything is written. Replay needs WAL from the start position, so
 proof that WAL arrives comes before the copy, and every segment up to the stop position must be stored before the
@@ -11,65 +11,37 @@ import os
 import socket
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 
 from seawall.archive.arrival import refuse_without_carrier, wait_for
-from seawall.backup.copy import Copied, copy_direct, copy_stream
-from seawall.errors import SeawallError
+from seawall.backup.changes import PriorFile
+from seawall.backup.direct import copy_direct
+from seawall.backup.output import Copied
+from seawall.backup.plan import BackupPlan, choose_prior, plan
+from seawall.backup.prior import Maps, Prior
+from seawall.backup.stream import copy_stream
+from seawall.errors import BackupMissing, Damaged, FormatTooNew, KeyError_, ObjectMissing, SeawallError
 from seawall.events import Ended, Noticed, Observer
-from seawall.model import BackupKind, BackupLabel, Cluster, CopyMode, Head, Health
+from seawall.model import BackupKind, CopyMode, Head, Health
 from seawall.postgres.inspect import configuration, globals_of, inspect
-from seawall.repository import BackupSetWriter, Lease, Repository, Sealing, SourceArea
+from seawall.repository import BackupSetWriter, Lease, Repository, Sealing, SourceArea, blocks
 from seawall.settings import SourceSettings
 from seawall.wal import Segment
+
+__all__ = ["BackupPlan", "plan", "take"]
 
 Clock = Callable[[], datetime]
 # A backup must not fail because old ones are being removed: that ends by itself.
 _CLEANUP_PATIENCE = timedelta(minutes=15)
+# What says that nothing can build on a prior. Whatever else goes wrong (an outage) is no reason for a full backup.
+_UNUSABLE = (BackupMissing, Damaged, FormatTooNew, KeyError_, ObjectMissing)
 
 
 def utc_now() -> datetime:
     return datetime.now(UTC)
-
-
-@dataclass(frozen=True, slots=True)
-class BackupPlan:
-    """What a backup will be, before anything was written.
-
-    Args:
-        asked: the kind that was asked for; `kind` is what will be taken, and `reason` says why if they differ.
-    """
-
-    source: str
-    label: BackupLabel
-    asked: BackupKind
-    kind: BackupKind
-    reason: str
-    mode: CopyMode
-    cluster: Cluster
-    workers: int
-
-
-def plan(source: SourceSettings, area: SourceArea, cluster: Cluster, kind: BackupKind, *, now: datetime) -> BackupPlan:
-    """Decide label and kind.
-
-    Raises:
-        ClockWentBackwards: a newer label exists already.
-    """
-    label = _free_label(area, now)
-    reason = "" if kind is BackupKind.FULL else f"a full backup stands in: {kind.value} backups are not taken yet"
-    return BackupPlan(source.name, label, kind, BackupKind.FULL, reason, source.mode, cluster, max(source.workers, 1))
-
-
-def _free_label(area: SourceArea, now: datetime) -> BackupLabel:
-    newest = max(area.begun(), key=lambda known: known.begun_at, default=None)
-    label = BackupLabel.after(newest, now)
-    # An attempt that failed within this second may have come no further than its key, which no listing of sets shows.
-    while area.keychain.generations(str(label)):
-        label = BackupLabel.after(label, label.begun_at + timedelta(seconds=1))
-    return label
 
 
 def take(
@@ -78,6 +50,8 @@ def take(
     sealing: Sealing,
     *,
     kind: BackupKind = BackupKind.FULL,
+    block_maps: Path | None = None,
+    reread: bool = False,
     now: datetime,
     observe: Observer,
     clock: Clock = utc_now,
@@ -87,7 +61,10 @@ def take(
     Args:
         source: which cluster, and how it is read.
         sealing: how it is compressed and sealed, and for whom.
-        kind: what is asked for.
+        kind: what is asked for; where nothing can be built on, a full one is taken, and the head says why.
+        block_maps: where this host keeps what the next incremental needs; without it, that is read from the
+            repository, which takes a private key.
+        reread: let an incremental compare all files, also those whose times say that nothing was written to them.
         now: when it begins; becomes its label.
         observe: hears progress in steps `copy` and `wal`, and can stop it; then nothing is listed.
 
@@ -107,12 +84,33 @@ def take(
     refuse_without_carrier(source)
     area.claim(cluster.identity, now)
     holder = f"{socket.gethostname()}:{os.getpid()}"
-    with area.lease(holder, "backup", patience=_CLEANUP_PATIENCE, wait=observe.wait) as held:
-        chosen = plan(source, area, cluster, kind, now=now)
+    maps = Maps(block_maps)
+    with area.lease(holder, "backup", patience=_CLEANUP_PATIENCE, wait=observe.wait) as held, ExitStack() as stack:
+        chosen = plan(source, area, cluster, kind, sealing=sealing.mode, now=now)
+        chosen, prior = _with_prior(chosen, area, maps, sealing)
+        if prior is not None:
+            stack.enter_context(prior)
         if chosen.reason:
             observe.hear(Noticed("low", "kind-changed", chosen.reason))
         writer = area.begin(chosen.label, sealing, now)
-        return _Taking(source, area, chosen, writer, held, observe, clock).run(began_at=now)
+        taking = _Taking(source, area, chosen, writer, held, observe, clock, prior, maps, reread)
+        return taking.run(began_at=now)
+
+
+def _with_prior(chosen: BackupPlan, area: SourceArea, maps: Maps, sealing: Sealing) -> tuple[BackupPlan, Prior | None]:
+    """What is known of the plan's prior, or the plan of a full backup where that is not enough to build on."""
+    if chosen.prior is None:
+        return chosen, None
+    try:
+        prior = maps.open(area, chosen.prior, sealing.ring)
+    except _UNUSABLE as error:
+        return chosen.as_full(f"what {chosen.prior.label} holds is not known on this host: {error.message}"), None
+    try:
+        area.prove_present(prior.objects)
+    except _UNUSABLE as error:
+        prior.close()
+        return chosen.as_full(f"{chosen.prior.label} is not whole: {error.message}"), None
+    return chosen, prior
 
 
 @dataclass
@@ -126,6 +124,9 @@ class _Taking:
     held: Lease
     observe: Observer
     clock: Clock
+    prior: Prior | None
+    maps: Maps
+    reread: bool
 
     def run(self, *, began_at: datetime) -> Head:
         with self._step("copy"):
@@ -133,24 +134,68 @@ class _Taking:
         with self._step("wal"):
             self._wait_for_wal(copied)
         self._notice_bad_pages(copied)
-        return self.writer.commit(
+        specials = {**copied.specials, **self._surroundings()}
+        self._refuse_prior_let_go()
+        known = (file.blocks for file in copied.files if file.blocks is not None)
+        head = self.writer.commit(
             self._head(copied, began_at),
             objects=copied.objects,
-            specials={**copied.specials, **self._surroundings()},
-            files=copied.files,
+            specials=specials,
+            files=(file.entry for file in copied.files),
             held=self.held,
+            block_map=blocks.encode(str(self.chosen.label), copied.listed_at_ns, known),
         )
+        self._remember(head, copied)
+        return head
 
     def _copy(self) -> Copied:
-        copy = copy_direct if self.chosen.mode is CopyMode.DIRECT else copy_stream
-        return copy(
+        if self.chosen.mode is CopyMode.DIRECT:
+            return copy_direct(
+                self.source,
+                self.chosen.cluster,
+                self.writer,
+                prior=self.prior,
+                reread=self.reread,
+                workers=self.chosen.workers,
+                first_wal=self._first_wal,
+                observe=self.observe,
+            )
+        return copy_stream(
             self.source,
             self.chosen.cluster,
             self.writer,
+            prior=self.prior,
             workers=self.chosen.workers,
             first_wal=self._first_wal,
             observe=self.observe,
         )
+
+    def _refuse_prior_let_go(self) -> None:
+        """A mark on the prior is at least 24 hours older than any removal: without one now, its objects stay.
+
+        Raises:
+            BackupMissing: the prior was marked for removal while this backup ran.
+        """
+        if self.prior is not None and self.area.is_expired(self.prior.head.label):
+            raise BackupMissing(
+                f"{self.prior.head.label}, which this backup builds on, was let go meanwhile",
+                hint="Take the backup again; it will build on another one, or be full.",
+            )
+
+    def _remember(self, head: Head, copied: Copied) -> None:
+        """Keep what the next incremental builds on; the backup is whole without it, so a failure is only said."""
+        files = (PriorFile(file.entry, file.blocks) for file in copied.files if file.blocks is not None)
+        try:
+            if head.health is Health.GOOD:
+                self.maps.keep(head, copied.objects, copied.listed_at_ns, files)
+                # An incremental builds on the newest good set, a differential on the newest good full one.
+                self.maps.forget_all_but(str(h.label) for h in (head, self._newest_full()) if h is not None)
+        except OSError as error:
+            message = f"what the next incremental builds on cannot be kept: {error}"
+            self.observe.hear(Noticed("medium", "no-block-map", message))
+
+    def _newest_full(self) -> Head | None:
+        return choose_prior(self.area.readable_heads()[0], BackupKind.DIFFERENTIAL)
 
     def _first_wal(self, first: Segment, in_recovery: bool) -> None:
         """Starting a backup closes the segment before it: if that does not arrive, nothing later will."""
@@ -181,7 +226,7 @@ class _Taking:
             return {}
 
     def _notice_bad_pages(self, copied: Copied) -> None:
-        bad = {entry.path: entry.bad_pages for entry in copied.files if entry.bad_pages}
+        bad = {file.entry.path: file.entry.bad_pages for file in copied.files if file.entry.bad_pages}
         if bad:
             named = "; ".join(f"{path} pages {', '.join(map(str, pages[:8]))}" for path, pages in list(bad.items())[:8])
             self.observe.hear(
@@ -190,7 +235,8 @@ class _Taking:
 
     def _head(self, copied: Copied, began_at: datetime) -> Head:
         cluster = self.chosen.cluster
-        degraded = any(entry.bad_pages for entry in copied.files)
+        degraded = any(file.entry.bad_pages for file in copied.files)
+        own = copied.objects[: copied.stored]
         return Head(
             label=self.chosen.label,
             source=self.source.name,
@@ -205,16 +251,17 @@ class _Taking:
             began_at=began_at,
             ended_at=self.clock(),
             stopped_at=copied.stopped_at,
-            plain_bytes=sum(entry.size_bytes for entry in copied.files),
-            stored_bytes=sum(stored.stored_bytes for stored in copied.objects),
+            plain_bytes=sum(file.entry.size_bytes for file in copied.files),
+            stored_bytes=sum(stored.stored_bytes for stored in own),
             file_count=len(copied.files),
-            object_count=len(copied.objects),
+            object_count=len(own),
             compression=self.writer.sealing.compression,
             sealing=self.writer.sealing.mode,
             key_id=self.writer.key_id,
             manifest_sha256="",
             manifest_bytes=0,
             health=Health.DEGRADED if degraded else Health.GOOD,
+            prior=str(self.prior.head.label) if self.prior is not None else "",
             reason=self.chosen.reason,
             checksums=cluster.checksums,
             tablespaces=cluster.tablespaces,

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 import numpy.typing as npt
@@ -79,27 +80,35 @@ def changed_spans(prior: PriorFile, digests: bytes, size: int) -> tuple[Span, ..
         digests: of the runs that lie there now.
         size: how many bytes these are.
     """
-    run_bytes = prior.blocks.run_bytes
-    differs = _differs(prior, digests, size)
-    if differs.size and differs.sum() >= _WHOLE_FROM * differs.size:
-        return (Span(0, size),)
-    return tuple(_span(first, end, run_bytes, size) for first, end in _stretches(differs))
-
-
-def _differs(prior: PriorFile, digests: bytes, size: int) -> npt.NDArray[np.bool_]:
-    run_bytes, known = prior.blocks.run_bytes, prior.blocks.digests
-    count = -(-size // run_bytes)
+    count = -(-size // prior.blocks.run_bytes)
     if len(digests) != count * DIGEST_BYTES:
         raise ValueError(f"{len(digests)} bytes of digests do not describe {size} bytes of {prior.entry.path!r}")
+    differs = differing_runs(prior, digests, size)
+    if count and differs.sum() >= _WHOLE_FROM * count:
+        return (Span(0, size),)
+    return tuple(span for span, differ in stretches(differs, prior.blocks.run_bytes, size) if differ)
+
+
+def differing_runs(prior: PriorFile, digests: bytes, size: int, first: int = 0) -> npt.NDArray[np.bool_]:
+    """For each of consecutive runs of a file, whether it is another one than in the prior.
+
+    Args:
+        prior: the file as it was stored, cut into runs of the same length.
+        digests: of the runs that lie there now, from run number `first` on.
+        size: how many bytes the whole file has now.
+    """
+    run_bytes, known = prior.blocks.run_bytes, prior.blocks.digests
+    count = len(digests) // DIGEST_BYTES
     differs = np.ones(count, np.bool_)
-    common = min(count, prior.blocks.runs)
-    if not common:
+    common = min(count, prior.blocks.runs - first)
+    if common <= 0:
         return differs
-    differs[:common] = (_digests(digests, common) != _digests(known, common)).any(axis=1)
+    there = known[first * DIGEST_BYTES : (first + common) * DIGEST_BYTES]
+    differs[:common] = (_digests(digests, common) != _digests(there, common)).any(axis=1)
     # The last run of either file may be short. Equal digests of unequal lengths cannot be, and are not relied on.
-    last = common - 1
+    last = first + common - 1
     if min(run_bytes, size - last * run_bytes) != min(run_bytes, prior.entry.size_bytes - last * run_bytes):
-        differs[last] = True
+        differs[common - 1] = True
     return differs
 
 
@@ -107,14 +116,18 @@ def _digests(digests: bytes, count: int) -> npt.NDArray[np.uint64]:
     return np.frombuffer(digests, np.uint64, count * DIGEST_BYTES // 8).reshape(count, DIGEST_BYTES // 8)
 
 
-def _stretches(flags: npt.NDArray[np.bool_]) -> Iterator[tuple[int, int]]:
-    """(first, end) of each stretch of flags that are set."""
-    edges = np.flatnonzero(np.diff(np.concatenate(([False], flags, [False])).astype(np.int8)))
-    yield from ((int(first), int(end)) for first, end in edges.reshape(-1, 2))
+def stretches(differs: npt.NDArray[np.bool_], run_bytes: int, size: int, first: int = 0) -> Iterator[tuple[Span, bool]]:
+    """The parts of a file that differ and those that do not, in turn.
 
-
-def _span(first: int, end: int, run_bytes: int, size: int) -> Span:
-    return Span(first * run_bytes, min(end * run_bytes, size) - first * run_bytes)
+    Args:
+        differs: for each run from number `first` on.
+        size: how many bytes the whole file has.
+    """
+    edges = [0, *(np.flatnonzero(np.diff(differs)) + 1).tolist(), len(differs)]
+    for begin, end in pairwise(edges):
+        if end > begin:
+            offset = (first + begin) * run_bytes
+            yield Span(offset, min((first + end) * run_bytes, size) - offset), bool(differs[begin])
 
 
 def complement(spans: Iterable[Span], size: int) -> tuple[Span, ...]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from seawall.codec import BUNDLE_BYTES
 from seawall.postgres.scan import CopyEntry
@@ -20,18 +20,22 @@ class Part:
     offset: int
     length: int
 
+    @classmethod
+    def whole(cls, entry: CopyEntry) -> Part:
+        return cls(entry, 0, entry.size)
 
-def pack(files: Sequence[CopyEntry], workers: int) -> list[tuple[Part, ...]]:
-    """Every byte of every file exactly once, in loads for one bundle each, the largest loads first.
 
-    A load is smaller than a full bundle where the cluster is small, so that all workers end at about the same
-    time. Files are cut at multiples of the load, which are multiples of every page size; relation files come
+def pack(parts: Sequence[Part], workers: int) -> list[tuple[Part, ...]]:
+    """Every byte of every part exactly once, in loads for one bundle each, the largest loads first.
+
+    A load is smaller than a full bundle where there is little to store, so that all workers end at about the same
+    time. Parts are cut at multiples of the load, which are multiples of every page size and run; relation files come
     before others in a load, so that pages lie aligned in the frames.
     """
-    total = sum(file.size for file in files)
+    total = sum(part.length for part in parts)
     target = _target(total, workers)
-    loads: list[tuple[Part, ...]] = [(part,) for file in files for part in _whole_parts(file, target)]
-    rests = sorted(_rests(files, target), key=lambda part: (not part.entry.is_relation, part.entry.path))
+    loads: list[tuple[Part, ...]] = [(piece,) for part in parts for piece in _whole_pieces(part, target)]
+    rests = sorted(_rests(parts, target), key=lambda part: (not part.entry.is_relation, part.entry.path, part.offset))
     loads.extend(_grouped(rests, target))
     return sorted(loads, key=lambda load: -sum(part.length for part in load))
 
@@ -42,15 +46,16 @@ def _target(total: int, workers: int) -> int:
     return size - size % _LEAST_BYTES
 
 
-def _whole_parts(file: CopyEntry, target: int) -> Iterator[Part]:
-    for number in range(file.size // target):
-        yield Part(file, number * target, target)
+def _whole_pieces(part: Part, target: int) -> Iterator[Part]:
+    for number in range(part.length // target):
+        yield replace(part, offset=part.offset + number * target, length=target)
 
 
-def _rests(files: Iterable[CopyEntry], target: int) -> Iterator[Part]:
-    for file in files:
-        if file.size % target:
-            yield Part(file, file.size - file.size % target, file.size % target)
+def _rests(parts: Iterable[Part], target: int) -> Iterator[Part]:
+    for part in parts:
+        rest = part.length % target
+        if rest:
+            yield replace(part, offset=part.offset + part.length - rest, length=rest)
 
 
 def _grouped(parts: Iterable[Part], target: int) -> Iterator[tuple[Part, ...]]:

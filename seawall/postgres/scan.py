@@ -50,6 +50,7 @@ class CopyEntry:
     `path` is relative to the data directory, `/`-separated, perhaps below `pg_tblspc/<oid>/`; `kind` is file,
     directory or link. For a relation file `first_block` is the number of its first block within the fork.
     A file that is reached through a link inside the data directory is a file; `link` then says where it lies.
+    `mtime_ns`, `ctime_ns` and `inode` are a file's, from before it was opened.
     """
 
     root: str
@@ -61,6 +62,9 @@ class CopyEntry:
     link: str = ""
     is_relation: bool = False
     first_block: int = 0
+    mtime_ns: int = 0
+    ctime_ns: int = 0
+    inode: int = 0
 
     @property
     def absolute(self) -> Path:
@@ -229,16 +233,14 @@ class _Walker:
 
     def _file(self, path: str, status: os.stat_result, link: str) -> CopyEntry:
         block = relation_block(path, self.control.relation_segment_blocks)
-        return self._made(
-            path, "file", stat.S_IMODE(status.st_mode), size=status.st_size, mtime=status.st_mtime, link=link,
+        return CopyEntry(
+            str(self.root), path, "file", stat.S_IMODE(status.st_mode), status.st_size, status.st_mtime, link,
             is_relation=block is not None, first_block=block or 0,
+            mtime_ns=status.st_mtime_ns, ctime_ns=status.st_ctime_ns, inode=status.st_ino,
         )  # fmt: skip
 
-    def _made(
-        self, path: str, kind: str, mode: int, *, size: int = 0, mtime: float = 0.0, link: str = "",
-        is_relation: bool = False, first_block: int = 0,
-    ) -> CopyEntry:  # fmt: skip
-        return CopyEntry(str(self.root), path, kind, mode, size, mtime, link, is_relation, first_block)
+    def _made(self, path: str, kind: str, mode: int, *, mtime: float = 0.0, link: str = "") -> CopyEntry:
+        return CopyEntry(str(self.root), path, kind, mode, 0, mtime, link)
 
     def _leave(self, path: str, reason: str) -> None:
         _log.warning("%r is left out of the backup: %s", path, reason)

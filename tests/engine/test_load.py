@@ -27,7 +27,7 @@ def files_of(sizes: list[int], *, relations: bool = True) -> list[CopyEntry]:
 
 
 def loads_of(sizes: list[int], workers: int = 2) -> list[tuple[Part, ...]]:
-    return pack(files_of(sizes), workers)
+    return pack([Part.whole(file) for file in files_of(sizes)], workers)
 
 
 @given(st.lists(SIZES, max_size=60), st.integers(1, 16))

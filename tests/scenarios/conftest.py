@@ -26,7 +26,7 @@ from seawall.archive.receiver import Receiver
 from seawall.errors import SeawallError
 from seawall.events import Observer, silent
 from seawall.keys import KeyRing
-from seawall.model import BackupLabel, Compression, Head, Proof, RecoveryTarget, SealingMode, Verdict
+from seawall.model import BackupKind, BackupLabel, Compression, Head, Proof, RecoveryTarget, SealingMode, Verdict
 from seawall.postgres.binaries import Account, Binaries, available
 from seawall.postgres.instance import Instance
 from seawall.repository import Repository, Sealing, SourceArea
@@ -164,10 +164,29 @@ class Site:
         newest = max((label.begun_at for label in labels), default=datetime.min.replace(tzinfo=UTC))
         return max(datetime.now(UTC), newest + timedelta(seconds=1))
 
-    def backup(self, *, observe: Observer | None = None, sealing: Sealing | None = None, **changes: object) -> Head:
-        source = replace(self.source, **changes)  # type: ignore[arg-type]
+    @property
+    def block_maps(self) -> Path:
+        """Where this site's host keeps what the next incremental builds on."""
+        return self.home / "blocks"
+
+    def backup(
+        self,
+        kind: BackupKind = BackupKind.FULL,
+        *,
+        observe: Observer | None = None,
+        sealing: Sealing | None = None,
+        reread: bool = False,
+        **changes: object,
+    ) -> Head:
         return backup.take(
-            source, self.repository, sealing or self.sealing, now=self.now(), observe=observe or silent()
+            replace(self.source, **changes),  # type: ignore[arg-type]
+            self.repository,
+            sealing or self.sealing,
+            kind=kind,
+            block_maps=self.block_maps,
+            reread=reread,
+            now=self.now(),
+            observe=observe or silent(),
         )
 
     def verify(self, label: BackupLabel, up_to: Proof = Proof.WAL_CONTINUOUS, ring: KeyRing | None = None) -> Verdict:

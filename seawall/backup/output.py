@@ -1,0 +1,181 @@
+"""What the workers of a copy stored so far, and what they take over: from both come manifest and block map."""
+
+from __future__ import annotations
+
+import itertools
+import threading
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import TypeAlias
+
+from seawall.backup.changes import PriorFile, Span, Times, joined_digests, kept_extents
+from seawall.backup.prior import Prior
+from seawall.codec import BundleWriter, ExtentSource, Scratch, run_bytes
+from seawall.errors import Cancelled
+from seawall.events import Advanced, Observer
+from seawall.model import Extent, FileEntry, StoredObject
+from seawall.postgres.scan import CopyEntry
+from seawall.postgres.stream import StreamedFile
+from seawall.repository import BackupSetWriter
+from seawall.repository.blocks import FileBlocks
+from seawall.storage.base import Bytes
+from seawall.wal import Lsn
+
+Listed: TypeAlias = CopyEntry | StreamedFile
+
+
+@dataclass(frozen=True, slots=True)
+class Copied:
+    """A cluster in bundles, not yet committed.
+
+    Args:
+        objects: the bundles of this backup, then those of earlier ones that its files refer to.
+        stored: how many of these are its own.
+        files: every file, directory and link, in the order of paths; those with a block map have it.
+        listed_at_ns: when the files were listed; 0 if their times are not known.
+    """
+
+    start_lsn: Lsn
+    stop_lsn: Lsn
+    timeline: int
+    stopped_at: datetime
+    objects: list[StoredObject]
+    stored: int
+    files: list[CopiedFile]
+    listed_at_ns: int
+    specials: dict[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class CopiedFile:
+    """A file, directory or link of a manifest; `blocks` is None for what is no file."""
+
+    entry: FileEntry
+    blocks: FileBlocks | None
+
+
+@dataclass
+class Output:
+    """What was stored and what is taken over; shared by all workers.
+
+    Args:
+        block_bytes: the cluster's; no page lies in two runs.
+        prior: what this backup builds on, or None for a full one.
+        check: raises when the backup is void.
+    """
+
+    writer: BackupSetWriter
+    observe: Observer
+    block_bytes: int
+    prior: Prior | None = None
+    check: Callable[[], None] = lambda: None
+    objects: list[StoredObject] = field(default_factory=list)
+    bad_pages: dict[str, list[int]] = field(default_factory=lambda: defaultdict(list))
+    vanished: set[str] = field(default_factory=set)
+    failed: threading.Event = field(default_factory=threading.Event)
+    lock: threading.Lock = field(default_factory=threading.Lock)
+    _stored: dict[str, list[tuple[int, Extent, bytes]]] = field(default_factory=lambda: defaultdict(list))
+    _kept: dict[str, tuple[Span, ...]] = field(default_factory=dict)
+    _run_bytes: dict[str, int] = field(default_factory=dict)
+    _numbers: Iterator[int] = field(default_factory=lambda: itertools.count(1))
+
+    def run_bytes(self, listed: Listed) -> int:
+        """How long the runs of a file are: as in the prior where parts of it are taken over from there."""
+        return self._run_bytes.get(listed.path) or max(run_bytes(listed.size), self.block_bytes)
+
+    def keep(self, known: PriorFile, spans: Sequence[Span]) -> None:
+        """Take parts of a file over from the prior: whole runs, in order."""
+        self._run_bytes[known.entry.path] = known.blocks.run_bytes
+        self._kept[known.entry.path] = tuple(spans)
+
+    def put(self, sources: Callable[[BundleWriter], Iterable[ExtentSource]], scratch: Scratch) -> None:
+        """Make and store one bundle from the extents that `sources` gives for its writer."""
+        with self.lock:
+            number = next(self._numbers)
+        name, bundle = self.writer.bundle_writer(number, scratch)
+        stored = self.writer.put_bundle(name, bundle, self._observed(bundle.stream(sources(bundle)), bundle))
+        with self.lock:
+            self.objects.append(stored)
+            for (path, offset, extent), digests in zip(bundle.extents(name), bundle.digests, strict=True):
+                self._stored[path].append((offset, extent, digests))
+
+    def _observed(self, chunks: Iterator[Bytes], bundle: BundleWriter) -> Iterator[Bytes]:
+        plain = stored = 0
+        for chunk in chunks:
+            self.go_on()
+            yield chunk
+            if bundle.plain_bytes != plain:
+                self.observe.hear(Advanced("copy", bundle.plain_bytes - plain, bundle.stored_bytes - stored))
+                plain, stored = bundle.plain_bytes, bundle.stored_bytes
+
+    def go_on(self) -> None:
+        """Raise where there is a reason to stop: somebody asked, the backup is void, or another worker failed."""
+        self.observe.checkpoint()
+        self.check()
+        if self.failed.is_set():
+            raise Cancelled("another worker failed")
+
+    def files(self, listed: Iterable[Listed]) -> list[CopiedFile]:
+        """What the manifest says of everything that was listed and did not vanish, in the order of paths."""
+        found = (self._file(each) for each in listed if each.path not in self.vanished)
+        return sorted(found, key=lambda file: file.entry.path)
+
+    def _file(self, listed: Listed) -> CopiedFile:
+        extents, digests = self._content(listed.path)
+        entry = FileEntry(
+            path=listed.path,
+            kind=listed.kind,
+            mode=listed.mode,
+            size_bytes=sum(extent.length for extent in extents),
+            modified_at=listed.mtime,
+            extents=extents,
+            link=listed.link if listed.kind == "link" else "",
+            bad_pages=tuple(sorted(self.bad_pages.get(listed.path, ()))),
+        )
+        if listed.kind != "file":
+            return CopiedFile(entry, None)
+        known = times_of(listed)
+        runs = self.run_bytes(listed)
+        return CopiedFile(
+            entry, FileBlocks(listed.path, known.size, known.mtime_ns, known.ctime_ns, known.inode, runs, digests)
+        )
+
+    def _content(self, path: str) -> tuple[tuple[Extent, ...], bytes]:
+        """The extents of a file, stored and taken over, and the digests of its runs."""
+        stored = sorted(self._stored.get(path, ()), key=lambda row: row[0])
+        spans = self._kept.get(path, ())
+        known = self.prior.get(path) if self.prior is not None and spans else None
+        if known is None:
+            return tuple(extent for _, extent, _ in stored), b"".join(digests for _, _, digests in stored)
+        rows = [*kept_extents(known, spans), *((offset, extent) for offset, extent, _ in stored)]
+        extents = tuple(extent for _, extent in sorted(rows, key=lambda row: row[0]))
+        return extents, joined_digests(known, spans, ((offset, digests) for offset, _, digests in stored))
+
+    def needed(self, files: Iterable[CopiedFile]) -> list[StoredObject]:
+        """What was stored, then the objects of earlier backups that files refer to."""
+        if self.prior is None:
+            return list(self.objects)
+        used = {extent.object for file in files for extent in file.entry.extents}
+        return [*self.objects, *(stored for stored in self.prior.objects if stored.name in used)]
+
+
+def times_of(listed: Listed) -> Times:
+    """A file's times, which only a direct copy knows."""
+    if isinstance(listed, CopyEntry):
+        return Times(listed.size, listed.mtime_ns, listed.ctime_ns, listed.inode)
+    return Times(listed.size, 0, 0, 0)
+
+
+def run_together(jobs: Sequence[Callable[[], None]], output: Output) -> None:
+    """Run jobs side by side; the first error stops the others and is the one that is raised."""
+    with ThreadPoolExecutor(len(jobs), thread_name_prefix="copy") as pool:
+        futures: list[Future[None]] = [pool.submit(job) for job in jobs]
+        wait(futures, return_when=FIRST_EXCEPTION)
+        failed = [future for future in futures if future.done() and future.exception()]
+        if failed:
+            output.failed.set()
+    for future in failed or futures:
+        future.result()

@@ -1,0 +1,224 @@
+"""What is known of the backup that the next one builds on: where each file's bytes lie, and its digests.
+
+The host that takes backups may hold no private key, so it cannot read its own backups. It keeps what the next one
+needs in a directory of its own, bound to the manifest by its hash; a file of that kind that is damaged, missing or of
+another manifest is made again from the repository where a private key is, and otherwise there is no prior.
+
+Files are looked up one by one in the file, so memory holds their paths and nothing else.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import mmap
+import os
+import tempfile
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import IO, Any
+
+from seawall.backup.changes import PriorFile
+from seawall.errors import Damaged
+from seawall.keys import KeyRing
+from seawall.model import Head, StoredObject
+from seawall.repository import SourceArea, blocks, manifest
+
+_FORMAT = 1
+_SUFFIX = ".map"
+_END = b'{"sha256":'
+
+
+class Prior:
+    """The backup that the next one builds on. `get` may be called from several threads.
+
+    Args:
+        head: of that backup.
+        path: the file that `Maps` keeps of it.
+
+    Raises:
+        Damaged: the file is not what was written, or not of this backup.
+        OSError: it cannot be read.
+    """
+
+    def __init__(self, head: Head, path: Path) -> None:
+        self.head = head
+        self._name = str(path)
+        with path.open("rb") as file:
+            self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        try:
+            self._places = self._proved(head)
+        except BaseException:
+            self._map.close()
+            raise
+
+    def get(self, path: str) -> PriorFile | None:
+        """A file of that backup, or None if it had none of that path whose parts can be told apart."""
+        begin = self._places.get(path)
+        if begin is None:
+            return None
+        _, entry, block = self._map[begin : self._map.find(b"\n", begin)].split(b"\t")
+        found = PriorFile(
+            manifest.from_row(json.loads(entry), self.objects, name=self._name),
+            blocks.from_row(json.loads(block), name=self._name),
+        )
+        return found if found.blocks.describes(found.entry) else None
+
+    def paths(self) -> Iterator[str]:
+        """The paths of all its files."""
+        return iter(self._places)
+
+    def close(self) -> None:
+        self._map.close()
+
+    def __enter__(self) -> Prior:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _proved(self, head: Head) -> dict[str, int]:
+        """Where each file's line begins, after every byte was hashed."""
+        end = self._map.rfind(_END)
+        stated = self._map[max(end, 0) :]
+        # One pass over all of it, before anything is believed.
+        if end < 0 or stated != _end_line(hashlib.sha256(memoryview(self._map)[:end]).hexdigest()):
+            raise Damaged(f"{self._name} is not what was written")
+        line = self._map.readline()
+        first = json.loads(line)
+        if (first["map"], first["label"], first["manifest_sha256"]) != (_FORMAT, str(head.label), head.manifest_sha256):
+            raise Damaged(f"{self._name} is not of the manifest of {head.label}")
+        self.listed_at_ns = int(first["listed_at_ns"])
+        self.objects = [StoredObject(*values) for values in first["objects"]]
+        places: dict[str, int] = {}
+        begin = len(line)
+        while begin < end:
+            path = self._map[begin : self._map.find(b"\t", begin)]
+            places[json.loads(path)] = begin
+            begin = self._map.find(b"\n", begin) + 1
+        return places
+
+
+class Maps:
+    """The files with what is known of the newest backups of one source.
+
+    Args:
+        directory: where they are kept, or None to keep none.
+    """
+
+    def __init__(self, directory: Path | None) -> None:
+        self._directory = directory
+
+    def open(self, area: SourceArea, head: Head, ring: KeyRing) -> Prior:
+        """What is known of a backup, from this host, or else from the repository.
+
+        Raises:
+            KeyMissing: it is not known here, and the ring has no private key that opens the backup.
+            ObjectMissing, Damaged, FormatTooNew: the repository does not tell it.
+        """
+        path = self._path(head)
+        if path is not None:
+            with contextlib.suppress(OSError, Damaged, ValueError, KeyError, TypeError):
+                return Prior(head, path)
+        return self._fetched(area, head, ring)
+
+    def keep(self, head: Head, objects: Sequence[StoredObject], listed_at_ns: int, files: Iterable[PriorFile]) -> None:
+        """Keep what is known of a backup that was just committed.
+
+        Args:
+            objects: all that its files refer to.
+            files: those with a block map, in any order.
+
+        Raises:
+            OSError: it cannot be written.
+        """
+        if self._directory is None:
+            return
+        self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with _written_whole(self._directory / f"{head.label}{_SUFFIX}") as file:
+            _write(file, head, objects, listed_at_ns, files)
+
+    def forget_all_but(self, labels: Iterable[str]) -> None:
+        """Remove the files of all other backups, and what an interruption left.
+
+        Raises:
+            OSError: one cannot be removed.
+        """
+        kept = {f"{label}{_SUFFIX}" for label in labels}
+        for path in self._directory.iterdir() if self._directory is not None and self._directory.is_dir() else ():
+            if path.name not in kept:
+                path.unlink()
+
+    def _path(self, head: Head) -> Path | None:
+        return None if self._directory is None else self._directory / f"{head.label}{_SUFFIX}"
+
+    def _fetched(self, area: SourceArea, head: Head, ring: KeyRing) -> Prior:
+        reader = area.manifest(head.label, ring)
+        found = area.blocks(head, ring)
+        with tempfile.TemporaryDirectory(prefix="seawall-map-") as place:
+            path = Path(place, "map")
+            with path.open("wb") as file:
+                _write(file, head, reader.objects, found.listed_at_ns, _paired(reader, found))
+            # Mapped into memory, it needs no name any more.
+            return Prior(head, path)
+
+
+def _paired(reader: manifest.Reader, found: blocks.Reader) -> Iterator[PriorFile]:
+    """Files of a manifest and of its block map, which both are in the order of paths."""
+    waiting = found.files()
+    block = next(waiting, None)
+    for entry in reader.files():
+        if block is not None and block.path == entry.path:
+            yield PriorFile(entry, block)
+            block = next(waiting, None)
+    if block is not None:
+        raise Damaged(f"the block map of {reader.head_document.get('label')} has {block.path!r}, its manifest has not")
+
+
+def _write(
+    file: IO[bytes], head: Head, objects: Sequence[StoredObject], listed_at_ns: int, files: Iterable[PriorFile]
+) -> None:
+    hasher = hashlib.sha256()
+    for line in _lines(head, objects, listed_at_ns, files):
+        hasher.update(line)
+        file.write(line)
+    file.write(_end_line(hasher.hexdigest()))
+
+
+def _lines(
+    head: Head, objects: Sequence[StoredObject], listed_at_ns: int, files: Iterable[PriorFile]
+) -> Iterator[bytes]:
+    rows = [[o.name, o.stored_bytes, o.stored_sha256, o.plain_bytes] for o in objects]
+    first = {"map": _FORMAT, "label": str(head.label), "manifest_sha256": head.manifest_sha256}
+    yield _json(first | {"listed_at_ns": listed_at_ns, "objects": rows}) + b"\n"
+    index = {stored.name: number for number, stored in enumerate(objects)}
+    for file in files:
+        row = _json(manifest.row(file.entry, index))
+        yield b"\t".join((_json(file.entry.path), row, _json(blocks.row(file.blocks)))) + b"\n"
+
+
+def _json(value: Any) -> bytes:
+    return json.dumps(value, separators=(",", ":")).encode("ascii")
+
+
+def _end_line(sha256: str) -> bytes:
+    return _END + f'"{sha256}"}}\n'.encode("ascii")
+
+
+@contextlib.contextmanager
+def _written_whole(path: Path) -> Iterator[IO[bytes]]:
+    """A file that has its name only when it is whole."""
+    descriptor, name = tempfile.mkstemp(prefix=".tmp-", dir=path.parent)
+    try:
+        with open(descriptor, "wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        Path(name).rename(path)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise

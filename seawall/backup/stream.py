@@ -1,0 +1,233 @@
+"""Copying a cluster through `BASE_BACKUP`: one stream in, several workers compress, seal and store.
+
+What differs from the prior is decided on the bytes as they pass, so nothing is read twice. Files that grow, shrink or
+vanish meanwhile are no error: WAL replays what happened to them.
+"""
+
+from __future__ import annotations
+
+import queue
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import TypeAlias
+
+from seawall.backup.changes import PriorFile, Span, differing_runs, stretches
+from seawall.backup.output import Copied, Output, run_together
+from seawall.backup.prior import Prior
+from seawall.codec import BundleWriter, ExtentSource, Scratch
+from seawall.codec.runs import digests_of
+from seawall.errors import Cancelled
+from seawall.events import Advanced, Began, Observer
+from seawall.model import Cluster
+from seawall.postgres.stream import BaseBackup, StreamedFile, base_backup
+from seawall.repository import BackupSetWriter
+from seawall.settings import SourceSettings
+from seawall.wal import Segment
+
+FirstWal: TypeAlias = Callable[[Segment, bool], None]
+_STREAM_EXTENT_BYTES = 8 * 1024 * 1024
+_QUEUE_CHUNKS = 8
+
+
+def copy_stream(
+    source: SourceSettings,
+    cluster: Cluster,
+    writer: BackupSetWriter,
+    *,
+    prior: Prior | None = None,
+    workers: int,
+    first_wal: FirstWal,
+    observe: Observer,
+) -> Copied:
+    """Copy a cluster through the replication protocol: one stream in, several workers compress and store.
+
+    Args:
+        prior: what is known of the backup to build on; None for a full one.
+        first_wal: called with the first segment that replay needs, before anything is copied.
+
+    Raises:
+        ServerUnreachable: the stream broke.
+    """
+    listed: list[StreamedFile] = []
+    output = Output(writer, observe, cluster.block_bytes, prior)
+    rate = source.max_rate_bytes_per_second
+    with base_backup(source, str(writer.label), max_rate=rate, observe=observe) as stream:
+        first_wal(Segment.containing(stream.start_lsn, stream.timeline, cluster.segment_bytes), cluster.in_recovery)
+        observe.hear(Began("copy", stream.estimated_bytes))
+        lanes = [_Lane() for _ in range(workers)]
+        run_together([lambda: _deal(stream, lanes, listed, output), *(lane.job(output) for lane in lanes)], output)
+        for path, pages in stream.bad_pages.items():
+            output.bad_pages[path].extend(pages)
+        specials = {"backup_label": stream.backup_label}
+        if stream.tablespace_map:
+            specials["tablespace_map"] = stream.tablespace_map
+        files = output.files(listed)
+        return Copied(
+            stream.start_lsn,
+            stream.stop_lsn,
+            stream.stop_timeline,
+            stream.stopped_at,
+            output.needed(files),
+            len(output.objects),
+            files,
+            0,
+            specials,
+        )
+
+
+_Message: TypeAlias = "tuple[str, int, int] | bytes | None"
+_END_OF_EXTENT = b""
+
+
+class _Lane:
+    """One worker of a streamed copy and the short queue that feeds it.
+
+    An extent is its begin (path, offset in the file, length of its runs), chunks, and its end.
+    """
+
+    def __init__(self) -> None:
+        self.messages: queue.Queue[_Message] = queue.Queue(_QUEUE_CHUNKS)
+        self._ended = False
+
+    def send(self, message: _Message, output: Output) -> None:
+        while not output.failed.is_set():
+            try:
+                return self.messages.put(message, timeout=0.2)
+            except queue.Full:
+                output.observe.checkpoint()
+        raise Cancelled("another worker failed")
+
+    def job(self, output: Output) -> Callable[[], None]:
+        def work() -> None:
+            scratch = Scratch()
+            while not self._ended:
+                output.put(lambda bundle: self._sources(bundle, output), scratch)
+
+        return work
+
+    def _sources(self, bundle: BundleWriter, output: Output) -> Iterator[ExtentSource]:
+        while bundle.room:
+            message = self._next(output)
+            if message is None:
+                self._ended = True
+                return
+            if isinstance(message, tuple):
+                path, offset, runs = message
+                content = _Chunks(lambda: self._next(output))
+                yield ExtentSource(path, offset, 1 << 62, content.readinto, runs)
+
+    def _next(self, output: Output) -> _Message:
+        while not output.failed.is_set():
+            try:
+                return self.messages.get(timeout=0.2)
+            except queue.Empty:
+                output.observe.checkpoint()
+        raise Cancelled("another worker failed")
+
+
+class _Chunks:
+    """One extent's chunks as something that fills buffers."""
+
+    def __init__(self, pull: Callable[[], _Message]) -> None:
+        self._pull = pull
+        self._rest = memoryview(b"")
+        self._over = False
+
+    def readinto(self, view: memoryview) -> int:
+        while not self._rest and not self._over:
+            message = self._pull()
+            if not isinstance(message, bytes) or message == _END_OF_EXTENT:
+                self._over = True
+            else:
+                self._rest = memoryview(message)
+        count = min(len(view), len(self._rest))
+        view[:count] = self._rest[:count]
+        self._rest = self._rest[count:]
+        return count
+
+
+def _deal(stream: BaseBackup, lanes: Sequence[_Lane], listed: list[StreamedFile], output: Output) -> None:
+    """Give the stream's files out to the lanes."""
+    # After an error here the lanes wait for more until `_run` tells them: were they told from here, their own
+    # "another worker failed" could be what `_run` meets first, and the user would not learn why.
+    for file in stream.files():
+        listed.append(file)
+        if file.kind == "file":
+            _deal_file(file, lanes, output)
+    for lane in lanes:
+        lane.send(None, output)
+
+
+def _deal_file(file: StreamedFile, lanes: Sequence[_Lane], output: Output) -> None:
+    known = output.prior.get(file.path) if output.prior is not None else None
+    sending = _Sending(file, lanes, output)
+    if known is None:
+        for chunk in file.chunks():
+            sending.send(chunk)
+    else:
+        sending.send_differing(known)
+    sending.end()
+
+
+class _Sending:
+    """One file on its way to the lanes, in extents of up to 8 MiB, always to the least busy lane."""
+
+    def __init__(self, file: StreamedFile, lanes: Sequence[_Lane], output: Output) -> None:
+        self._file, self._lanes, self._output = file, lanes, output
+        self._lane = lanes[0]
+        self._offset = self._begun = 0
+        self._kept: list[Span] = []
+
+    def send(self, chunk: memoryview) -> None:
+        """Have the file's next bytes stored."""
+        if not self._begun:
+            self._lane = min(self._lanes, key=lambda candidate: candidate.messages.qsize())
+            self._lane.send((self._file.path, self._offset, self._output.run_bytes(self._file)), self._output)
+        # The chunk's buffer is the stream's own and is filled anew for the next one.
+        self._lane.send(bytes(chunk), self._output)
+        self._offset += len(chunk)
+        self._begun += len(chunk)
+        if self._begun >= _STREAM_EXTENT_BYTES:
+            self.end()
+
+    def end(self) -> None:
+        """End the extent that is under way, if one is."""
+        if self._begun:
+            self._lane.send(_END_OF_EXTENT, self._output)
+            self._begun = 0
+
+    def send_differing(self, known: PriorFile) -> None:
+        """Have the file's runs stored that the prior does not have, and take the others over."""
+        length, size = known.blocks.run_bytes, self._file.size
+        # Before anything is stored: what is stored of the file is cut into runs of the prior's length.
+        self._output.keep(known, ())
+        for chunk in in_runs(self._file.chunks(), length):
+            first, begins = self._offset // length, self._offset
+            differs = differing_runs(known, digests_of(chunk, length), size, first)
+            for span, differ in stretches(differs, length, size, first):
+                part = chunk[span.offset - begins : span.offset - begins + span.length]
+                if differ:
+                    self.send(part)
+                else:
+                    self._skip(span)
+        self._output.keep(known, self._kept)
+
+    def _skip(self, span: Span) -> None:
+        self.end()
+        self._offset += span.length
+        self._output.observe.hear(Advanced("copy", span.length))
+        if self._kept and self._kept[-1].offset + self._kept[-1].length == span.offset:
+            span = Span(self._kept[-1].offset, self._kept.pop().length + span.length)
+        self._kept.append(span)
+
+
+def in_runs(chunks: Iterable[memoryview], run_bytes: int) -> Iterator[memoryview]:
+    """The same bytes in pieces that are cut between runs; each is valid until the next is asked for."""
+    rest = b""
+    for chunk in chunks:
+        joined = memoryview(rest + chunk) if rest else chunk
+        whole = len(joined) - len(joined) % run_bytes
+        if whole:
+            yield joined[:whole]
+        rest = bytes(joined[whole:])
+    if rest:
+        yield memoryview(rest)
