@@ -9,7 +9,7 @@ from prefect import flow
 
 from blocks.site import BlockNames, settings_for
 from seawall.catalog.facts import plan_facts
-from seawall.model import BackupLabel, TargetKind
+from seawall.model import BackupLabel, TargetAction, TargetKind
 from tasks import restore as restore_task
 from tasks.restore import Destination, target_of
 
@@ -28,6 +28,7 @@ def restore(
     tablespaces: dict[str, Path] | None = None,
     port: int = 0,
     start: bool = True,
+    target_action: TargetAction = TargetAction.PROMOTE,
     dry_run: bool = False,
     settings_file: str | None = None,
     blocks: BlockNames | None = None,
@@ -48,12 +49,13 @@ def restore(
         tablespaces: original location → new one.
         port: leave a server running there; 0 leaves it stopped.
         start: false lays files down only.
+        target_action: at the target promote; or pause, and the run waits until somebody resumes; or shut down.
         dry_run: show the plan and stop.
         settings_file: on the worker's host.
         blocks: what is loaded from Prefect instead.
     """
     settings = settings_for(source, settings_file, blocks)
-    destination = Destination(into, delta, tablespaces or {}, port, start)
+    destination = Destination(into, delta, tablespaces or {}, port, start, target_action)
     wanted = target_of(target, value, inclusive=inclusive, timeline=timeline)
     chosen = BackupLabel.parse(label) if label else None
     planned = restore_task.plan(settings, source, wanted, destination, chosen)

@@ -10,7 +10,8 @@ from prefect.cache_policies import NO_CACHE
 
 from seawall.archive.arrival import wait_for
 from seawall.archive.continuity import Window, switch_wal, windows
-from seawall.catalog.recording import ExecutionRecord, Facts, Result
+from seawall.catalog.facts import Facts
+from seawall.catalog.recording import ExecutionRecord, Result
 from seawall.errors import WalGap
 from seawall.events import Observer
 from seawall.model import Head

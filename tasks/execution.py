@@ -23,7 +23,8 @@ from datetime import UTC, datetime, timedelta
 from uuid import UUID
 
 from seawall.catalog import Catalog, RunStatus
-from seawall.catalog.recording import End, Facts, Lease, Record, Result, raise_alerts
+from seawall.catalog.facts import Facts
+from seawall.catalog.recording import End, Lease, Record, Result, raise_alerts
 from seawall.errors import Cancelled, CatalogError, LeaseHeld, LeaseLost, Partial, SeawallError
 from seawall.events import Observer
 from seawall.settings import Settings

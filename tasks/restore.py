@@ -10,11 +10,11 @@ from prefect import task
 from prefect.cache_policies import NO_CACHE
 
 from seawall import restore
-from seawall.catalog import Catalog, RecoveryType
-from seawall.catalog.facts import Facts, plan_facts, report_facts
+from seawall.catalog import Catalog
+from seawall.catalog.facts import Facts, report_facts
 from seawall.catalog.recording import RecoveryRecord, Result
 from seawall.errors import TargetUnreachable, UsageError
-from seawall.model import BackupLabel, RecoveryTarget, TargetKind
+from seawall.model import BackupLabel, RecoveryTarget, TargetAction, TargetKind
 from seawall.postgres.binaries import Account, Binaries, find
 from seawall.restore import RestorePlan
 from seawall.settings import Settings
@@ -33,6 +33,7 @@ class Destination:
         tablespaces: original location → new one.
         port: leave a server running there; 0 leaves it stopped.
         start: false lays files down only.
+        action: what the server does at the target.
     """
 
     directory: Path
@@ -40,6 +41,7 @@ class Destination:
     tablespaces: dict[str, Path] = field(default_factory=dict)
     port: int = 0
     start: bool = True
+    action: TargetAction = TargetAction.PROMOTE
 
 
 def target_of(kind: TargetKind, value: str, *, inclusive: bool, timeline: str) -> RecoveryTarget:
@@ -76,6 +78,7 @@ def plan(
             label=label,
             delta=destination.delta,
             tablespaces=destination.tablespaces,
+            action=destination.action,
             now=utc_now(),
             rto=timedelta(hours=settings.server.rto_hours),
         )
@@ -124,5 +127,4 @@ def workers_of(settings: Settings, source: str) -> int:
 def _record(settings: Settings, planned: RestorePlan) -> RecoveryRecord:
     with Catalog.open(settings.catalog.url) as catalog, opened(settings) as repository:
         file = file_of(catalog, repository, planned.source, planned.head.label)
-    kind = RecoveryType.FULL if planned.target.kind is TargetKind.LATEST else RecoveryType.POINT_IN_TIME
-    return RecoveryRecord(kind, None if file is None else file.id, planned.target.moment, dict(plan_facts(planned)))
+    return RecoveryRecord.of(planned, file)

@@ -54,6 +54,7 @@ def plan_facts(planned: RestorePlan) -> Facts:
         "label": str(planned.head.label),
         "why": planned.why,
         "target": target_text(planned.target),
+        "target_action": planned.action.value,
         "timeline": planned.history.timeline,
         "destination": str(planned.destination),
         "delta": planned.delta,

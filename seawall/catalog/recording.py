@@ -5,7 +5,7 @@ A backup that was taken is in its repository whatever the catalog says: records 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from pathlib import PurePosixPath
@@ -13,8 +13,10 @@ from typing import TYPE_CHECKING, Protocol
 from urllib.parse import unquote, urlsplit
 from uuid import UUID
 
+from seawall.catalog.facts import Facts, plan_facts
 from seawall.catalog.store import Catalog
 from seawall.catalog.views import (
+    BackupFile,
     BackupOutcome,
     Job,
     JobType,
@@ -26,13 +28,13 @@ from seawall.catalog.views import (
 )
 from seawall.errors import SeawallError, UsageError
 from seawall.events import Noticed
-from seawall.model import BackupKind, BackupLabel, Head, Proof
+from seawall.model import BackupKind, BackupLabel, Head, Proof, TargetKind
 from seawall.settings import Settings
 
 if TYPE_CHECKING:
     from seawall.repository import Repository
+    from seawall.restore import RestorePlan
 
-Facts = Mapping[str, object]
 KINDS = {
     JobType.FULL: BackupKind.FULL,
     JobType.INCREMENTAL: BackupKind.INCREMENTAL,
@@ -140,6 +142,12 @@ class RecoveryRecord:
     backup_file_id: UUID | None
     target_timestamp: datetime | None
     details: Facts
+
+    @classmethod
+    def of(cls, planned: RestorePlan, file: BackupFile | None) -> RecoveryRecord:
+        """The record of a planned restore, from a set that the catalog knows or not."""
+        kind = RecoveryType.FULL if planned.target.kind is TargetKind.LATEST else RecoveryType.POINT_IN_TIME
+        return cls(kind, None if file is None else file.id, planned.target.moment, plan_facts(planned))
 
     def begin(self, catalog: Catalog, *, now: datetime, lease: Lease) -> UUID:
         return catalog.begin_recovery(

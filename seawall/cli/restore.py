@@ -10,10 +10,12 @@ from typing import TYPE_CHECKING, Any
 from seawall.cli.console import size, span
 from seawall.cli.context import Context
 from seawall.errors import TargetUnreachable, UsageError
-from seawall.model import BackupLabel, RecoveryTarget, TargetKind
+from seawall.model import BackupLabel, RecoveryTarget, TargetAction, TargetKind
 from seawall.wal import Lsn
 
 if TYPE_CHECKING:
+    from seawall.catalog import Catalog
+    from seawall.catalog.recording import RecoveryRecord
     from seawall.restore import RestorePlan, RestoreReport
 
 
@@ -23,9 +25,15 @@ def arguments(parser: argparse.ArgumentParser, _verb: str) -> None:
     target_arguments(parser)
     parser.add_argument("--delta", action="store_true", help="repair DIR: keep what is right, remove what is not")
     parser.add_argument("--tablespace", action="append", default=[], metavar="OLD=NEW", help="where one goes")
+    parser.add_argument(
+        "--target-action",
+        choices=[action.value for action in TargetAction],
+        default=TargetAction.PROMOTE.value,
+        help="at the target: promote (default); pause for a look, until somebody resumes; shut down unpromoted",
+    )
     parser.add_argument("--port", type=int, default=0, help="leave a server running there (default: stopped)")
     parser.add_argument("--no-start", action="store_true", help="lay files down only; you start and recover")
-    parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--workers", type=int, default=2, metavar="N", help="parallel writers (default: 2)")
     parser.add_argument("--bin-directory", type=Path, help="where postgres of the right version lies")
     parser.add_argument("--dry-run", action="store_true", help="show the plan and stop")
 
@@ -35,8 +43,8 @@ def target_arguments(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("where to stop (default: the latest WAL)")
     one = group.add_mutually_exclusive_group()
     one.add_argument("--to", metavar="TIME", help="a time with its offset: 2026-11-23T14:05:00+01:00")
-    one.add_argument("--to-lsn", metavar="LSN")
-    one.add_argument("--to-xid", metavar="XID")
+    one.add_argument("--to-lsn", metavar="LSN", help="a position in WAL, such as 16/B374D848")
+    one.add_argument("--to-xid", metavar="XID", help="the transaction of that id")
     one.add_argument("--to-name", metavar="NAME", help="a named restore point")
     one.add_argument("--immediate", action="store_true", help="as soon as the backup is consistent")
     group.add_argument("--exclusive", action="store_true", help="stop just before the target, not after it")
@@ -71,6 +79,9 @@ def target_of(options: argparse.Namespace) -> RecoveryTarget:
 
 def run(options: argparse.Namespace, context: Context) -> None:
     from seawall import restore
+    from seawall.catalog.facts import report_facts
+    from seawall.catalog.recording import Result
+    from seawall.cli.recorded import recorded
     from seawall.postgres.binaries import Account, find
 
     plan = restore.plan(
@@ -81,6 +92,7 @@ def run(options: argparse.Namespace, context: Context) -> None:
         label=BackupLabel.parse(options.label) if options.label else None,
         delta=options.delta,
         tablespaces=_tablespaces(options.tablespace),
+        action=TargetAction(options.target_action),
         now=context.now(),
         rto=timedelta(hours=context.settings.server.rto_hours),
     )
@@ -89,21 +101,32 @@ def run(options: argparse.Namespace, context: Context) -> None:
         return
     for line in plan_lines(plan):
         context.console.note(line)
-    report = restore.run(
-        plan,
-        context.repository,
-        ring=context.ring,
-        binaries=find(plan.head.cluster.major_version, options.bin_directory),
-        account=Account.for_servers(context.settings.server.account),
-        actor=context.actor,
-        now=context.now(),
-        observe=context.observer,
-        workers=options.workers,
-        port=options.port,
-        start=not options.no_start,
-        socket_path=context.agent_socket(options.source),
-    )
-    context.console.result({"plan": plan_value(plan), "report": report_value(report)}, report_lines(report))
+    binaries = find(plan.head.cluster.major_version, options.bin_directory)
+    account = Account.for_servers(context.settings.server.account)
+    with recorded(context, "restore", options.source, lambda catalog: _row(catalog, context, plan)) as record:
+        report = restore.run(
+            plan,
+            context.repository,
+            ring=context.ring,
+            binaries=binaries,
+            account=account,
+            actor=context.actor,
+            now=context.now(),
+            observe=record.observe,
+            workers=options.workers,
+            port=options.port,
+            start=not options.no_start,
+            socket_path=context.agent_socket(options.source),
+        )
+        record.result = Result(report_facts(report))
+    value = {"plan": plan_value(plan), "report": report_value(report), **record.value()}
+    context.console.result(value, report_lines(report))
+
+
+def _row(catalog: Catalog, context: Context, plan: RestorePlan) -> RecoveryRecord:
+    from seawall.catalog.recording import RecoveryRecord
+
+    return RecoveryRecord.of(plan, catalog.find_backup_file(context.repository.id, plan.source, plan.head.label))
 
 
 def _tablespaces(pairs: list[str]) -> dict[str, Path]:
@@ -122,6 +145,7 @@ def plan_value(plan: RestorePlan) -> dict[str, Any]:
         "label": str(plan.head.label),
         "why": plan.why,
         "target": {"kind": plan.target.kind.value, "value": plan.target.value, "inclusive": plan.target.inclusive},
+        "target_action": plan.action.value,
         "timeline": plan.history.timeline,
         "destination": str(plan.destination),
         "delta": plan.delta,
@@ -137,8 +161,9 @@ def plan_value(plan: RestorePlan) -> dict[str, Any]:
 
 def plan_lines(plan: RestorePlan) -> list[str]:
     where = f"{plan.target.kind.value} {plan.target.value}".strip()
+    then = "" if plan.action is TargetAction.PROMOTE else f", then {plan.action.value}"
     lines = [
-        f"{plan.source} {plan.head.label} ({plan.why}) to {where} on timeline {plan.history.timeline}",
+        f"{plan.source} {plan.head.label} ({plan.why}) to {where} on timeline {plan.history.timeline}{then}",
         f"  {size(plan.head.plain_bytes)} of files into {plan.destination}",
         f"  {plan.wal_count} WAL segments from {plan.wal_first} on; about {span(plan.estimated_seconds)} in all",
     ]
@@ -179,7 +204,12 @@ def report_lines(report: RestoreReport) -> list[str]:
         f"recovered to {report.reached.lsn}, last commit {last.isoformat() if last else 'none'}, "
         f"timeline {report.reached.timeline}; {span(report.seconds['total'])} in all"
     )
-    lines.append(
-        f"the server runs on port {report.port}" if report.port else f"stopped and ready: {report.destination}"
-    )
-    return lines
+    return [*lines, _left(report)]
+
+
+def _left(report: RestoreReport) -> str:
+    if report.port:
+        return f"the server runs on port {report.port}"
+    if report.reached is not None and report.reached.outcome.value == "shutdown":
+        return f"shut down at the target, not promoted: {report.destination} (docs/how-to/restore.md says how to go on)"
+    return f"stopped and ready: {report.destination}"

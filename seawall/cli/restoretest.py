@@ -7,12 +7,17 @@ import random
 import secrets
 from datetime import timedelta
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from seawall.cli.console import span
 from seawall.cli.context import Context
 from seawall.cli.restore import report_value, target_arguments, target_of
 from seawall.errors import VerificationFailed
 from seawall.model import BackupLabel
+
+if TYPE_CHECKING:
+    from seawall.catalog import Catalog
+    from seawall.catalog.recording import VerificationRecord
 
 
 def arguments(parser: argparse.ArgumentParser, _verb: str) -> None:
@@ -34,7 +39,11 @@ def arguments(parser: argparse.ArgumentParser, _verb: str) -> None:
 
 
 def run(options: argparse.Namespace, context: Context) -> int:
-    from seawall import restoretest
+    from seawall import restore, restoretest
+    from seawall.catalog import VerificationType
+    from seawall.catalog.facts import restore_test_facts, restore_test_sentence
+    from seawall.catalog.recording import Result, VerificationRecord
+    from seawall.cli.recorded import recorded
     from seawall.postgres.binaries import Account, find
 
     source = context.stored_source(options.source)
@@ -42,21 +51,40 @@ def run(options: argparse.Namespace, context: Context) -> int:
     parent = options.scratch or context.settings.server.work_directory / "scratch"
     parent.mkdir(mode=0o755, parents=True, exist_ok=True)
     seed = options.seed if options.seed is not None else secrets.randbelow(1 << 32)
-    report = restoretest.run(
-        context.repository,
-        source,
-        ring=context.ring,
-        binaries=find(identity.major_version if identity else None, options.bin_directory),
-        account=Account.for_servers(context.settings.server.account),
-        parent=parent,
-        target=None if options.random else target_of(options),
-        label=BackupLabel.parse(options.label) if options.label else None,
-        assertions=[restoretest.Assertion(*given) for given in options.assertions],
-        now=context.now(),
-        rto=timedelta(hours=context.settings.server.rto_hours),
-        randomness=random.Random(seed),  # noqa: S311 - chooses where to look, guards nothing
-        observe=context.observer,
+    randomness = random.Random(seed)  # noqa: S311 - chooses where to look, guards nothing
+    named = BackupLabel.parse(options.label) if options.label else None
+    target = (
+        restoretest.random_target(context.repository, source, randomness, named)
+        if options.random
+        else target_of(options)
     )
+    # Which backup it starts from must be known before it begins, because the record says so.
+    label = restore.plan(
+        context.repository, source, target, parent.absolute() / f"plan-{seed}", label=named, now=context.now()
+    ).head.label
+
+    def row(catalog: Catalog) -> VerificationRecord | None:
+        file = catalog.find_backup_file(context.repository.id, source, label)
+        return None if file is None else VerificationRecord(file.id, VerificationType.RESTORE_TEST)
+
+    with recorded(context, "restore-test", source, row) as record:
+        report = restoretest.run(
+            context.repository,
+            source,
+            ring=context.ring,
+            binaries=find(identity.major_version if identity else None, options.bin_directory),
+            account=Account.for_servers(context.settings.server.account),
+            parent=parent,
+            target=target,
+            label=label,
+            assertions=[restoretest.Assertion(*given) for given in options.assertions],
+            now=context.now(),
+            rto=timedelta(hours=context.settings.server.rto_hours),
+            randomness=randomness,
+            observe=record.observe,
+        )
+        record.result = Result(restore_test_facts(report, seed))
+        record.failure = None if report.good else VerificationFailed(restore_test_sentence(source, report))
     findings = [{"code": f.code, "subject": f.subject, "message": f.message} for f in report.findings]
     value = {
         "source": source,
@@ -69,6 +97,7 @@ def run(options: argparse.Namespace, context: Context) -> int:
         "achieved_rto_seconds": report.achieved_rto,
         "rto_seconds": report.rto,
         "findings": findings,
+        **record.value(),
     }
     checks = ", ".join(f"{count} {what}" for what, count in report.checks.items())
     reached = report.report.reached.lsn if report.report.reached else "-"

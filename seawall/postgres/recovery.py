@@ -15,10 +15,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from seawall.errors import ClusterError, RecoveryFailed, SettingsError
-from seawall.model import RecoveryTarget, TargetKind
+from seawall.model import RecoveryTarget, TargetAction, TargetKind
 from seawall.postgres.binaries import Account
 from seawall.postgres.control import CONTROL_FILE, ControlData, read_control
-from seawall.postgres.replay import Outcome, Reached, TargetAction, wait_for_promotion, watch
+from seawall.postgres.replay import Outcome, Reached, wait_for_promotion, watch
 
 __all__ = [
     "Outcome",

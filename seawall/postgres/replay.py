@@ -15,7 +15,7 @@ from typing import LiteralString
 
 from seawall.errors import Cancelled, RecoveryFailed, ServerUnreachable, WalGap
 from seawall.events import Advanced, Observer, silent
-from seawall.model import RecoveryTarget
+from seawall.model import RecoveryTarget, TargetAction
 from seawall.postgres.connect import Session, translated
 from seawall.postgres.control import read_control
 from seawall.postgres.instance import Instance
@@ -63,14 +63,6 @@ _HINTS = (
      "Install the extension's library on this host, in the source's version."),
     (re.compile("No space left on device"), "Free space at the destination, then start the server again."),
 )  # fmt: skip
-
-
-class TargetAction(StrEnum):
-    """What the server does when the target is reached."""
-
-    PROMOTE = "promote"
-    PAUSE = "pause"
-    SHUTDOWN = "shutdown"
 
 
 class Outcome(StrEnum):

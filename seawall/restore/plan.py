@@ -8,8 +8,7 @@ from datetime import datetime, timedelta
 from pathlib import Path
 
 from seawall.errors import BackupMissing, Damaged, TargetUnreachable, UsageError
-from seawall.model import BackupLabel, Head, Health, RecoveryTarget, TargetKind
-from seawall.postgres.replay import TargetAction
+from seawall.model import BackupLabel, Head, Health, RecoveryTarget, TargetAction, TargetKind
 from seawall.repository import Repository, SourceArea
 from seawall.restore import destination as places
 from seawall.restore.reach import Reach

@@ -25,7 +25,7 @@ from seawall.audit import AuditLog
 from seawall.errors import BinariesMissing, PrivilegeMissing, SeawallError, TargetUnreachable, UsageError, WalGap
 from seawall.events import Ended, Noticed, Observer
 from seawall.keys import KeyRing
-from seawall.model import RecoveryTarget, TargetKind
+from seawall.model import RecoveryTarget, TargetAction, TargetKind
 from seawall.postgres import recovery
 from seawall.postgres.binaries import Account, Binaries
 from seawall.postgres.instance import Instance
@@ -100,7 +100,7 @@ def run(
         RecoveryFailed, WalGap, TargetUnreachable: the target was not reached; the files stay for a look.
         Cancelled: on request; no server is left running.
     """
-    ends_down = start and plan.action is recovery.TargetAction.SHUTDOWN
+    ends_down = start and plan.action is TargetAction.SHUTDOWN
     if port and ends_down:
         raise UsageError("a server that shuts down at its target cannot be left running", hint="Leave the port out.")
     _audit(plan, repository, actor=actor, now=now, observe=observe)

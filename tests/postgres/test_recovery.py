@@ -14,10 +14,10 @@ import pytest
 
 from seawall.errors import Cancelled, RecoveryFailed, WalGap
 from seawall.events import Advanced, Event, Observer
-from seawall.model import RecoveryTarget, TargetKind
+from seawall.model import RecoveryTarget, TargetAction, TargetKind
 from seawall.postgres import recovery
 from seawall.postgres.instance import Instance
-from seawall.postgres.recovery import Outcome, TargetAction
+from seawall.postgres.recovery import Outcome
 from seawall.wal import Lsn
 
 pytestmark = pytest.mark.postgres

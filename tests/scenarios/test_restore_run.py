@@ -21,11 +21,11 @@ from seawall.archive.agent import Agent
 from seawall.archive.commands import restore_command
 from seawall.errors import BinariesMissing, Cancelled, TargetUnreachable, UsageError
 from seawall.events import Ended, Event, Noticed, Observer
-from seawall.model import RecoveryTarget, TargetKind
+from seawall.model import RecoveryTarget, TargetAction, TargetKind
 from seawall.postgres import recovery
 from seawall.postgres.control import read_control
 from seawall.postgres.instance import Instance, free_port
-from seawall.postgres.recovery import Outcome, TargetAction
+from seawall.postgres.recovery import Outcome
 from seawall.repository import Repository
 from seawall.storage.wrappers import ReadOnly
 
