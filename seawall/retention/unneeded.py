@@ -27,11 +27,15 @@ class WalRange:
 def window_bases(ordered: Sequence[Head], begins: datetime) -> list[Head]:
     """The sets that the first moments of a window are restored from.
 
-    The newest from before it, and the newest good one: a degraded one does not take the place of that.
+    The newest from before it, or the oldest of all if none is so old; and the same of the good ones, because a
+    degraded one does not take the place of those.
     """
-    before = [head for head in ordered if head.stopped_at < begins]
-    good = [head for head in before if head.health is Health.GOOD]
-    return list({head.label: head for head in (*before[-1:], *good[-1:])}.values())
+    good = [head for head in ordered if head.health is Health.GOOD]
+    bases = {}
+    for sets in (ordered, good):
+        before = [head for head in sets if head.stopped_at < begins]
+        bases.update({head.label: head for head in before[-1:] or sets[:1]})
+    return list(bases.values())
 
 
 def unneeded_wal(
