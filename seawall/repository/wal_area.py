@@ -10,7 +10,7 @@ import hashlib
 import re
 import secrets
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from datetime import datetime
 from typing import Literal
 
@@ -221,9 +221,23 @@ class WalArea:
             return None
         return ends[-1], self._fetch(self.layout.tail(segment, ends[-1].value), ring)
 
+    def prove(self, name: str, ring: KeyRing, chunks: Iterable[Bytes]) -> None:
+        """Open an object of WAL whose bytes the caller reads.
+
+        Args:
+            name: the object's, not the segment's.
+
+        Raises:
+            Damaged: it is not what was written.
+            KeyMissing: the ring does not open it.
+        """
+        self._opened(name, ring, iter(chunks))
+
     def _fetch(self, name: str, ring: KeyRing) -> bytes:
-        chunks = self._storage.get(name)
-        first = next(chunks, b"")
+        return self._opened(name, ring, self._storage.get(name))
+
+    def _opened(self, name: str, ring: KeyRing, chunks: Iterator[Bytes]) -> bytes:
+        first = bytes(next(chunks, b""))
         mode = SealingMode.OPENPGP if not first.startswith(b"SEAWALL") else None
         chunks = _again(first, chunks)
         if mode is SealingMode.OPENPGP:
@@ -253,7 +267,7 @@ class WalArea:
             raise Damaged(f"{name} states no history of timeline {timeline}") from error
 
 
-def _again(first: bytes, rest: Iterator[bytes]) -> Iterator[bytes]:
+def _again(first: bytes, rest: Iterator[Bytes]) -> Iterator[Bytes]:
     if first:
         yield first
     yield from rest
