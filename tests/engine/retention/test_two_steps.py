@@ -1,0 +1,429 @@
+"""Letting go in two steps, over random lives of a repository: what is needed stays whole, what is let go is gone."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime, timedelta
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from seawall import retention
+from seawall.audit import AuditLog
+from seawall.errors import BackupMissing, LeaseHeld, LeaseLost, ObjectExists, ObjectMissing, SeawallError
+from seawall.events import silent
+from seawall.keys import KeyRing
+from seawall.model import BackupKind, BackupLabel, Compression, Head, Health, SealingMode, StoredObject
+from seawall.repository import Repository, Sealing, SourceArea, documents
+from seawall.retention import RetentionPolicy
+from seawall.storage.memory import MemoryStorage
+from seawall.wal import Segment
+
+MakeHead = Callable[..., Head]
+START = datetime(2026, 1, 1, 2, 0, 0, tzinfo=UTC)
+FULL, DIFFERENTIAL, INCREMENTAL = BackupKind.FULL, BackupKind.DIFFERENTIAL, BackupKind.INCREMENTAL
+
+
+@pytest.fixture(scope="session")
+def ring(tmp_path_factory: pytest.TempPathFactory) -> KeyRing:
+    return KeyRing(tmp_path_factory.mktemp("no-keys"))
+
+
+@dataclass
+class Life:
+    """A repository with one source and a clock, in which time only goes on."""
+
+    make_head: MakeHead
+    ring: KeyRing
+    now: datetime = START
+    heads: list[Head] = field(default_factory=list)
+    segment: int = 10
+
+    def __post_init__(self) -> None:
+        self.storage = MemoryStorage(clock=lambda: self.now)
+        self.repository = Repository.create(self.storage, now=self.now)
+        self.area = self.repository.source("shop")
+        self.sealing = Sealing(SealingMode.NONE, Compression.NONE, 0, (), self.ring)
+
+    def names(self, prefix: str = "sources/") -> set[str]:
+        return {stat.name for stat in self.storage.list(prefix)}
+
+    def backup(self, kind: BackupKind, *, health: Health = Health.GOOD, commit: bool = True) -> Head | None:
+        """A set; an incremental refers to every bundle that its prior needs, but for one that changed."""
+        self.now += timedelta(minutes=1)
+        good = [head for head in self.area.readable_heads()[0] if head.health is Health.GOOD]
+        if kind is DIFFERENTIAL:
+            good = [head for head in good if head.kind is FULL]
+        prior = good[-1] if good and kind is not FULL else None
+        kind = FULL if prior is None else kind
+        head = self.make_head(self.now, kind=kind, prior=prior, health=health, segment=self.segment)
+        label = head.label
+        writer = self.area.begin(label, self.sealing, self.now)
+        # In this mode there are no data keys; retention only looks at their names.
+        documents.put(self.storage, self.area.layout.key(str(label), 1), {"id": str(label)})
+        own = []
+        for number in range(1, 3):
+            name, bundle = writer.bundle_writer(number)
+            own.append(writer.put_bundle(name, bundle, bundle.stream([])))
+        if not commit:
+            return None
+        foreign: list[StoredObject] = []
+        if prior is not None:
+            foreign = [o for o in self.area.stored_objects(prior.label) if "/bundles/" in o.name][1:]
+        with self.area.lease("writer", "backup") as held:
+            done = writer.commit(head, objects=[*own, *foreign], specials={}, files=[], held=held)
+        self.area.wal.put_segment(Segment(1, self.segment).name, secrets.token_bytes(16), self.sealing)
+        self.segment += 1
+        self.heads.append(done)
+        return done
+
+    def expire(self, policy: RetentionPolicy) -> retention.RetentionPlan:
+        plan = retention.plan_for(self.area, policy, now=self.now, at_rest=True)
+        retention.expire(self.repository, plan, actor="ada", now=self.now)
+        return plan
+
+    def collect(self, **more: bool) -> retention.Collected:
+        return retention.collect(self.repository, "shop", actor="ada", now=self.now, observe=silent(), **more)
+
+    def clean(self, policy: RetentionPolicy) -> retention.Collected:
+        """Both steps, with the grace between them."""
+        self.expire(policy)
+        self.now += timedelta(hours=25)
+        return self.collect()
+
+    # ---- what must always hold
+
+    def prove(self) -> None:
+        there, layout = self.names(), self.area.layout
+        for label in self.area.labels(with_expired=True):
+            # A marked set can be brought back until its removal begins, so it must be as whole as a listed one.
+            needed = self.area.needed_objects(label)
+            assert needed <= there, f"{label} lost {needed - there}"
+            assert {layout.head(label), layout.objects(label), layout.manifest_copy(label)} <= there
+            for name in needed:
+                assert layout.key(name.split("/")[3], 1) in there, f"nothing opens {name} of {label}"
+            head = next(head for head in self.heads if head.label == label)
+            assert layout.segment(Segment.containing(head.start_lsn, 1).name) in there, f"{label} lost its WAL"
+
+    def prove_gone(self) -> None:
+        """Nothing is there but what a set that can be listed or brought back needs."""
+        layout = self.area.layout
+        present = self.area.labels(with_expired=True)
+        needed = {name for label in present for name in self.area.needed_objects(label)}
+        owners = {name.split("/")[3] for name in needed} | {str(label) for label in present}
+        for name in self.names(layout.backups):
+            label = name.split("/")[3]
+            assert name in needed or BackupLabel.parse(label) in present, f"{name} should be gone"
+        for name in self.names(layout.keys):
+            assert name.split("/")[3] in owners, f"{name} should be gone"
+
+
+OPERATIONS = (
+    "full",
+    "incremental",
+    "differential",
+    "degraded",
+    "crash",
+    "hold",
+    "release",
+    "undo",
+    "wait",
+    "expire",
+    "collect",
+)
+
+
+@settings(deadline=None)
+@given(
+    st.lists(st.tuples(st.sampled_from(OPERATIONS), st.integers(0, 7)), max_size=40),
+    st.integers(1, 10),
+    st.integers(0, 3),
+)
+def test_over_any_life_what_is_needed_stays_and_what_is_let_go_is_gone(
+    make_head: MakeHead, ring: KeyRing, operations: list[tuple[str, int]], days: int, last: int
+) -> None:
+    life, policy = Life(make_head, ring), replace(RetentionPolicy(timedelta(days=days)), keep_last=last)
+    for operation, number in operations:
+        perform(life, policy, operation, number)
+        life.prove()
+        held = {hold.label for hold in life.area.holds(life.now)}
+        assert held <= set(life.area.labels(with_expired=True))
+        fulls = [h for h in life.heads if h.kind is FULL and h.health is Health.GOOD]
+        assert not fulls or fulls[-1].label in life.area.labels()
+    for hold in life.area.holds(life.now):
+        life.area.release_hold(hold.id, owner="ada", now=life.now)
+    for _ in range(2):
+        life.clean(policy)
+    life.prove()
+    life.prove_gone()
+    AuditLog(life.storage).verify()
+
+
+def perform(life: Life, policy: RetentionPolicy, operation: str, number: int) -> None:
+    marked = [label for label in life.area.labels(with_expired=True) if life.area.is_expired(label)]
+    listed = life.area.labels()
+    if operation in ("full", "incremental", "differential"):
+        life.backup(BackupKind(operation))
+    elif operation == "degraded":
+        life.backup(INCREMENTAL, health=Health.DEGRADED)
+    elif operation == "crash":
+        life.backup(INCREMENTAL, commit=False)
+    elif operation == "hold" and (*listed, *marked):
+        label = (*listed, *marked)[number % len((*listed, *marked))]
+        life.area.place_hold(label, reason="why", owner="ada", now=life.now)
+    elif operation == "release" and life.area.holds(life.now):
+        life.area.release_hold(life.area.holds(life.now)[0].id, owner="ada", now=life.now)
+    elif operation == "undo" and marked:
+        retention.unexpire(life.repository, "shop", marked[number % len(marked)], actor="ada", now=life.now)
+    elif operation == "wait":
+        life.now += timedelta(hours=13 * (1 + number))
+    elif operation == "expire":
+        life.expire(policy)
+    elif operation == "collect":
+        life.collect()
+
+
+@pytest.fixture
+def life(make_head: MakeHead, ring: KeyRing) -> Life:
+    return Life(make_head, ring)
+
+
+ONE_DAY = RetentionPolicy.of_days(1)
+
+
+def test_bundles_that_an_incremental_refers_to_outlive_their_set_and_go_with_the_last_that_needs_them(
+    life: Life,
+) -> None:
+    base = life.backup(FULL)
+    life.now += timedelta(days=3)
+    newer = life.backup(FULL)
+    small = life.backup(INCREMENTAL)
+    assert base and newer and small
+    life.now += timedelta(days=3)
+    later = life.backup(FULL)
+    hold = life.area.place_hold(small.label, reason="keep", owner="ada", now=life.now)
+    done = life.clean(ONE_DAY)
+    assert set(life.area.labels()) == {small.label, later.label} if later else False
+    needed = {name for name in life.area.needed_objects(small.label) if str(newer.label) in name}
+    assert len(needed) == 1
+    assert life.names(life.area.layout.backup(newer.label)) == needed
+    assert life.area.keychain.generations(str(newer.label)), "its key opens what is left of it"
+    assert done.left[str(newer.label)] == "1 objects of it stay, because later backups refer to them"
+    assert not life.names(life.area.layout.backup(base.label))
+    records = AuditLog(life.storage).verify()[0]
+    assert not life.collect().sets, "nothing new can go"
+    assert AuditLog(life.storage).verify()[0] == records, "and the audit does not fill with nothing"
+    life.area.release_hold(hold.id, owner="ada", now=life.now)
+    life.clean(ONE_DAY)
+    for label in (newer.label, small.label):
+        assert not life.names(life.area.layout.backup(label))
+        assert not life.area.keychain.generations(str(label))
+
+
+def test_what_an_incremental_needs_is_taken_for_everything_while_its_list_cannot_be_read(life: Life) -> None:
+    life.backup(FULL)
+    small = life.backup(INCREMENTAL)
+    assert small
+    life.now += timedelta(days=3)
+    life.backup(FULL)
+    life.area.place_hold(small.label, reason="keep", owner="ada", now=life.now)
+    name = life.area.layout.objects(small.label)
+    data = b"".join(life.storage.get(name))
+    life.storage.delete(name)
+    life.storage.put(name, [data[:-20] + b"x" * 20])
+    done = life.clean(ONE_DAY)
+    first = life.heads[0].label
+    assert str(small.label) in done.left[str(first)]
+    assert first in life.area.labels(with_expired=True)
+
+
+def three(life: Life) -> Head:
+    """Three full backups, of which a policy of one day lets the first go."""
+    for _ in range(2):
+        life.backup(FULL)
+        life.now += timedelta(days=3)
+    life.backup(FULL)
+    return life.heads[0]
+
+
+def test_a_cleanup_and_a_backup_never_run_at_once(life: Life) -> None:
+    three(life)
+    life.expire(ONE_DAY)
+    life.now += timedelta(hours=25)
+    before = life.names()
+    with life.area.lease("writer", "backup"):
+        with pytest.raises(LeaseHeld):
+            life.collect()
+        assert life.collect(dry_run=True).sets, "to look is always allowed"
+        with pytest.raises(LeaseHeld):
+            retention.unexpire(life.repository, "shop", life.heads[0].label, actor="ada", now=life.now)
+    assert life.names() == before
+
+
+def test_marking_waits_for_a_backup_that_runs_because_it_may_build_on_what_would_be_marked(life: Life) -> None:
+    three(life)
+    with life.area.lease("writer", "backup"), pytest.raises(LeaseHeld):
+        life.expire(ONE_DAY)
+    assert not life.names(life.area.layout.expired)
+
+
+def test_a_cleanup_that_was_paused_longer_than_its_lease_stops(life: Life, monkeypatch: pytest.MonkeyPatch) -> None:
+    for _ in range(3):
+        life.backup(FULL)
+        life.now += timedelta(days=2)
+    life.backup(FULL)
+    life.expire(ONE_DAY)
+    life.now += timedelta(hours=25)
+    delete, paused = life.storage.delete, []
+
+    def slow(name: str) -> None:
+        delete(name)
+        if not paused and name.startswith("sources/"):
+            paused.append(name)
+            life.now += timedelta(minutes=10)
+            with life.area.lease("another", "backup"):
+                pass
+
+    monkeypatch.setattr(life.storage, "delete", slow)
+    with pytest.raises(LeaseLost):
+        life.collect()
+    monkeypatch.undo()
+    gone = [head for head in life.heads[:3] if not life.names(life.area.layout.backup(head.label))]
+    assert [head.label for head in gone] == [life.heads[1].label], "the set it was at; the others wait"
+    life.now += timedelta(minutes=10)
+    life.collect()
+    life.prove_gone()
+
+
+def test_a_plan_that_the_repository_has_outlived_is_refused(life: Life) -> None:
+    old = three(life)
+    plan = retention.plan_for(life.area, ONE_DAY, now=life.now)
+    life.area.place_hold(old.label, reason="lawsuit", owner="ada", now=life.now)
+    with pytest.raises(SeawallError, match="lawsuit"):
+        retention.expire(life.repository, plan, actor="ada", now=life.now)
+    assert not life.names(life.area.layout.expired)
+
+
+def test_keys_of_sets_of_which_nothing_is_left_go_after_their_grace_and_those_of_wal_stay(life: Life) -> None:
+    layout = life.area.layout
+    lost, wal = layout.key("20260101T010000Z-full", 1), layout.key("wal-20260101T010000Z-0123abcd", 1)
+    for name in (lost, wal):
+        documents.put(life.storage, name, {"id": "x"})
+    life.backup(FULL)
+    life.collect()
+    assert {lost, wal} <= life.names()
+    life.now += timedelta(hours=25)
+    life.collect()
+    assert lost not in life.names()
+    assert wal in life.names()
+    life.prove()
+    assert AuditLog(life.storage).verify()[0] == 1
+
+
+def test_all_that_lies_of_a_marked_segment_goes_with_it(life: Life) -> None:
+    for number in range(4):
+        segment = Segment(1, number)
+        life.area.wal.put_segment(segment.name, b"w", life.sealing)
+        life.storage.put(f"{life.area.layout.segment(segment.name)}.claim.json", [b"{}"])
+    life.area.wal.put_partial(f"{Segment(1, 4).name}.partial", b"p", life.sealing)
+    life.area.wal.put_tail(Segment(1, 5), Segment(1, 5).start + 100, b"t", life.sealing)
+    life.backup(FULL)
+    life.now += timedelta(days=3)
+    life.backup(FULL)
+    plan = life.expire(ONE_DAY)
+    assert [(wal.first, wal.count) for wal in plan.wal] == [(Segment(1, 0).name, 6)]
+    life.now += timedelta(hours=25)
+    life.collect()
+    kept = {name.rsplit("/", 1)[1] for name in life.names(life.area.layout.wal)}
+    assert kept == {Segment(1, 10).name, Segment(1, 11).name}
+    assert not life.names(life.area.layout.expired), "each mark went with what it marked"
+
+
+def test_a_marked_set_that_is_held_keeps_the_wal_that_makes_it_consistent(life: Life) -> None:
+    old = life.backup(FULL)
+    for _ in range(3):
+        life.now += timedelta(days=3)
+        life.backup(FULL)
+    assert old
+    plan = life.expire(ONE_DAY)
+    assert any(wal.first <= Segment(1, 10).name <= wal.last for wal in plan.wal)
+    life.area.place_hold(old.label, reason="lawsuit", owner="ada", now=life.now)
+    life.now += timedelta(hours=25)
+    life.collect()
+    assert life.area.wal.stored(Segment(1, 10).name)
+    assert not life.area.wal.stored(Segment(1, 11).name)
+    life.prove()
+
+
+def test_one_mark_that_cannot_be_read_does_not_keep_the_rest(life: Life) -> None:
+    for _ in range(3):
+        life.backup(FULL)
+        life.now += timedelta(days=3)
+    life.backup(FULL)
+    life.expire(ONE_DAY)
+    damaged = life.area.layout.expiry(life.heads[0].label)
+    life.storage.delete(damaged)
+    life.storage.put(damaged, [b"what is this"])
+    life.now += timedelta(hours=25)
+    done = life.collect()
+    assert "cannot be read" in done.left[damaged]
+    assert str(life.heads[1].label) in done.sets
+    assert life.heads[0].label in life.area.labels(with_expired=True)
+
+
+class TestHeads:
+    def damage(self, life: Life, name: str) -> None:
+        data = b"".join(life.storage.get(name))
+        life.storage.delete(name)
+        life.storage.put(name, [data[:40] + bytes([data[40] ^ 1]) + data[41:]])
+
+    def test_one_damaged_head_keeps_its_set_and_lets_retention_go_on(self, life: Life) -> None:
+        for _ in range(3):
+            life.backup(FULL)
+            life.now += timedelta(days=3)
+        life.backup(FULL)
+        first = life.heads[0].label
+        self.damage(life, life.area.layout.head(first))
+        plan = life.expire(ONE_DAY)
+        assert first in {d.label for d in plan.keep if "its head cannot be read" in d.reasons[0]}
+        life.now += timedelta(hours=25)
+        done = life.collect()
+        assert str(life.heads[1].label) in done.sets
+        assert first in life.area.labels()
+        assert life.area.wal.stored(Segment(1, 10).name), "its WAL is unknown, so all of it stays"
+
+    def test_a_set_without_its_manifest_is_told_and_not_taken_for_garbage(self, life: Life) -> None:
+        lost = life.backup(FULL)
+        life.now += timedelta(days=1)
+        life.backup(FULL)
+        assert lost
+        life.storage.delete(life.area.layout.manifest(lost.label))
+        with pytest.raises(BackupMissing, match="manifest is missing, while its copy is there"):
+            life.area.head(lost.label)
+        assert [head.label for head in life.area.unfinished()] == [lost.label]
+        life.now += timedelta(hours=25)
+        before = life.names(life.area.layout.backup(lost.label))
+        assert "its manifest is missing" in life.collect().left[str(lost.label)]
+        assert life.names(life.area.layout.backup(lost.label)) == before
+        life.storage.put(
+            life.area.layout.manifest(lost.label), life.storage.get(life.area.layout.manifest_copy(lost.label))
+        )
+        assert lost.label in life.area.labels(), "who puts the copy in its place has the backup again"
+        life.storage.delete(life.area.layout.manifest(lost.label))
+        life.now += timedelta(days=9)
+        life.backup(FULL)
+        life.clean(RetentionPolicy.of_days(7))
+        assert not life.names(life.area.layout.backup(lost.label)), "after the window it goes, marked and audited"
+
+
+def test_areas_are_read_afresh(life: Life) -> None:
+    head = life.backup(FULL)
+    assert head
+    with pytest.raises(ObjectExists):
+        documents.put(life.storage, life.area.layout.head(head.label), {})
+    assert SourceArea(life.storage, "shop").labels() == (head.label,)
+    with pytest.raises(ObjectMissing):
+        life.storage.stat(life.area.layout.expiry(head.label))
