@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
+from itertools import zip_longest
 
 from seawall.archive.intake import read_header, refuse_other_place
 from seawall.codec import Entry
@@ -28,7 +29,7 @@ from seawall.errors import (
 from seawall.events import Advanced, Began, Ended, Observer
 from seawall.keys import KeyRing
 from seawall.model import BackupLabel, Finding, Head, Proof, StoredObject, Verdict
-from seawall.repository import SourceArea
+from seawall.repository import SourceArea, blocks
 from seawall.repository.sealed import Counted
 from seawall.restore.lay import refuse_holes
 from seawall.wal import Segment
@@ -82,6 +83,7 @@ class _Check:
     plain_bytes: int = 0
     objects: int = 0
     proved: dict[str, Proof] = field(default_factory=dict)
+    copy: bool = False
 
     def run(self, clock: Callable[[], datetime]) -> Verdict:
         begin = time.monotonic()
@@ -132,7 +134,8 @@ class _Check:
 
     def _manifest(self, head: Head) -> tuple[list[StoredObject], dict[str, list[Entry]]]:
         """The manifest's content, read to its end, after both copies were compared with what the head says."""
-        manifest = self.area.manifest(self.label, self.ring, copy=self._sound_copy(head))
+        self.copy = self._sound_copy(head)
+        manifest = self.area.manifest(self.label, self.ring, copy=self.copy)
         wanted: dict[str, list[Entry]] = defaultdict(list)
         for entry in manifest.files():
             refuse_holes(entry)
@@ -141,9 +144,14 @@ class _Check:
                 part = Entry(entry.path, offset, extent.offset, extent.length, extent.blake3, extent.run_bytes)
                 wanted[extent.object].append(part)
                 offset += extent.length
-        if manifest.objects != self.area.stored_objects(self.label):
+        listed = self.area.stored_objects(self.label)
+        # The block map is nothing that a restore needs, so only the list names it.
+        if manifest.objects != [stored for stored in listed if not self._is_map(stored)]:
             raise Damaged(f"the list of stored objects of {self.label} is not that of its manifest")
-        return manifest.objects, wanted
+        return listed, wanted
+
+    def _is_map(self, stored: StoredObject) -> bool:
+        return stored.name == self.area.layout.blocks(self.label)
 
     def _sound_copy(self, head: Head) -> bool:
         """Whether only the manifest's copy can be read; one that cannot is a finding, and the other one goes on.
@@ -218,7 +226,9 @@ class _Check:
         counted = Counted(self._observed(self.area.storage.get(stored.name)))
         chunks = iter(counted)
         try:
-            if opened:
+            if opened and self._is_map(stored):
+                self._refuse_other_map(self.area.blocks(head, self.ring, chunks=chunks))
+            elif opened:
                 for _ in self.area.bundle(head, stored.name, self.ring, entries, chunks=chunks):
                     pass
             # A reader may stop at the end of what it understands; the hash is of everything that lies there.
@@ -232,6 +242,15 @@ class _Check:
             return stored, error
         self.observe.hear(Advanced("verify", stored.plain_bytes, stored.stored_bytes))
         return stored, None
+
+    def _refuse_other_map(self, found: blocks.Reader) -> None:
+        """A wrong digest in the map would have the next incremental take over what is not there."""
+        entries = self.area.manifest(self.label, self.ring, copy=self.copy).files()
+        for entry, file in zip_longest((e for e in entries if e.kind == "file"), found.files()):
+            self.observe.checkpoint()
+            if entry is None or file is None or not file.proves(entry):
+                path = getattr(file or entry, "path", "")
+                raise Damaged(f"the block map of {self.label} does not say of {path!r} what its manifest says")
 
     def _observed(self, chunks: Iterator[bytes]) -> Iterator[bytes]:
         for chunk in chunks:

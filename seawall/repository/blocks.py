@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from seawall.codec.runs import DIGEST_BYTES, checked_run_bytes
+from seawall.codec.runs import DIGEST_BYTES, checked_run_bytes, combined
 from seawall.errors import Damaged
 from seawall.model import FileEntry
 from seawall.repository import documents, lines
@@ -56,6 +56,18 @@ class FileBlocks:
                 return False
             offset += extent.length
         return offset == entry.size_bytes
+
+    def proves(self, entry: FileEntry) -> bool:
+        """Whether the hashes of a manifest's extents follow from the digests."""
+        if not self.describes(entry):
+            return False
+        begin = 0
+        for extent in entry.extents:
+            end = begin + -(-extent.length // self.run_bytes) * DIGEST_BYTES
+            if combined(self.digests[begin:end]) != extent.blake3:
+                return False
+            begin = end
+        return True
 
 
 def encode(label: str, listed_at_ns: int, files: Iterable[FileBlocks]) -> Iterator[bytes]:
