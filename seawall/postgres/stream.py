@@ -14,34 +14,30 @@ or if it was changed before stop: then WAL between the two holds its full image.
 
 from __future__ import annotations
 
-import contextlib
-import logging
+import random
 import re
-import select
-import time
-from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from types import TracebackType
 
-import psycopg
 from psycopg import pq
 
-from seawall.errors import ClusterError, PrivilegeMissing, ServerUnreachable, UsageError
+from seawall.errors import ClusterError, IncrementalRefused, PrivilegeMissing, ServerUnreachable, UsageError
 from seawall.events import Noticed, Observer, silent
 from seawall.model import Compression
-from seawall.postgres.connect import Session, connect, error_for, translated
+from seawall.postgres.connect import connect, translated
 from seawall.postgres.control import CONTROL_FILE, control_is_valid
+from seawall.postgres.incremental import Increments, Layout, Prior, backup_manifest, begin_increments, whole_path
 from seawall.postgres.inflate import inflated
-from seawall.postgres.pages import PageChecker, page_lsn
+from seawall.postgres.remote import RemoteFiles, Suspects
 from seawall.postgres.scan import is_left_out, relation_block
 from seawall.postgres.session import checked_backup_label
 from seawall.postgres.tar import Member, TarReader
+from seawall.postgres.wire import Wire
 from seawall.settings import SourceSettings
 from seawall.wal import Lsn
 
-_log = logging.getLogger(__name__)
 _CHUNK_BYTES = 2 * 1024 * 1024
 _ARCHIVE, _DATA = b"nd"
 _TABLESPACE_ARCHIVE = re.compile(r"(\d+)\.tar")
@@ -49,10 +45,10 @@ _SIZE = re.compile(r"(\d+)(kB|MB|GB|TB)?")
 _UNITS = {"": 1, "kB": 1 << 10, "MB": 1 << 20, "GB": 1 << 30, "TB": 1 << 40}
 _NO_COMPRESSION = re.compile(r"does not support compression|not supported by this build")
 _LOWEST_RATE, _HIGHEST_RATE = 32 << 10, 1 << 30
-_POLL_MILLISECONDS = 200
-_CANCEL_SECONDS = 5.0
 _TABLESPACE_MODE = 0o700  # what PostgreSQL gives a tablespace's directory; the stream does not say it
-_ENDS_EARLY = "the server ended the backup's stream too early"
+_NOT_IN_STATE = "55000"  # object_not_in_prerequisite_state: summaries missing, incomplete, or of another timeline
+_FIRST_INCREMENTAL = 17
+_INCREMENTAL_LINES = re.compile(r"^INCREMENTAL FROM (?:LSN|TLI): .*\n", re.MULTILINE)  # xlogbackup.c
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +77,22 @@ class StreamedFile:
     is_relation: bool
     first_block: int
     _content: Iterator[memoryview] = field(repr=False)
+    _runs: Iterator[tuple[int, memoryview]] | None = field(default=None, repr=False)
+
+    @property
+    def is_partial(self) -> bool:
+        """Whether only runs that differ from the prior's come: take `runs` then, and `chunks` otherwise."""
+        return self._runs is not None
+
+    def runs(self) -> Iterator[tuple[int, memoryview]]:
+        """Offset and content of what is not the prior's, ascending, in pieces of up to 2 MiB of whole runs.
+
+        Only the file's last run may be shorter. Each piece is valid until the next is asked for.
+
+        Raises:
+            ServerUnreachable: the stream broke.
+        """
+        return iter(()) if self._runs is None else self._runs
 
     def chunks(self) -> Iterator[memoryview]:
         """The content in pieces of up to 2 MiB, each valid until the next is asked for.
@@ -89,154 +101,6 @@ class StreamedFile:
             ServerUnreachable: the stream broke.
         """
         return self._content
-
-
-class _Wire:
-    """The replication connection: every wait looks at the observer, so that a caller can always stop it."""
-
-    def __init__(self, source: SourceSettings, observe: Observer) -> None:
-        self.source = source
-        self.observe = observe
-        self._session = connect(source, replication=True, application_name="seawall backup")
-        self._session.add_notice_handler(self._notice)
-        self._pgconn = self._session.pgconn
-        self._poll = select.poll()
-        self._poll.register(self._pgconn.socket, select.POLLIN)
-
-    def show(self, name: str) -> str:
-        """A setting, by the replication protocol's SHOW."""
-        self.send(f"SHOW {name}".encode())
-        result = self.result(pq.ExecStatus.TUPLES_OK)
-        self.finish()
-        return (result.get_value(0, 0) or b"").decode()
-
-    def send(self, command: bytes) -> None:
-        with translated(self.source.name):
-            self._pgconn.send_query(command)
-            # The connection is in libpq's blocking mode: a command that was sent is flushed.
-            self._pgconn.flush()
-
-    def result(self, expected: pq.ExecStatus) -> pq.abc.PGresult:
-        """The next result.
-
-        Raises:
-            ServerUnreachable, PrivilegeMissing, ClusterError: it is the server's refusal, or another than expected.
-        """
-        result = self._next_result()
-        if result is None or result.status != expected:
-            raise ClusterError(f"source {self.source.name!r}: {_ENDS_EARLY}", hint="Take the backup again.")
-        return result
-
-    def finish(self) -> None:
-        """Read what is left of a command's results.
-
-        Raises:
-            ServerUnreachable, PrivilegeMissing, ClusterError: one is the server's refusal.
-        """
-        while self._next_result() is not None:
-            pass
-
-    def _next_result(self) -> pq.abc.PGresult | None:
-        with translated(self.source.name):
-            while self._pgconn.is_busy():
-                self._wait()
-            result = self._pgconn.get_result()
-        if result is not None and result.status == pq.ExecStatus.FATAL_ERROR:
-            raise self._refusal(result)
-        return result
-
-    def _refusal(self, result: pq.abc.PGresult) -> ClusterError:
-        text = (result.error_message or b"no reason given").decode(errors="replace")
-        state = (result.error_field(pq.DiagnosticField.SQLSTATE) or b"").decode()
-        # libpq makes a result without a code when the connection was lost.
-        return error_for(self.source.name, text, state or None, operational=not state)
-
-    def copy_data(self) -> memoryview | None:
-        """The next message of the COPY stream, None at its end; then `result` says why it ended."""
-        with translated(self.source.name):
-            while True:
-                count, data = self._pgconn.get_copy_data(1)
-                if count > 0:
-                    return data
-                if count < 0:
-                    return None
-                self._wait()
-
-    def _wait(self) -> None:
-        self.observe.checkpoint()
-        if self._poll.poll(_POLL_MILLISECONDS):
-            self._pgconn.consume_input()
-
-    def _notice(self, said: psycopg.errors.Diagnostic) -> None:
-        if (said.severity_nonlocalized or said.severity) == "WARNING":
-            message = f"source {self.source.name!r}: {said.message_primary}"
-            self.observe.hear(Noticed("medium", "server-warning", message))
-
-    def close(self) -> None:
-        """Cancel what runs and hang up; the server then forgets the backup."""
-        with contextlib.suppress(psycopg.Error):
-            # A server that waits for its checkpoint would not see that the connection is gone.
-            if self._pgconn.transaction_status == pq.TransactionStatus.ACTIVE:
-                self._session.cancel_safe(timeout=_CANCEL_SECONDS)
-        self._session.close()
-
-
-class _Pages:
-    """Judges the pages of relation files as they pass, and keeps those that only the stop position can excuse."""
-
-    def __init__(self, source: SourceSettings, start: Lsn, block_bytes: int) -> None:
-        self._source, self._start, self._block_bytes = source, start, block_bytes
-        self._checker = PageChecker(_CHUNK_BYTES, block_bytes)
-        self._session: Session | None = None
-        self._may_look = True
-        self._written: list[tuple[str, int, Lsn]] = []
-        self._bad: dict[str, list[int]] = defaultdict(list)
-
-    def look(self, path: str, first_block: int, offset: int, chunk: memoryview) -> None:
-        """Judge one chunk of a file; `offset` is its place in the file, in bytes."""
-        size = self._block_bytes
-        first = first_block + offset // size
-        unclear: list[tuple[int, memoryview]] = []
-        for block in self._checker.check(chunk, first):
-            page = chunk[(block - first) * size : (block - first + 1) * size]
-            if page_lsn(page) > self._start:
-                self._written.append((path, block, page_lsn(page)))
-            else:
-                unclear.append((block, page))
-        if unclear:
-            time.sleep(0.05)  # so that a write in progress ends
-            self._bad[path] += [b for b, page in unclear if not self._changed(path, (b - first_block) * size, page)]
-
-    def _changed(self, path: str, offset: int, page: memoryview) -> bool:
-        """Whether the server reads something else there now; then it was writing the page when it sent it."""
-        if not self._may_look:
-            return False
-        try:
-            if self._session is None:
-                self._session = connect(self._source)
-            with translated(self._source.name):
-                row = self._session.execute(
-                    "SELECT pg_read_binary_file(%s, %s, %s, true)", (path, offset, len(page)), binary=True
-                ).fetchone()
-        except PrivilegeMissing:
-            self._may_look = False
-            return False
-        except ClusterError as error:
-            # Not being able to look again makes no page good, and need not end the backup.
-            _log.warning("%s cannot be read again: %s", path, error.message)
-            return False
-        return row is None or row[0] is None or bytes(row[0]) != bytes(page)
-
-    def verdict(self, stop: Lsn) -> dict[str, tuple[int, ...]]:
-        """All bad pages by file, once the stop position is known."""
-        for path, block, lsn in self._written:
-            if lsn > stop:
-                self._bad[path].append(block)
-        return {path: tuple(sorted(blocks)) for path, blocks in sorted(self._bad.items()) if blocks}
-
-    def close(self) -> None:
-        if self._session is not None:
-            self._session.close()
 
 
 class BaseBackup:
@@ -258,15 +122,24 @@ class BaseBackup:
     tablespace_map: str
     stopped_at: datetime
 
-    def __init__(self, wire: _Wire, request: _Request) -> None:
-        self._wire = wire
+    def __init__(self, wire: Wire, files: RemoteFiles, request: _Request) -> None:
+        self._wire, self._files = wire, files
         self.checksums = wire.show("data_checksums") == "on"
         block_bytes = int(wire.show("block_size"))
-        self._segment_blocks = _size(wire.show("segment_size")) // block_bytes
+        self._layout = Layout(block_bytes, _size(wire.show("segment_size")) // block_bytes)
+        if request.prior is not None:
+            _upload(wire, files, request.prior, self._layout)
         self.start_lsn, self.timeline, self.compression = _begin(wire, request)
         self.tablespaces = tuple(_tablespaces(wire.result(pq.ExecStatus.TUPLES_OK)))
         wire.result(pq.ExecStatus.COPY_OUT)
-        self._pages = _Pages(wire.source, self.start_lsn, block_bytes) if self.checksums else None
+        self._suspects = Suspects(files, self.start_lsn, block_bytes) if self.checksums else None
+        self._increments: Increments | None = None
+        if request.prior is not None:
+            # Before the first file is given out, so that a refusal costs nothing but the checkpoint.
+            self._increments = begin_increments(
+                request.prior, files, self._layout, start=self.start_lsn, timeline=self.timeline,
+                observe=wire.observe, randomness=request.randomness,
+            )  # fmt: skip
         self._buffer = memoryview(bytearray(_CHUNK_BYTES))
         self._next: memoryview | None = None
         self._bad: dict[str, tuple[int, ...]] = {}
@@ -326,9 +199,12 @@ class BaseBackup:
         path = _checked(prefix + member.path.removeprefix("./"))
         if path in ("backup_label", "tablespace_map"):
             text = b"".join(bytes(chunk) for chunk in self._chunks(tar, path)).decode("utf-8", "surrogateescape")
-            setattr(self, path, text)
+            # With the prior's runs in their places it is a whole cluster again, and would not start as half of one.
+            setattr(self, path, _INCREMENTAL_LINES.sub("", text) if self._increments is not None else text)
+        elif self._increments is not None and (whole := whole_path(path)) is not None:
+            yield from self._partial(self._increments, tar, member, whole)
         elif self._is_wanted(path):
-            block = relation_block(path, self._segment_blocks) if member.kind == "file" else None
+            block = relation_block(path, self._layout.segment_blocks) if member.kind == "file" else None
             content = self._chunks(tar, path, block)
             yield StreamedFile(
                 path, member.kind, member.mode, member.size, member.mtime, member.link,
@@ -337,6 +213,23 @@ class BaseBackup:
             # Pages of a file that nobody wanted are judged all the same.
             for _ in content:
                 pass
+
+    def _partial(self, increments: Increments, tar: TarReader, member: Member, path: str) -> Iterator[StreamedFile]:
+        size, found = increments.member(path, member.size, tar)
+        block = relation_block(path, self._layout.segment_blocks) or 0
+        runs = self._judged(path, block, found)
+        yield StreamedFile(path, "file", member.mode, size, member.mtime, "", True, block, iter(()), runs)
+        for _ in runs:
+            pass
+
+    def _judged(
+        self, path: str, first_block: int, runs: Iterator[tuple[int, memoryview]]
+    ) -> Iterator[tuple[int, memoryview]]:
+        for offset, content in runs:
+            self._wire.observe.checkpoint()
+            if self._suspects is not None:
+                self._suspects.look(path, first_block, offset, content)
+            yield offset, content
 
     def _is_wanted(self, path: str) -> bool:
         if any(c == "\n" or "\udc80" <= c <= "\udcff" for c in path):
@@ -351,8 +244,8 @@ class BaseBackup:
         while count := tar.readinto(self._buffer):
             self._wire.observe.checkpoint()
             chunk = self._buffer[:count]
-            if first_block is not None and self._pages is not None:
-                self._pages.look(path, first_block, offset, chunk)
+            if first_block is not None and self._suspects is not None:
+                self._suspects.look(path, first_block, offset, chunk)
             if path == CONTROL_FILE and not control_is_valid(bytes(chunk)):
                 # Servers before 17 read it without a lock; a restore from half of it could not even start.
                 raise ServerUnreachable("pg_control changed while the server sent it", hint="Take the backup again.")
@@ -369,14 +262,13 @@ class BaseBackup:
                 f"ended on {self.stop_timeline}, and has {'a' if self.backup_label else 'no'} label",
                 hint="The server was promoted meanwhile; take the backup again.",
             )
-        if self._pages is not None:
-            self._bad = self._pages.verdict(self.stop_lsn)
+        if self._suspects is not None:
+            self._bad = self._suspects.verdict(self.stop_lsn)
         self.stopped_at = _server_clock(self._wire.source)
 
     def close(self) -> None:
         """End the backup, whatever it has come to; a backup that was not read to its end is cancelled."""
-        if self._pages is not None:
-            self._pages.close()
+        self._files.close()
         self._wire.close()
 
     def __enter__(self) -> BaseBackup:
@@ -396,6 +288,8 @@ class _Request:
     max_rate: int
     compression: Compression
     fast: bool
+    prior: Prior | None
+    randomness: random.Random
 
     def command(self, compression: Compression) -> bytes:
         options = [
@@ -412,6 +306,8 @@ class _Request:
         ]
         if self.max_rate:
             options.append(f"MAX_RATE {min(self.max_rate, _HIGHEST_RATE) // 1024}")
+        if self.prior is not None:
+            options.append("INCREMENTAL")
         if compression is not Compression.NONE:
             options += [f"COMPRESSION '{compression.value}'", "COMPRESSION_DETAIL '1'"]
         return f"BASE_BACKUP ({', '.join(options)})".encode()
@@ -424,6 +320,8 @@ def base_backup(
     max_rate: int = 0,
     compression: Compression | None = None,
     fast: bool = True,
+    prior: Prior | None = None,
+    randomness: random.Random | None = None,
     observe: Observer | None = None,
 ) -> BaseBackup:
     """Begin a BASE_BACKUP; returns after the checkpoint. Use it as a context.
@@ -436,31 +334,54 @@ def base_backup(
             `stream_compression` says when omitted. A server that was built without it is asked again for plain
             data, which `observe` hears as `Noticed`.
         fast: checkpoint at once.
+        prior: let the server send of its files only what changed since then (PostgreSQL 17 and later).
+        randomness: chooses what is looked at to test what the server says of changes; system randomness if omitted.
         observe: `checkpoint` is called for each chunk.
 
     Raises:
         UsageError: the label cannot be one, or the rate is below 32 KiB per second.
         PrivilegeMissing: no REPLICATION, or pg_hba.conf has no line for it.
+        IncrementalRefused: with `prior`: the server cannot tell what changed. Without it the backup is possible.
         ServerUnreachable, ClusterError: the server could not.
     """
     if 0 < max_rate < _LOWEST_RATE or max_rate < 0:
         raise UsageError(f"a server cannot send at {max_rate} bytes per second", hint="0 is no limit; at least 32768.")
     codec = source.stream_compression if compression is None else compression
-    request = _Request(checked_backup_label(label), max_rate, codec, fast)
-    wire = _Wire(source, observe or silent())
+    chance = randomness or random.SystemRandom()
+    request = _Request(checked_backup_label(label), max_rate, codec, fast, prior, chance)
+    wire, files = Wire(source, observe or silent()), RemoteFiles(source)
     try:
-        return BaseBackup(wire, request)
+        return BaseBackup(wire, files, request)
     except BaseException:
+        files.close()
         wire.close()
         raise
 
 
-def _begin(wire: _Wire, request: _Request) -> tuple[Lsn, int, Compression]:
+def _upload(wire: Wire, files: RemoteFiles, prior: Prior, layout: Layout) -> None:
+    """Tell the server of the prior backup; it keeps that for the next BASE_BACKUP of this connection."""
+    if wire.major_version < _FIRST_INCREMENTAL:
+        raise IncrementalRefused(f"PostgreSQL {wire.major_version} cannot send what changed; 17 and later can")
+    if not files.may_read():
+        raise IncrementalRefused(
+            "the role may not execute pg_read_binary_file, which completes the runs that blocks are parts of"
+        )
+    try:
+        wire.upload(b"UPLOAD_MANIFEST", backup_manifest(prior, layout.block_bytes))
+    except (ServerUnreachable, PrivilegeMissing):
+        raise
+    except ClusterError as error:
+        raise IncrementalRefused(error.message) from error
+
+
+def _begin(wire: Wire, request: _Request) -> tuple[Lsn, int, Compression]:
     """Ask for the backup, for plain data if the server cannot compress: start, timeline and the codec agreed on."""
     wire.send(request.command(request.compression))
     try:
         return *_position(wire.result(pq.ExecStatus.TUPLES_OK)), request.compression
     except ClusterError as error:
+        if request.prior is not None and wire.sqlstate == _NOT_IN_STATE:
+            raise IncrementalRefused(error.message) from error
         if request.compression is Compression.NONE or _NO_COMPRESSION.search(error.message) is None:
             raise
         wire.finish()
