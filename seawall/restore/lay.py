@@ -10,14 +10,12 @@ import json
 import os
 import queue
 import threading
-from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
 
 from seawall.archive.intake import read_header, refuse_other_place
-from seawall.codec import Entry
 from seawall.errors import Cancelled, ClusterMismatch, Damaged
 from seawall.events import Advanced, Began, Noticed, Observer
 from seawall.keys import KeyRing
@@ -28,6 +26,7 @@ from seawall.repository.sealed import Counted
 from seawall.restore.destination import MARKER
 from seawall.restore.plan import RestorePlan
 from seawall.restore.tree import CONTROL, Tree, remove_tree, sync_directory, translated
+from seawall.restore.wanted import Wanted
 
 _MADE_BY_THE_RESTORE = ("backup_label", "tablespace_map")
 _STALE = ("recovery.signal", "standby.signal", "postmaster.pid", *_MADE_BY_THE_RESTORE)
@@ -103,8 +102,8 @@ class _Laying:
         spaces = {f"pg_tblspc/{oid}": place for oid, _, place in plan.tablespaces}
         self._tree = Tree(plan.destination, spaces, account)
         self._failed = threading.Event()
-        self._wanted: dict[str, list[Entry]] = defaultdict(list)
-        self._modified_at: dict[str, float] = {}
+        self._wanted = Wanted()
+        self._paths: list[str] = []
         self._old: list[FileEntry] = []
         self._lock = threading.Lock()
         self._written = self._reused = 0
@@ -114,16 +113,16 @@ class _Laying:
         reader = sound_manifest(self._area, self._plan.head, self._ring, self._observe)
         self._observe.hear(Began("restore", self._plan.head.plain_bytes))
         self._prepare()
-        paths = [self._place(entry) for entry in reader.files()]
+        files = sum(self._place(entry) for entry in reader.files())
         self._directories_of_wal()
         self._repair_old()
         if self._plan.delta:
-            self._tree.remove_strangers(paths)
+            self._tree.remove_strangers(self._paths)
         self._write()
         for name in _MADE_BY_THE_RESTORE:
             if name in reader.specials:
                 self._special(name, reader.specials[name])
-        return Laid(len(paths), self._written, self._reused, reader.specials)
+        return Laid(files, self._written, self._reused, reader.specials)
 
     def _prepare(self) -> None:
         self._tree.begin()
@@ -145,8 +144,10 @@ class _Laying:
         if self._plan.head.cluster.major_version >= _SUMMARIES_SINCE:
             self._tree.directory("pg_wal/summaries")
 
-    def _place(self, entry: FileEntry) -> str:
+    def _place(self, entry: FileEntry) -> int:
         self._observe.checkpoint()
+        if self._plan.delta:
+            self._paths.append(entry.path)
         if entry.path in self._tree.spaces:
             self._tree.link(entry.path, str(self._tree.spaces[entry.path]))
         elif entry.kind == "directory":
@@ -155,7 +156,7 @@ class _Laying:
             self._tree.link(entry.path, entry.link)
         else:
             self._file(entry)
-        return entry.path
+        return 1
 
     def _file(self, entry: FileEntry) -> None:
         refuse_holes(entry)
@@ -163,15 +164,7 @@ class _Laying:
             self._old.append(entry)
             return
         self._tree.new_file(entry)
-        offset = 0
-        for extent in entry.extents:
-            self._want(entry, offset, extent)
-            offset += extent.length
-
-    def _want(self, entry: FileEntry, offset: int, extent: Extent) -> None:
-        wanted = Entry(entry.path, offset, extent.offset, extent.length, extent.blake3, extent.run_bytes)
-        self._wanted[extent.object].append(wanted)
-        self._modified_at[entry.path] = entry.modified_at
+        self._wanted.whole(entry)
 
     def _repair_old(self) -> None:
         """Compare what lies there with the backup, several files side by side, and want only what differs."""
@@ -181,8 +174,9 @@ class _Laying:
                 reused = entry.size_bytes - sum(extent.length for _, extent in wrong)
                 self._reused += reused
                 self._observe.hear(Advanced("restore", reused))
+                file = self._wanted.file(entry)
                 for offset, extent in wrong:
-                    self._want(entry, offset, extent)
+                    self._wanted.add(file, offset, extent)
 
     def _compared(self, entry: FileEntry) -> list[tuple[int, Extent]]:
         self._observe.checkpoint()
@@ -196,8 +190,7 @@ class _Laying:
 
     def _write(self) -> None:
         loads: queue.SimpleQueue[str] = queue.SimpleQueue()
-        # The largest first, so that all workers end at about the same time.
-        for name in sorted(self._wanted, key=lambda name: -sum(entry.length for entry in self._wanted[name])):
+        for name in self._wanted.objects():
             loads.put(name)
 
         def work() -> None:
@@ -206,12 +199,13 @@ class _Laying:
                     name = loads.get_nowait()
                 except queue.Empty:
                     return
-                self._object(name, self._wanted[name])
+                self._object(name)
 
         run_together([work] * self._workers, self._failed)
 
-    def _object(self, name: str, entries: Sequence[Entry]) -> None:
-        open_file = _OpenFile(self._tree, self._modified_at)
+    def _object(self, name: str) -> None:
+        entries = self._wanted.entries(name)
+        open_file = _OpenFile(self._tree, self._wanted.modified_at(name))
         try:
             for path, offset, piece in self._area.bundle(self._plan.head, name, self._ring, entries):
                 self._observe.checkpoint()
