@@ -427,3 +427,21 @@ def test_areas_are_read_afresh(life: Life) -> None:
     assert SourceArea(life.storage, "shop").labels() == (head.label,)
     with pytest.raises(ObjectMissing):
         life.storage.stat(life.area.layout.expiry(head.label))
+
+
+def test_a_set_that_was_just_marked_still_finds_what_it_needs_when_it_is_taken_back(life: Life) -> None:
+    base, small = life.backup(FULL), life.backup(INCREMENTAL)
+    assert base and small
+    hold = life.area.place_hold(small.label, reason="keep", owner="ada", now=life.now)
+    for _ in range(2):
+        life.now += timedelta(days=3)
+        life.backup(FULL)
+    life.expire(ONE_DAY)
+    life.now += timedelta(hours=25)
+    life.area.release_hold(hold.id, owner="ada", now=life.now)
+    life.expire(ONE_DAY)
+    life.collect()
+    assert base.label not in life.area.labels(with_expired=True)
+    retention.unexpire(life.repository, "shop", small.label, actor="ada", now=life.now)
+    assert small.label in life.area.labels()
+    life.prove()
