@@ -40,6 +40,7 @@ def take(settings: Settings, source: str, job_id: UUID, kind: BackupKind) -> Fac
                 repository,
                 sealing_of(settings.sealing),
                 kind=kind,
+                block_maps=settings.block_maps(source),
                 now=around.now,
                 observe=around.observe,
                 clock=around.clock,

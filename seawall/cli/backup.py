@@ -25,6 +25,11 @@ def arguments(parser: argparse.ArgumentParser, _verb: str) -> None:
         default=BackupKind.FULL.value,
         help="what to take (default: full); another kind becomes a full where it has nothing to build on",
     )
+    parser.add_argument(
+        "--reread",
+        action="store_true",
+        help="compare all files with the prior backup, also those whose times say that nothing was written to them",
+    )
     parser.add_argument("--dry-run", action="store_true", help="show what would be taken, and write nothing")
     parser.add_argument("--verify", action="store_true", help="read it back afterwards")
 
@@ -34,7 +39,7 @@ def run(options: argparse.Namespace, context: Context) -> int:
     if options.dry_run:
         _show_plan(context, source, kind)
         return 0
-    head, record = _taken(context, source, kind)
+    head, record = _taken(context, source, kind, reread=options.reread)
     value, lines = {"backup": summary(head), **record}, [_line(head)]
     if options.verify:
         return _verify(context, head, value, lines)
@@ -42,7 +47,7 @@ def run(options: argparse.Namespace, context: Context) -> int:
     return 0
 
 
-def _taken(context: Context, source: SourceSettings, kind: BackupKind) -> tuple[Head, dict[str, Any]]:
+def _taken(context: Context, source: SourceSettings, kind: BackupKind, *, reread: bool) -> tuple[Head, dict[str, Any]]:
     """Take it and record it; the head, and what JSON output says of the record."""
     from seawall import backup
     from seawall.catalog import BackupOutcome
@@ -58,7 +63,16 @@ def _taken(context: Context, source: SourceSettings, kind: BackupKind) -> tuple[
         return ExecutionRecord(jobs[0])
 
     with recorded(context, "backup", source.name, row) as record:
-        head = backup.take(source, repository, context.sealing, kind=kind, now=context.now(), observe=record.observe)
+        head = backup.take(
+            source,
+            repository,
+            context.sealing,
+            kind=kind,
+            block_maps=settings.block_maps(source.name),
+            reread=reread,
+            now=context.now(),
+            observe=record.observe,
+        )
         # It is listed by now; the catalog follows, never leads.
         record.result = Result(backup_facts(head, kind), BackupOutcome.of(head))
         record.tell(
@@ -103,11 +117,13 @@ def _show_plan(context: Context, source: SourceSettings, kind: BackupKind) -> No
     from seawall.postgres.inspect import inspect
 
     cluster = inspect(source)
-    chosen = backup.plan(source, context.repository.source(source.name), cluster, kind, now=context.now())
+    area, sealing = context.repository.source(source.name), context.settings.sealing.mode
+    chosen = backup.plan(source, area, cluster, kind, sealing=sealing, now=context.now())
     value = {
         "source": chosen.source,
         "label": str(chosen.label),
         "kind": chosen.kind.value,
+        "prior": str(chosen.prior.label) if chosen.prior else "",
         "reason": chosen.reason,
         "mode": chosen.mode.value,
         "workers": chosen.workers,

@@ -38,6 +38,7 @@ def _list(options: argparse.Namespace, context: Context) -> None:
         (
             head.source,
             str(head.label),
+            head.kind.value,
             _state(area, head),
             f"{head.stopped_at:%Y-%m-%d %H:%M:%S}Z",
             span(head.ended_at - head.began_at),
@@ -46,7 +47,7 @@ def _list(options: argparse.Namespace, context: Context) -> None:
         )
         for area, head in found
     ]
-    columns = ("SOURCE", "LABEL", "STATE", "RESTORABLE FROM", "TOOK", "DATA", "STORED")
+    columns = ("SOURCE", "LABEL", "KIND", "STATE", "RESTORABLE FROM", "TOOK", "DATA", "STORED")
     lines = context.console.table(columns, rows) if rows else ["no backups yet; `seawall backup` takes one"]
     context.console.result({"backups": [summary(head) for _, head in found]}, lines)
 
@@ -61,6 +62,7 @@ def summary(head: Head) -> dict[str, Any]:
         "source": head.source,
         "label": str(head.label),
         "kind": head.kind.value,
+        "prior": head.prior,
         "health": head.health.value,
         "mode": head.mode.value,
         "began_at": head.began_at,
@@ -85,9 +87,18 @@ def summary(head: Head) -> dict[str, Any]:
 def _backup(context: Context, source: str, label: BackupLabel) -> None:
     area = context.repository.source(source)
     head = area.head(label)
-    value = summary(head) | {"holds": [hold.reason for hold in area.holds(context.now()) if hold.label == label]}
+    value = summary(head) | _share(area, head)
+    value["holds"] = [hold.reason for hold in area.holds(context.now()) if hold.label == label]
     lines = [f"{member.replace('_', ' '):<18} {_shown(member, item)}" for member, item in value.items() if item != ""]
     context.console.result({"backup": value}, lines)
+
+
+def _share(area: SourceArea, head: Head) -> dict[str, Any]:
+    """How much this backup stored itself, before compression, and on how many objects of earlier ones it relies."""
+    listed = area.stored_objects(head.label)
+    bundles = [stored for stored in listed if stored.name != area.layout.blocks(head.label)]
+    own = [stored for stored in bundles if area.layout.is_own(stored.name, head.label)]
+    return {"changed_bytes": sum(stored.plain_bytes for stored in own), "earlier_objects": len(bundles) - len(own)}
 
 
 def _shown(member: str, item: object) -> str:

@@ -10,7 +10,8 @@ The format is described in docs/repository-format.md of Seawall.
 
 It writes the data directory, and all WAL from the backup on into NEWDIR.wal, sets recovery up, and says how to start.
 Everything is checked before it is used: documents by their hashes, objects by the hash that refers to them and by the
-tag of each frame. What it does not do: it never starts PostgreSQL, and it restores full backups only.
+tag of each frame. An incremental backup is restored like a full one: its manifest names whatever it takes from
+earlier backups. What this script does not do: it never starts PostgreSQL.
 PostgreSQL takes a missing segment of WAL for the end of all WAL, so the script refuses a gap unless --accept-gap says
 that what lies before it is enough. Until everything is written NEWDIR has no pg_control and cannot be started.
 """
@@ -351,8 +352,6 @@ def inside(root, path):
 
 def restore(repository, source, label, into):
     head, objects, specials, files = manifest(repository, source, label)
-    if head["kind"] != "full":
-        raise Unrecoverable("%s is %s; this script restores full backups" % (label, head["kind"]))
     os.makedirs(into, mode=0o700)
     spaces = {"pg_tblspc/%d" % oid: "%s.tablespaces/%d" % (into, oid) for oid, _ in head["tablespaces"]}
     wanted = {number: [] for number in range(len(objects))}
