@@ -35,13 +35,14 @@ class Package(NamedTuple):
 
 GNUPG = Package("gnupg", "gpg", "wraps the keys that seal backups")
 POSTGRESQL = Package("postgresql-15", "/usr/lib/postgresql/15/bin/postgres", "tests on PostgreSQL 15")
+SFTP_SERVER = Package("openssh-sftp-server", "/usr/lib/openssh/sftp-server", "tests of storage over SFTP")
 PGBACKREST = Package("pgbackrest", "pgbackrest", "the benchmark's opponent")
 VENV = Package("python3-venv", "ensurepip", "brings pip, which brings uv")  # a module: asked for only when it is absent
 
 NEEDED = {
     "demo": (GNUPG,),
     "lint": (),
-    "test": (GNUPG, POSTGRESQL),
+    "test": (GNUPG, POSTGRESQL, SFTP_SERVER),
     "bench": (GNUPG, POSTGRESQL, PGBACKREST),
 }
 

@@ -1,12 +1,13 @@
 """Storage services of tests and benchmarks, on loopback ports of their own, ended by process.
 
-Each is the real thing or an emulator that clients cannot tell from it in what Seawall asks for. A server is started when
+Each is the real thing, or an emulator of what Seawall asks of it. A server is started when
 it is first asked for; `settings` of a server makes a new, empty place in it and tells how to reach that.
 """
 
 from __future__ import annotations
 
 import contextlib
+import os
 import secrets
 import socket
 import subprocess
@@ -15,10 +16,13 @@ import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Protocol
+from urllib.parse import quote
 
 from seawall.settings import RepositorySettings
+from seawall.storage import open_driver
 from seawall.storage.base import Storage
-from tools.surroundings import Refused
+from tools import debian
+from tools.surroundings import ROOT, Refused
 
 _READY_SECONDS = 60.0
 
@@ -88,7 +92,50 @@ def s3_server(place: Path) -> Iterator[S3Server]:
         yield S3Server(port, place)
 
 
-SERVERS = {"s3": s3_server}
+class SftpServer:
+    """OpenSSH's sftp-server; asyncssh carries its sessions."""
+
+    def __init__(self, port: int, place: Path) -> None:
+        self.port = port
+        self._place = place
+
+    def settings(self, *, port: int = 0) -> RepositorySettings:
+        folder = self._place / f"folder {secrets.token_hex(6)}"
+        folder.mkdir()
+        asked = port or self.port
+        host_key = (self._place / "host.key.pub").read_text(encoding="utf-8")
+        known_hosts = self._place / f"known_hosts.{asked}"
+        known_hosts.write_text(f"[127.0.0.1]:{asked} {host_key}", encoding="utf-8")
+        return RepositorySettings(
+            url=f"sftp://tests@127.0.0.1:{asked}{quote(str(folder))}",
+            credentials_file=self._place / "client.key",
+            known_hosts_file=known_hosts,
+        )
+
+    def storage(self) -> Storage:
+        settings = self.settings()
+        return open_driver(settings.url, settings)
+
+
+@contextlib.contextmanager
+def sftp_server(place: Path) -> Iterator[SftpServer]:
+    import asyncssh  # noqa: PLC0415 - only where this server is wanted
+
+    if not debian.SFTP_SERVER.present:
+        raise Refused(f"{debian.SFTP_SERVER.program} is not there; `make test` installs {debian.SFTP_SERVER.name}")
+    for name in ("host", "client"):
+        key = asyncssh.generate_private_key("ssh-ed25519")
+        secret_file(place / f"{name}.key", key.export_private_key().decode())
+        (place / f"{name}.key.pub").write_bytes(key.export_public_key())
+    (place / "authorized_keys").write_bytes((place / "client.key.pub").read_bytes())
+    port = free_port()
+    command = [sys.executable, "-m", "tools.sftp_server", str(port), str(place), debian.SFTP_SERVER.program]
+    environ = {**os.environ, "PYTHONPATH": str(ROOT)}
+    with process(command, port, place, environ):
+        yield SftpServer(port, place)
+
+
+SERVERS = {"s3": s3_server, "sftp": sftp_server}
 
 
 class Servers:

@@ -19,6 +19,7 @@ DRIVERS = {
     "file": "seawall.storage.local",
     "memory": "seawall.storage.memory",
     "s3": "seawall.storage.s3",
+    "sftp": "seawall.storage.sftp",
 }
 
 # Settings that only a storage on the other side of a network understands.

@@ -185,6 +185,15 @@ def checked_object_name(name: str) -> str:
     return name
 
 
+def is_object_name(name: str) -> bool:
+    """Whether `name` could be an object's."""
+    try:
+        checked_object_name(name)
+    except NameRefused:
+        return False
+    return True
+
+
 def checked_prefix(prefix: str) -> str:
     """`prefix` itself, if some object name can begin with it.
 

@@ -18,8 +18,8 @@ import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from seawall.errors import NameRefused, NotARepository, SeawallError, StorageUnreachable
-from seawall.storage.base import checked_object_name
+from seawall.errors import NotARepository, SeawallError, StorageUnreachable
+from seawall.storage.base import is_object_name
 
 logger = logging.getLogger(__name__)
 
@@ -181,7 +181,7 @@ def entries(folder: int, *, top: bool) -> list[os.DirEntry[str]]:
     found = []
     with os.scandir(folder) as everything:
         for entry in everything:
-            if not _is_object_name(entry.name) or (top and entry.name == _NOT_OURS):
+            if not is_object_name(entry.name) or (top and entry.name == _NOT_OURS):
                 continue
             if is_folder(entry) or entry.is_file(follow_symlinks=False):
                 found.append(entry)
@@ -202,11 +202,3 @@ def sync_folder(folder: int) -> None:
         # fsync(2): a file system that has no such operation for folders (CIFS, some FUSE) writes names at once.
         if error.errno not in (errno.EINVAL, errno.EOPNOTSUPP):
             raise
-
-
-def _is_object_name(name: str) -> bool:
-    try:
-        checked_object_name(name)
-    except NameRefused:
-        return False
-    return True

@@ -19,7 +19,7 @@ from datetime import datetime, timedelta
 from itertools import chain
 from typing import Protocol, TypeVar
 
-from seawall.errors import NameRefused, ObjectExists, ObjectMissing, ObjectTruncated, StorageError
+from seawall.errors import ObjectExists, ObjectMissing, ObjectTruncated, StorageError
 from seawall.storage.base import (
     Bytes,
     Capabilities,
@@ -28,6 +28,7 @@ from seawall.storage.base import (
     checked_object_name,
     checked_prefix,
     checked_range,
+    is_object_name,
 )
 from seawall.storage.parts import PART_BYTES, cut, exactly, pieces, read_ahead, send_ahead
 from seawall.storage.retry import RetryPolicy, Sleep, repeated
@@ -167,20 +168,20 @@ class ObjectStorage:
         begun = min(offset + wanted, end)
         content = first.content[: begun - offset]
         yield from pieces(exactly(content, begun - offset, f"{name} in {self.url}"))
-        yield from read_ahead(self._executor, lambda start, stop: self._range(name, start, stop), begun, end)
+        yield from read_ahead(lambda start, stop: self._executor.submit(self._range, name, start, stop), begun, end)
 
     def stat(self, name: str) -> Stat:
         return self.bucket.look(checked_object_name(name))
 
     def list(self, prefix: str = "") -> Iterator[Stat]:
         for stat in self.bucket.walk(checked_prefix(prefix)):
-            if _is_ours(stat.name):
+            if is_object_name(stat.name):
                 yield stat
 
     def children(self, folder: str) -> tuple[str, ...]:
         below = self.bucket.folders(checked_folder(folder))
         found = {name[len(folder) :].removesuffix("/") for name in below}
-        return tuple(sorted(name for name in found if _is_ours(name)))
+        return tuple(sorted(name for name in found if is_object_name(name)))
 
     def delete(self, name: str) -> None:
         self.bucket.remove(checked_object_name(name))
@@ -213,7 +214,7 @@ class ObjectStorage:
             self._again(f"part {number} of {name}", lambda: upload.send(number, part))
 
         try:
-            total = send_ahead(self._executor, parts, send)
+            total = send_ahead(parts, lambda number, part: self._executor.submit(send, number, part))
             self._settled(f"finish {name}", upload.finish, upload.stored)
         except BaseException:
             self._abort(upload, name)
@@ -263,11 +264,3 @@ class ObjectStorage:
 
     def _again(self, what: str, call: Callable[[], _T]) -> _T:
         return repeated(what, call, self._policy, self._sleep)
-
-
-def _is_ours(name: str) -> bool:
-    try:
-        checked_object_name(name)
-    except NameRefused:
-        return False
-    return True

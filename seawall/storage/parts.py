@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Executor, Future
+from concurrent.futures import Future
 
 from seawall.errors import StorageUnreachable
 from seawall.storage.base import PIECE_BYTES, Bytes
@@ -36,8 +36,11 @@ def cut(chunks: Iterable[Bytes], part_bytes: int = PART_BYTES) -> Iterator[bytea
         yield part
 
 
-def send_ahead(executor: Executor, parts: Iterable[bytearray], send: Callable[[int, bytearray], None]) -> int:
+def send_ahead(parts: Iterable[bytearray], send: Callable[[int, bytearray], Future[None]]) -> int:
     """Send numbered parts, the first with number 1, a few at once; how many bytes there were.
+
+    Args:
+        send: begins to send a part.
 
     Raises:
         Exception: whatever the first failing `send`, or iterating `parts`, raised; none is under way any more.
@@ -49,7 +52,7 @@ def send_ahead(executor: Executor, parts: Iterable[bytearray], send: Callable[[i
             total += len(part)
             if len(under_way) == AHEAD:
                 under_way.popleft().result()
-            under_way.append(executor.submit(send, number, part))
+            under_way.append(send(number, part))
         while under_way:
             under_way.popleft().result()
     finally:
@@ -58,18 +61,18 @@ def send_ahead(executor: Executor, parts: Iterable[bytearray], send: Callable[[i
     return total
 
 
-def read_ahead(executor: Executor, fetch: Callable[[int, int], bytes], begin: int, end: int) -> Iterator[bytes]:
+def read_ahead(fetch: Callable[[int, int], Future[bytes]], begin: int, end: int) -> Iterator[bytes]:
     """Bytes from `begin` to `end` in pieces, a few ranges asked for before they are wanted.
 
     Args:
-        fetch: returns exactly the bytes from its first up to its second argument.
+        fetch: begins to read exactly the bytes from its first up to its second argument.
     """
     under_way: deque[Future[bytes]] = deque()
     starts = iter(range(begin, end, PART_BYTES))
     try:
         while True:
             while len(under_way) < AHEAD and (start := next(starts, None)) is not None:
-                under_way.append(executor.submit(fetch, start, min(start + PART_BYTES, end)))
+                under_way.append(fetch(start, min(start + PART_BYTES, end)))
             if not under_way:
                 return
             yield from pieces(under_way.popleft().result())

@@ -73,7 +73,7 @@ def _troubled(kind: str) -> MakeRemote:
     )
 
 
-KINDS = ("s3",)
+KINDS = ("s3", "sftp")
 DRIVERS = {kind: _driver(kind) for kind in KINDS}
 REMOTE = (
     DRIVERS
@@ -382,13 +382,17 @@ def _without_folders_that_are_objects(chosen: set[str]) -> set[str]:
 
 @settings(max_examples=15, deadline=None, suppress_health_check=_slow)
 @given(chosen=st.sets(_names, max_size=10), prefixes=st.lists(_names, max_size=4))
-def test_listing_agrees_with_a_set_of_names(storage_once: Storage, chosen: set[str], prefixes: list[str]) -> None:
+def test_listing_agrees_with_a_set_of_names(
+    request: pytest.FixtureRequest, storage_once: Storage, chosen: set[str], prefixes: list[str]
+) -> None:
     chosen = _without_folders_that_are_objects(chosen)
     try:
         for name in chosen:
             storage_once.put(name, [name.encode()])
         beginnings = [name[:cut] for name in chosen for cut in range(len(name)) if name[cut - 1] != "/"]
-        for prefix in ["", *prefixes, *beginnings]:
+        # Each is a request or several, so a storage behind a network answers for some of them.
+        stride = 1 + (len(beginnings) // 20 if request.node.get_closest_marker("servers") else 0)
+        for prefix in ["", *prefixes, *beginnings[::stride]]:
             assert names(storage_once, prefix) == sorted(name for name in chosen if name.startswith(prefix))
         assert storage_once.children("") == tuple(sorted({name.partition("/")[0] for name in chosen}))
         for name in chosen:
