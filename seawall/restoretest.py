@@ -111,9 +111,11 @@ def run(
     Raises:
         SeawallError: it could not be restored at all; what is wrong with a restored one is in the findings.
     """
-    chosen = target or random_target(repository, source, randomness, label)
+    chosen = target or random_target(repository, source, randomness, label, ring=ring)
     with scratch(parent, binaries, account) as place:
-        plan = restore.plan(repository, source, chosen, place.data_directory, label=label, now=now, rto=rto)
+        plan = restore.plan(
+            repository, source, chosen, place.data_directory, label=label, now=now, rto=rto, ring=lambda: ring
+        )
         plan = _within(plan, place.root)
         with restore.recovered(
             plan, repository, ring=ring, binaries=binaries, account=account, observe=observe, workers=workers
@@ -139,7 +141,12 @@ def _within(plan: RestorePlan, root: Path) -> RestorePlan:
 
 
 def random_target(
-    repository: Repository, source: str, randomness: random.Random, label: BackupLabel | None = None
+    repository: Repository,
+    source: str,
+    randomness: random.Random,
+    label: BackupLabel | None = None,
+    *,
+    ring: KeyRing | None = None,
 ) -> RecoveryTarget:
     """A random position between a backup's end and the last stored segment; `latest` if there is no room.
 
@@ -147,12 +154,13 @@ def random_target(
 
     Args:
         label: the backup; the newest when omitted.
+        ring: opens the manifest when the head is damaged.
     """
     area = repository.source(source)
     labels = area.labels()
     if not labels:
         return RecoveryTarget(TargetKind.LATEST)
-    head = area.head(label or labels[-1])
+    head = area.head(label or labels[-1], ring)
     first = Segment.ending_at(head.stop_lsn, head.timeline, head.segment_bytes)
     last = contiguous_until(first, area.wal.names(head.timeline))
     if last is None or last.start <= head.stop_lsn:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
@@ -69,7 +70,7 @@ def plan(
     """Decide how the target is reached, or refuse with the reason; reads only."""
     if not destination.directory.is_absolute():
         raise UsageError(f"the destination {destination.directory} is not absolute")
-    with opened(settings) as repository:
+    with opened(settings) as repository, ExitStack() as rings:
         return restore.plan(
             repository,
             source,
@@ -81,6 +82,7 @@ def plan(
             action=destination.action,
             now=utc_now(),
             rto=timedelta(hours=settings.server.rto_hours),
+            ring=lambda: rings.enter_context(ring_of(settings)),
         )
 
 

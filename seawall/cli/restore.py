@@ -95,6 +95,7 @@ def run(options: argparse.Namespace, context: Context) -> None:
         action=TargetAction(options.target_action),
         now=context.now(),
         rto=timedelta(hours=context.settings.server.rto_hours),
+        ring=lambda: context.ring,
     )
     if options.dry_run:
         context.console.result({"plan": plan_value(plan), "dry_run": True}, plan_lines(plan))

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
 
-from seawall.errors import BackupMissing, Damaged, TargetUnreachable, UsageError
+from seawall.errors import BackupMissing, Damaged, FormatTooNew, RepositoryError, TargetUnreachable, UsageError
+from seawall.keys import KeyRing
 from seawall.model import BackupLabel, Head, Health, RecoveryTarget, TargetAction, TargetKind
 from seawall.repository import Repository, SourceArea
 from seawall.restore import destination as places
@@ -68,6 +69,7 @@ def plan(
     action: TargetAction = TargetAction.PROMOTE,
     now: datetime,
     rto: timedelta = timedelta(hours=4),
+    ring: Callable[[], KeyRing] | None = None,
 ) -> RestorePlan:
     """Decide how to reach a target, or refuse with the reason.
 
@@ -80,6 +82,7 @@ def plan(
             data directory has them.
         action: what the server does at the target: promote, pause for a look, or shut down unpromoted.
         now: aware; a target after it is refused.
+        ring: asked for only if a head is damaged: what the manifest repeats of it stands in then.
 
     Raises:
         UsageError: `latest` with another action than to promote: it has no target.
@@ -94,7 +97,7 @@ def plan(
             hint="Name a target, such as a time or a restore point.",
         )
     area = repository.source(source)
-    head, history, why = _chosen(area, target, label, now)
+    head, history, why = _chosen(area, target, label, now, ring)
     reach = Reach(area, head, history)
     reach.prove(target)
     places.refuse_destination(destination, delta=delta)
@@ -125,10 +128,14 @@ def plan(
 
 
 def _chosen(
-    area: SourceArea, target: RecoveryTarget, label: BackupLabel | None, now: datetime
+    area: SourceArea,
+    target: RecoveryTarget,
+    label: BackupLabel | None,
+    now: datetime,
+    ring: Callable[[], KeyRing] | None,
 ) -> tuple[Head, TimelineHistory, str]:
     """The backup, the timeline that is followed from it, and why this backup."""
-    heads, damaged = _heads(area)
+    heads, damaged = _heads(area, ring)
     if not heads and damaged:
         raise damaged[0]
     if not heads:
@@ -149,15 +156,19 @@ def _chosen(
     return head, history or known[head.timeline], _why(target, label, good=bool(good)) + why
 
 
-def _heads(area: SourceArea) -> tuple[tuple[Head, ...], list[Damaged]]:
+def _heads(area: SourceArea, ring: Callable[[], KeyRing] | None) -> tuple[tuple[Head, ...], list[RepositoryError]]:
     """The heads that can be read: a damaged one must not keep the other backups from being restored."""
-    heads, damaged = [], []
-    for label in area.labels():
+    found, wrong = area.readable_heads()
+    heads = list(found)
+    damaged: list[RepositoryError] = []
+    for label, error in wrong.items():
         try:
-            heads.append(area.head(label))
-        except Damaged as error:
-            damaged.append(error)
-    return tuple(heads), damaged
+            if ring is None:
+                raise error
+            heads.append(area.head(label, ring()))
+        except (Damaged, FormatTooNew) as still:
+            damaged.append(still)
+    return tuple(sorted(heads, key=lambda head: head.label.begun_at)), damaged
 
 
 def _known(area: SourceArea, heads: Sequence[Head]) -> dict[int, TimelineHistory]:
