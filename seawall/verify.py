@@ -7,7 +7,6 @@ compared with the manifest. Nothing is trusted that was not read.
 from __future__ import annotations
 
 import time
-from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -32,6 +31,7 @@ from seawall.model import BackupLabel, Finding, Head, Proof, StoredObject, Verdi
 from seawall.repository import SourceArea, blocks
 from seawall.repository.sealed import Counted
 from seawall.restore.lay import refuse_holes
+from seawall.restore.wanted import Wanted
 from seawall.wal import Segment
 
 _WRONG = (Damaged, ObjectMissing, FormatTooNew, StorageError, ClusterMismatch)
@@ -108,9 +108,9 @@ class _Check:
         levels = list(Proof)
         wanted = levels.index(self.up_to)
         try:
-            head = self.area.head(self.label)
+            head = self._head()
             opens = wanted >= levels.index(Proof.DECRYPTABLE)
-            objects, files = self._manifest(head) if opens else (self._listed(head), {})
+            objects, files = self._manifest(head) if opens else (self._listed(head), Wanted())
         except (BackupMissing, *_NOT_KNOWN):
             raise
         except _WRONG as error:
@@ -129,21 +129,26 @@ class _Check:
             proved = Proof.WAL_CONTINUOUS
         return proved
 
+    def _head(self) -> Head:
+        """The head, from the manifest if the document is damaged; that is a finding, and no reason to stop here."""
+        try:
+            return self.area.head(self.label)
+        except Damaged as error:
+            head = self.area.head(self.label, self.ring)
+            self._found("head-damaged", self.area.layout.head(self.label), error)
+            return head
+
     def _found(self, code: str, subject: str, error: Exception) -> None:
         self.findings.append(Finding(code, subject, str(error)))
 
-    def _manifest(self, head: Head) -> tuple[list[StoredObject], dict[str, list[Entry]]]:
+    def _manifest(self, head: Head) -> tuple[list[StoredObject], Wanted]:
         """The manifest's content, read to its end, after both copies were compared with what the head says."""
         self.copy = self._sound_copy(head)
         manifest = self.area.manifest(self.label, self.ring, copy=self.copy)
-        wanted: dict[str, list[Entry]] = defaultdict(list)
+        wanted = Wanted()
         for entry in manifest.files():
             refuse_holes(entry)
-            offset = 0
-            for extent in entry.extents:
-                part = Entry(entry.path, offset, extent.offset, extent.length, extent.blake3, extent.run_bytes)
-                wanted[extent.object].append(part)
-                offset += extent.length
+            wanted.whole(entry)
         listed = self.area.stored_objects(self.label)
         # The block map is nothing that a restore needs, so only the list names it.
         if manifest.objects != [stored for stored in listed if not self._is_map(stored)]:
@@ -201,13 +206,13 @@ class _Check:
                 self._found("size", stored.name, error)
         return len(self.findings) == before
 
-    def _bytes(self, head: Head, objects: list[StoredObject], wanted: dict[str, list[Entry]], *, opened: bool) -> bool:
+    def _bytes(self, head: Head, objects: list[StoredObject], wanted: Wanted, *, opened: bool) -> bool:
         before = len(self.findings)
         self.observe.hear(Began("verify", sum(stored.plain_bytes for stored in objects)))
         # The largest first, so that all workers end at about the same time.
         ordered = sorted(objects, key=lambda stored: -stored.stored_bytes)
         with ThreadPoolExecutor(self.workers, thread_name_prefix="verify") as pool:
-            read = pool.map(lambda s: self._object(head, s, wanted.get(s.name, []), opened), ordered)
+            read = pool.map(lambda s: self._object(head, s, wanted.entries(s.name), opened), ordered)
             for stored, error in filter(None, read):
                 if error is None:
                     self.proved[stored.name] = Proof.DECRYPTABLE if opened else Proof.HASH_GOOD

@@ -69,13 +69,14 @@ def _on(site: Site, place: Path) -> Site:
 def _objects(sound: Sound) -> dict[str, tuple[str, str]]:
     """Objects that a restore needs, and for each another one of its kind whose content is put in its place."""
     layout = sound.site.area.layout
-    bundles = sorted(o.name for o in sound.site.area.stored_objects(sound.last.label))
+    bundles = sorted(o.name for o in sound.site.area.stored_objects(sound.last.label) if "/bundles/" in o.name)
     start = Segment.containing(sound.last.start_lsn, 1, sound.last.segment_bytes).name
     keys = [key.name for key in sound.site.storage.list(layout.keys)]
     wal_key = next(name for name in keys if "/wal-" in name)
     own = layout.key(sound.last.key_id, 1)
     return {
         "a bundle": (bundles[0], bundles[1]),
+        "the block map": (layout.blocks(sound.last.label), layout.blocks(sound.first.label)),
         "the head": (layout.head(sound.last.label), layout.head(sound.first.label)),
         "the list of objects": (layout.objects(sound.last.label), layout.objects(sound.first.label)),
         "the manifest": (layout.manifest(sound.last.label), layout.manifest(sound.first.label)),
@@ -103,6 +104,7 @@ def _damage(path: Path, other: Path, how: str) -> None:
 
 OBJECTS = (
     "a bundle",
+    "the block map",
     "the head",
     "the list of objects",
     "the manifest",
@@ -123,7 +125,9 @@ def test_damage_is_found_by_verify_and_never_restored_as_if_it_were_data(
     _damage(copy.path / name, copy.path / other, how)
     site = _on(copy.site, copy.path)
     # What a restore does not need, or has twice, must not keep it from succeeding.
-    spare = which in ("the list of objects", "the manifest's copy") or (which == "the manifest" and how != "missing")
+    spare = which in ("the block map", "the list of objects", "the manifest's copy") or (
+        which == "the manifest" and how != "missing"
+    )
     try:
         verdict = site.verify(copy.last.label)
     except SeawallError as error:
