@@ -12,6 +12,8 @@ from seawall.model import BackupLabel, Head
 from seawall.repository import SourceArea
 from seawall.wal import Segment, contiguous_until
 
+_NO_MANIFEST = "its manifest is missing while its copy is there: it was never committed, or the manifest was lost"
+
 
 def arguments(parser: argparse.ArgumentParser, verb: str) -> None:
     parser.add_argument("source", nargs="?", help="a source's name (default: all, or the only one)")
@@ -33,7 +35,12 @@ def run(options: argparse.Namespace, context: Context) -> None:
 def _list(options: argparse.Namespace, context: Context) -> None:
     names = (context.stored_source(options.source),) if options.source is not None else context.repository.sources()
     areas = [context.repository.source(name) for name in names]
-    found = [(area, head) for area in areas for head in area.heads(with_expired=options.expired)]
+    found, troubled = [], []
+    for area in areas:
+        heads, unreadable = area.readable_heads(with_expired=options.expired)
+        found += [(area, head) for head in heads]
+        troubled += [(area.name, label, f"its head cannot be read: {why.message}") for label, why in unreadable.items()]
+        troubled += [(area.name, head.label, _NO_MANIFEST) for head in area.unfinished()]
     rows = [
         (
             head.source,
@@ -49,7 +56,12 @@ def _list(options: argparse.Namespace, context: Context) -> None:
     ]
     columns = ("SOURCE", "LABEL", "KIND", "STATE", "RESTORABLE FROM", "TOOK", "DATA", "STORED")
     lines = context.console.table(columns, rows) if rows else ["no backups yet; `seawall backup` takes one"]
-    context.console.result({"backups": [summary(head) for _, head in found]}, lines)
+    lines += [f"{source} {label}: {why}" for source, label, why in troubled]
+    value = {
+        "backups": [summary(head) for _, head in found],
+        "troubled": [{"source": source, "label": str(label), "why": why} for source, label, why in troubled],
+    }
+    context.console.result(value, lines)
 
 
 def _state(area: SourceArea, head: Head) -> str:
