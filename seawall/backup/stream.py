@@ -1,12 +1,14 @@
 """Copying a cluster through `BASE_BACKUP`: one stream in, several workers compress, seal and store.
 
-What differs from the prior is decided on the bytes as they pass, so nothing is read twice. Files that grow, shrink or
-vanish meanwhile are no error: WAL replays what happened to them.
+What differs from the prior is decided on the bytes as they pass, so nothing is read twice. Where the server can tell
+what changed (`summarize_wal` of PostgreSQL 17 and later), only that passes. Files that grow, shrink or vanish
+meanwhile are no error: WAL replays what happened to them.
 """
 
 from __future__ import annotations
 
 import queue
+import random
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TypeAlias
 
@@ -15,10 +17,12 @@ from seawall.backup.output import Copied, Output, run_together
 from seawall.backup.prior import Prior
 from seawall.codec import BundleWriter, ExtentSource, Scratch
 from seawall.codec.runs import digests_of
-from seawall.errors import Cancelled
-from seawall.events import Advanced, Began, Observer
+from seawall.errors import Cancelled, IncrementalRefused
+from seawall.events import Advanced, Began, Noticed, Observer
 from seawall.model import Cluster
+from seawall.postgres import incremental
 from seawall.postgres.stream import BaseBackup, StreamedFile, base_backup
+from seawall.postgres.summaries import FIRST_MAJOR
 from seawall.repository import BackupSetWriter
 from seawall.settings import SourceSettings
 from seawall.wal import Segment
@@ -49,8 +53,7 @@ def copy_stream(
     """
     listed: list[StreamedFile] = []
     output = Output(writer, observe, cluster.block_bytes, prior)
-    rate = source.max_rate_bytes_per_second
-    with base_backup(source, str(writer.label), max_rate=rate, observe=observe) as stream:
+    with _begun(source, cluster, writer, prior, observe) as stream:
         first_wal(Segment.containing(stream.start_lsn, stream.timeline, cluster.segment_bytes), cluster.in_recovery)
         observe.hear(Began("copy", stream.estimated_bytes))
         lanes = [_Lane() for _ in range(workers)]
@@ -72,6 +75,35 @@ def copy_stream(
             0,
             specials,
         )
+
+
+def _begun(
+    source: SourceSettings, cluster: Cluster, writer: BackupSetWriter, prior: Prior | None, observe: Observer
+) -> BaseBackup:
+    """The stream of what changed where the server can tell that, else of everything."""
+    label, rate = str(writer.label), source.max_rate_bytes_per_second
+    if prior is not None and cluster.major_version >= FIRST_MAJOR:
+        # The same sample whenever the same backup is looked at again.
+        chance = random.Random(label)  # noqa: S311 - a sample, no secret
+        try:
+            told = _told(prior)
+            return base_backup(source, label, max_rate=rate, prior=told, randomness=chance, observe=observe)
+        except IncrementalRefused as refused:
+            message = f"{refused.message}; all of the cluster is sent and compared with {prior.head.label}"
+            observe.hear(Noticed("low", "changes-not-told", message))
+    return base_backup(source, label, max_rate=rate, observe=observe)
+
+
+def _told(prior: Prior) -> incremental.Prior:
+    """What the server must know of a prior: files of which parts can be taken over."""
+    head = prior.head
+    found = ((path, prior.get(path)) for path in prior.paths() if incremental.is_main_fork(path))
+    files = {
+        path: incremental.PriorFile(known.entry.size_bytes, known.blocks.run_bytes)
+        for path, known in found
+        if known is not None
+    }
+    return incremental.Prior(head.cluster.system_identifier, head.timeline, head.start_lsn, head.stop_lsn, files)
 
 
 _Message: TypeAlias = "tuple[str, int, int] | bytes | None"
@@ -160,7 +192,9 @@ def _deal(stream: BaseBackup, lanes: Sequence[_Lane], listed: list[StreamedFile]
 def _deal_file(file: StreamedFile, lanes: Sequence[_Lane], output: Output) -> None:
     known = output.prior.get(file.path) if output.prior is not None else None
     sending = _Sending(file, lanes, output)
-    if known is None:
+    if known is not None and file.is_partial:
+        sending.send_told(known)
+    elif known is None:
         for chunk in file.chunks():
             sending.send(chunk)
     else:
@@ -197,21 +231,34 @@ class _Sending:
 
     def send_differing(self, known: PriorFile) -> None:
         """Have the file's runs stored that the prior does not have, and take the others over."""
-        length, size = known.blocks.run_bytes, self._file.size
         # Before anything is stored: what is stored of the file is cut into runs of the prior's length.
         self._output.keep(known, ())
-        for chunk in in_runs(self._file.chunks(), length):
-            first, begins = self._offset // length, self._offset
-            differs = differing_runs(known, digests_of(chunk, length), size, first)
-            for span, differ in stretches(differs, length, size, first):
-                part = chunk[span.offset - begins : span.offset - begins + span.length]
-                if differ:
-                    self.send(part)
-                else:
-                    self._skip(span)
+        for chunk in in_runs(self._file.chunks(), known.blocks.run_bytes):
+            self._send_runs(known, chunk)
         self._output.keep(known, self._kept)
 
+    def send_told(self, known: PriorFile) -> None:
+        """The same where only those runs come that may differ."""
+        self._output.keep(known, ())
+        for offset, content in self._file.runs():
+            self._skip(Span(self._offset, offset - self._offset))
+            self._send_runs(known, content)
+        self._skip(Span(self._offset, self._file.size - self._offset))
+        self._output.keep(known, self._kept)
+
+    def _send_runs(self, known: PriorFile, content: memoryview) -> None:
+        length, size = known.blocks.run_bytes, self._file.size
+        first, begins = self._offset // length, self._offset
+        differs = differing_runs(known, digests_of(content, length), size, first)
+        for span, differ in stretches(differs, length, min(size, begins + len(content)), first):
+            if differ:
+                self.send(content[span.offset - begins : span.offset - begins + span.length])
+            else:
+                self._skip(span)
+
     def _skip(self, span: Span) -> None:
+        if not span.length:
+            return
         self.end()
         self._offset += span.length
         self._output.observe.hear(Advanced("copy", span.length))

@@ -65,8 +65,13 @@ class Prior:
         """Files of which a server may send parts: main forks, in whole blocks and runs of whole blocks."""
         for path, file in self.files.items():
             whole = not file.size_bytes % block_bytes and not file.run_bytes % block_bytes
-            if whole and RelationFork.at(path) is not None:
+            if whole and is_main_fork(path):
                 yield path, file
+
+
+def is_main_fork(path: str) -> bool:
+    """Whether a file may come in parts at all."""
+    return RelationFork.at(path) is not None
 
 
 def backup_manifest(prior: Prior, block_bytes: int) -> Iterator[bytes]:
@@ -108,7 +113,7 @@ def whole_path(path: str) -> str | None:
     if not directory or not name.startswith(_PREFIX):
         return None
     whole = f"{directory}/{name.removeprefix(_PREFIX)}"
-    return whole if RelationFork.at(whole) is not None else None
+    return whole if is_main_fork(whole) else None
 
 
 @dataclass(frozen=True, slots=True)

@@ -33,6 +33,7 @@ from seawall.postgres.inflate import inflated
 from seawall.postgres.remote import RemoteFiles, Suspects
 from seawall.postgres.scan import is_left_out, relation_block
 from seawall.postgres.session import checked_backup_label
+from seawall.postgres.summaries import FIRST_MAJOR
 from seawall.postgres.tar import Member, TarReader
 from seawall.postgres.wire import Wire
 from seawall.settings import SourceSettings
@@ -47,7 +48,6 @@ _NO_COMPRESSION = re.compile(r"does not support compression|not supported by thi
 _LOWEST_RATE, _HIGHEST_RATE = 32 << 10, 1 << 30
 _TABLESPACE_MODE = 0o700  # what PostgreSQL gives a tablespace's directory; the stream does not say it
 _NOT_IN_STATE = "55000"  # object_not_in_prerequisite_state: summaries missing, incomplete, or of another timeline
-_FIRST_INCREMENTAL = 17
 _INCREMENTAL_LINES = re.compile(r"^INCREMENTAL FROM (?:LSN|TLI): .*\n", re.MULTILINE)  # xlogbackup.c
 
 
@@ -360,8 +360,10 @@ def base_backup(
 
 def _upload(wire: Wire, files: RemoteFiles, prior: Prior, layout: Layout) -> None:
     """Tell the server of the prior backup; it keeps that for the next BASE_BACKUP of this connection."""
-    if wire.major_version < _FIRST_INCREMENTAL:
+    if wire.major_version < FIRST_MAJOR:
         raise IncrementalRefused(f"PostgreSQL {wire.major_version} cannot send what changed; 17 and later can")
+    if wire.show("summarize_wal") != "on":
+        raise IncrementalRefused("the server does not summarize its WAL (`summarize_wal`)")
     if not files.may_read():
         raise IncrementalRefused(
             "the role may not execute pg_read_binary_file, which completes the runs that blocks are parts of"

@@ -31,7 +31,7 @@ from seawall.wal import Lsn
 Blocks: TypeAlias = npt.NDArray[np.uint32]
 Runs: TypeAlias = npt.NDArray[np.bool_]
 
-_FIRST_VERSION = 170000
+FIRST_MAJOR = 17
 # As long as a server waits for its own summarizer before it gives an incremental backup up.
 PATIENCE_SECONDS = 60.0
 _POLL_SECONDS = 0.1
@@ -156,7 +156,7 @@ def changed_blocks(
         IncrementalRefused: the server is older than 17, summarizes nothing, or misses a part of that WAL.
         ServerUnreachable: the session was lost.
     """
-    if session.info.server_version < _FIRST_VERSION:
+    if session.info.server_version // 10000 < FIRST_MAJOR:
         raise IncrementalRefused("a server before PostgreSQL 17 has no WAL summaries")
     with translated("summaries"):
         covering = _covering(session, prior_start, start, timeline, observe=observe, patience_seconds=patience_seconds)
