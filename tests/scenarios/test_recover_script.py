@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from seawall import standalone
-from seawall.model import Compression, Head, SealingMode
+from seawall.model import BackupKind, Compression, Head, SealingMode
 from seawall.wal import Segment
 
 if TYPE_CHECKING:
@@ -109,10 +109,14 @@ def test_the_script_restores_what_any_mode_and_codec_sealed(
     sealed_site: Site, gnupg_home: Path, rows: Callable[..., list[tuple[object, ...]]]
 ) -> None:
     site = sealed_site
-    site.query("DELETE FROM t WHERE n = 0")
+    site.query("DELETE FROM t WHERE n = 0", "DROP TABLE IF EXISTS added")
     site.receive()
     try:
-        site.backup()
+        full = site.backup()
+        site.query("UPDATE t SET x = 'changed' WHERE n < 10", "CREATE TABLE added AS SELECT 1 AS n")
+        built = site.backup(BackupKind.INCREMENTAL)
+        assert built.prior == str(full.label)
+        assert built.stored_bytes < full.stored_bytes / 2
         site.query("INSERT INTO t SELECT n, 'after' FROM generate_series(1, 100) AS n")
         expected = site.query(ROWS)
         site.ship()
@@ -130,6 +134,7 @@ def test_the_script_restores_what_any_mode_and_codec_sealed(
         ((count, digest),) = rows(instance, "SELECT count(*), md5(string_agg(x, '' ORDER BY n)) FROM t WHERE n > 0")
         assert [(count, digest)] == expected
         assert rows(instance, "SELECT x FROM t WHERE n = 0") == [("in the open segment",)]
+        assert rows(instance, "SELECT n FROM added") == [(1,)]
     assert not list(into.rglob("*seawall*"))
 
 
