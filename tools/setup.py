@@ -13,7 +13,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from tools import debian, environment
+from tools import azurite, debian, environment
 from tools.surroundings import ROOT, Account, Refused, base_interpreter, refuse_closed, server_account
 
 
@@ -27,6 +27,8 @@ def prepare(purpose: str) -> None:
     refuse_closed(ROOT, account)
     _provide_packages(purpose)
     environment.provide(base_interpreter(account))
+    if purpose == "test":
+        _provide_azurite()
     prove_startable(server_account())
 
 
@@ -50,14 +52,24 @@ def prove_startable(account: Account) -> None:
 
 
 def _provide_packages(purpose: str) -> None:
-    """PostgreSQL 15 is Debian's; without it, and the right to install it, its tests are left out by name."""
+    """PostgreSQL 15 and sftp-server are Debian's; without them, and the right to install, their tests are left out."""
     try:
         debian.provide(debian.NEEDED[purpose])
     except Refused as refusal:
         essential = purpose != "test" or not debian.GNUPG.present or os.environ.get("CI") == "true"
         if essential:
             raise
-        print(f"set-up: {refusal}\nset-up: going on without: tests on PostgreSQL 15 will be skipped.", flush=True)
+        print(f"set-up: {refusal}\nset-up: going on without: tests on what is missing will be skipped.", flush=True)
+
+
+def _provide_azurite() -> None:
+    """Tests of one driver only need it, so a machine without npm's registry goes on without them."""
+    try:
+        azurite.provide()
+    except Refused as refusal:
+        if os.environ.get("CI") == "true":
+            raise
+        print(f"set-up: {refusal}\nset-up: going on without: tests of Azure storage will be skipped.", flush=True)
 
 
 @contextmanager

@@ -19,6 +19,7 @@ DRIVERS = {
     "file": "seawall.storage.local",
     "memory": "seawall.storage.memory",
     "s3": "seawall.storage.s3",
+    "azure": "seawall.storage.azure",
     "sftp": "seawall.storage.sftp",
 }
 
