@@ -6,7 +6,7 @@ VENV := .venv/bin
 SHELL := /bin/sh
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo up test test-fast lint format bench reference lock clean
+.PHONY: help setup demo up test test-fast lint format bench campaign reference lock clean
 
 help: ## Show what there is
 	@sed -n 's/^\([a-z-]*\): .*## \(.*\)/  make \1|\2/p' $(MAKEFILE_LIST) | awk -F'|' '{printf "%-18s %s\n", $$1, $$2}'
@@ -45,6 +45,10 @@ format: ## Put the sources into the one format
 bench: ## Compare with pgBackRest and pg_basebackup on a cluster of about 3 GB
 	@$(PYTHON) -m tools.setup bench
 	@$(VENV)/python -m benchmarks
+
+campaign: ## Kill, break and damage on purpose, in large numbers (about an hour); docs/reliability.md has the figures
+	@$(PYTHON) -m tools.setup bench
+	@$(VENV)/python -m campaigns
 
 reference: ## Write docs/reference/errors.md and settings.md again from the sources
 	@$(PYTHON) -m tools.setup lint

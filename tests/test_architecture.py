@@ -25,7 +25,7 @@ LINTED = PYPROJECT["tool"]["importlinter"]["root_packages"]
 SHIPPED = PYPROJECT["tool"]["hatch"]["build"]["targets"]["wheel"]["packages"]
 PACKAGES = [name for name in SHIPPED if (ROOT / name).is_dir()]
 MODULES = sorted(path for name in PACKAGES for path in (ROOT / name).rglob("*.py"))
-PROGRAMS = sorted([*MODULES, *(ROOT / "tools").rglob("*.py"), *(ROOT / "benchmarks").rglob("*.py")])
+PROGRAMS = sorted([*MODULES, *(ROOT / "tools").rglob("*.py"), *(ROOT / "benchmarks").rglob("*.py"), *(ROOT / "campaigns").rglob("*.py")])
 TESTS = sorted((ROOT / "tests").rglob("*.py"))
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
 

@@ -1,0 +1,1 @@
+"""Campaigns of crashes, faults and damage; `python -m campaigns --help`."""

@@ -1,0 +1,134 @@
+"""`python -m campaigns`: damage, kills and faults in large numbers, and what was found.
+
+Each campaign has a seed, so that whoever repeats it meets the same trials; the exit code is 1 if anything was found.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from campaigns import agents, damage, faults, kill, live, sample, scenes
+from campaigns.sample import QuickRing
+from seawall.model import Compression, CopyMode, SealingMode
+from seawall.postgres.binaries import Account
+
+# gpg takes some tens of milliseconds for each object of the mode openpgp, and a trial reads dozens of objects.
+_SHARE = {SealingMode.NONE: 0.5, SealingMode.AES_256_GCM: 0.47, SealingMode.OPENPGP: 0.03}
+_CODECS = {
+    SealingMode.NONE: (Compression.NONE, Compression.LZ4),
+    SealingMode.AES_256_GCM: (Compression.ZSTD, Compression.LZ4),
+    SealingMode.OPENPGP: (Compression.GZIP,),
+}
+Figures = dict[str, object]
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m campaigns", description=__doc__)
+    parser.add_argument("which", nargs="*", choices=[*_CAMPAIGNS, []], help="default: all of them")
+    parser.add_argument("--seed", type=int, default=20261123)
+    parser.add_argument("--trials", type=int, default=10_000, help="damages (default: 10000)")
+    parser.add_argument("--points", type=int, default=60, help="kills of each verb at most (default: 60)")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the figures there")
+    options = parser.parse_args()
+    figures: Figures = {"seed": options.seed}
+    with scenes.workplace() as place:
+        scenes.make_keys(place)
+        for name in options.which or _CAMPAIGNS:
+            begin = time.monotonic()
+            figures[name] = _CAMPAIGNS[name](place, options)
+            print(f"{name} took {time.monotonic() - begin:.0f} s\n", flush=True)
+    if options.json:
+        options.json.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
+    return 1 if any(found["faults"] for found in figures.values() if isinstance(found, dict)) else 0
+
+
+def run_damage(place: Path, options: argparse.Namespace) -> Figures:
+    found, total = list[str](), dict.fromkeys(damage.VERDICTS, 0)
+    by_mode: dict[str, dict[str, int]] = {}
+    with QuickRing(place / "ring") as ring:
+        for mode, codecs in _CODECS.items():
+            for codec in codecs:
+                number = round(options.trials * _SHARE[mode] / len(codecs))
+                into = place / f"damage-{mode.value}-{codec.value}"
+                into.mkdir()
+                made = sample.make(ring, mode, codec, options.seed)
+                tally = damage.run(made, ring, into, number, options.seed)
+                counts = {verdict: tally.total(verdict) for verdict in damage.VERDICTS}
+                by_mode[f"{mode.value}, {codec.value}"] = counts
+                total = {verdict: total[verdict] + counts[verdict] for verdict in total}
+                found += [line for line in tally.examples if not line.startswith("unseen: drop")]
+                _print_damage(f"{mode.value}, {codec.value}", tally)
+    print(f"damage: {sum(total.values())} trials, {total}")
+    return {"total": total, "by_mode": by_mode, "faults": found}
+
+
+def _print_damage(title: str, tally: damage.Tally) -> None:
+    print(f"\ndamage in a repository sealed as {title}: {tally.total()} trials")
+    print(f"{'':<22}" + "".join(f"{verdict:>10}" for verdict in damage.VERDICTS))
+    for kind in sorted({key[0] for key in tally.counts}):
+        row = [sum(n for key, n in tally.counts.items() if key[::2] == (kind, verdict)) for verdict in damage.VERDICTS]
+        print(f"{kind:<22}" + "".join(f"{count:>10}" for count in row))
+    print(f"noticed first by: {dict(tally.readers.most_common())}")
+    print(f"trials in which every backup was restored right all the same: {tally.restored}")
+    for line in sorted(set(tally.examples)):
+        print(f"  {line}")
+
+
+def run_kill(place: Path, options: argparse.Namespace) -> Figures:
+    tally = kill.Tally()
+    with QuickRing(place / "ring") as ring:
+        for mode in (SealingMode.AES_256_GCM, SealingMode.NONE):
+            base, made = scenes.still(place / f"still-{mode.value}", place, mode, options.seed)
+            life = kill.StillLife(place, base, made, ring)
+            for verb in life.verbs():
+                _timed(verb, lambda verb=verb, life=life: life.kill(verb, options.points, tally))  # type: ignore[misc] # defaults bind the loop's values
+            archiving = agents.Archiving(place, base, made, ring)
+            _timed("agent", lambda archiving=archiving: archiving.kill(options.points, tally))  # type: ignore[misc] # as above
+        with scenes.live(place / "live", place, SealingMode.AES_256_GCM) as (scene, instance):
+            beside = live.Live(scene, instance, ring)
+            for copy_mode in CopyMode:
+                _timed(f"backup, {copy_mode.value}", lambda m=copy_mode: beside.kill_backups(m, options.points, tally))  # type: ignore[misc] # as above
+            _timed("receiver", lambda: beside.kill_receivers(options.points, tally))
+            _timed("worker", lambda: beside.kill_workers(options.points, tally))
+            _timed("PostgreSQL", lambda: beside.kill_servers(max(options.points // 6, 2), tally))
+            wrong = list(beside.start_restored(Account.for_servers()))
+    _print_kill(tally)
+    return {"kills": tally.by_verb(), "boundaries": dict(tally.boundaries), "faults": tally.faults + wrong}
+
+
+def _timed(what: str, do: Callable[[], None]) -> None:
+    begin = time.monotonic()
+    do()
+    print(f"  {what}: {time.monotonic() - begin:.0f} s", file=sys.stderr, flush=True)
+
+
+def _print_kill(tally: kill.Tally) -> None:
+    print(f"\n{'killed':<28}{'boundaries':>11}{'kills':>7}{'faults':>8}")
+    for verb, kills in tally.by_verb().items():
+        faulty = sum(1 for one in tally.kills if one.verb == verb and one.faults)
+        print(f"{verb:<28}{tally.boundaries[verb]:>11}{kills:>7}{faulty:>8}")
+    print(f"{len(tally.kills)} kills at {tally.forms()} kinds of boundary")
+    for fault in tally.faults:
+        print(f"  {fault}")
+
+
+def run_faults(place: Path, options: argparse.Namespace) -> Figures:
+    with QuickRing(place / "ring") as ring:
+        tally = faults.run(ring, options.seed)
+    tally.print()
+    return {"trials": dict(tally.trials), "faults": tally.wrong}
+
+
+_CAMPAIGNS: dict[str, Callable[[Path, argparse.Namespace], Figures]] = {
+    "damage": run_damage,
+    "kill": run_kill,
+    "faults": run_faults,
+}
+
+if __name__ == "__main__":
+    sys.exit(main())
