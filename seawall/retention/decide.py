@@ -114,14 +114,18 @@ class Standing:
 
 def standing_sets(ordered: Sequence[Head], policy: RetentionPolicy, now: datetime) -> tuple[Standing, ...]:
     """For each slot rule, the last good full set of each slot, else the last good one, else the last."""
-    return tuple(Standing(rule, _last_of_slots(ordered, rule, policy)) for rule in slots(policy, now))
+    there = [(head, head.stopped_at.astimezone(policy.zone)) for head in ordered]
+    return tuple(Standing(rule, _last_of_slots(there, rule)) for rule in slots(policy, now))
 
 
-def _last_of_slots(ordered: Sequence[Head], rule: Slots, policy: RetentionPolicy) -> dict[str, Head]:
-    members: dict[str, list[Head]] = defaultdict(list)
-    for head in ordered:
-        members[rule.of(head.stopped_at.astimezone(policy.zone))].append(head)
-    return {slot: max(sets, key=lambda head: (_rank(head), head.stopped_at)) for slot, sets in members.items()}
+def _last_of_slots(there: Iterable[tuple[Head, datetime]], rule: Slots) -> dict[str, Head]:
+    chosen: dict[str, Head] = {}
+    for head, local in there:
+        slot = rule.of(local)
+        # They come in the order in which they stopped, so among equals the later one takes the place.
+        if slot not in chosen or _rank(head) >= _rank(chosen[slot]):
+            chosen[slot] = head
+    return chosen
 
 
 def reasons_to_keep(

@@ -112,7 +112,7 @@ def months_before(moment: datetime, months: int) -> datetime:
 
 
 def _day(local: datetime) -> str:
-    return f"{local:%Y-%m-%d}"
+    return local.date().isoformat()
 
 
 def _week(local: datetime) -> str:
@@ -121,7 +121,7 @@ def _week(local: datetime) -> str:
 
 
 def _month(local: datetime) -> str:
-    return f"{local:%Y-%m}"
+    return local.date().isoformat()[:7]
 
 
 def policy_for(settings: Settings, source: str, location: str = PRIMARY) -> RetentionPolicy:
