@@ -1,0 +1,157 @@
+"""Storage locations: opening them, and proving that one can be used before anything relies on it."""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from seawall import throttle
+from seawall.errors import Damaged, NotARepository, SeawallError, StorageError
+from seawall.events import Noticed, Observer
+from seawall.keys import KeyRing
+from seawall.nearest import Copy, Nearest
+from seawall.repository import Repository
+from seawall.repository.evidence import Evidence
+from seawall.settings import PRIMARY, LocationRole, LocationSettings, Settings
+from seawall.storage import open_storage
+from seawall.storage.base import Storage, read
+from seawall.storage.wrappers import cancellable_sleep
+
+_PROBE_BYTES = 64 * 1024
+
+
+@dataclass(frozen=True, slots=True)
+class LocationReport:
+    """What a check of a location found.
+
+    Args:
+        problem: what is wrong with it; empty if nothing is.
+        repository_id: of the repository that lies there; empty if none does yet.
+        write_seconds, read_seconds, delete_seconds: of one probe of 64 KiB; 0 where it was not come so far.
+    """
+
+    name: str
+    role: LocationRole
+    url: str
+    problem: str = ""
+    error: SeawallError | None = None
+    repository_id: str = ""
+    write_seconds: float = 0.0
+    read_seconds: float = 0.0
+    delete_seconds: float = 0.0
+    free_bytes: int | None = None
+
+    @property
+    def good(self) -> bool:
+        return not self.problem
+
+
+def opened(settings: Settings, name: str, observe: Observer) -> Storage:
+    """A location's storage, at the pace that its limits allow; waiting for bandwidth can be cancelled.
+
+    Raises:
+        SettingsError: none of that name is configured, or no driver knows its URL.
+    """
+    sleep = cancellable_sleep(observe.cancel)
+    bucket = throttle.location_bucket(settings, name, sleep=sleep)
+    return open_storage(settings.location(name).storage, bucket=bucket, sleep=sleep)
+
+
+def check(location: LocationSettings, settings: Settings, observe: Observer) -> LocationReport:
+    """Open a location, write a probe, read it back, see it refused a second time, and delete it.
+
+    What goes wrong is in the report; nothing but a probe's leftover stays behind.
+    """
+    where = location.storage.url.partition("?")[0]
+    try:
+        with _closing(_open(location, settings, observe)) as storage:
+            written, came_back, gone = _probe(storage)
+            return LocationReport(
+                location.name,
+                location.role,
+                storage.url,
+                repository_id=_repository_id(storage),
+                write_seconds=written,
+                read_seconds=came_back,
+                delete_seconds=gone,
+                free_bytes=storage.free_bytes(),
+            )
+    except SeawallError as error:
+        return LocationReport(location.name, location.role, where, problem=error.message, error=error)
+
+
+def _open(location: LocationSettings, settings: Settings, observe: Observer) -> Storage:
+    """As `opened`, also for a location that the settings do not name yet."""
+    if location.name == PRIMARY or location.name in settings.locations:
+        return opened(settings, location.name, observe)
+    return open_storage(location.storage, sleep=cancellable_sleep(observe.cancel))
+
+
+def _probe(storage: Storage) -> tuple[float, float, float]:
+    name, data = f"probes/{secrets.token_hex(16)}", secrets.token_bytes(_PROBE_BYTES)
+    written = _timed(lambda: storage.put(name, [data]))
+    try:
+        found: list[bytes] = []
+        came_back = _timed(lambda: found.append(read(storage, name)))
+        if found != [data]:
+            raise Damaged(f"the probe {name} came back with other bytes than were written")
+        if [stat.name for stat in storage.list(name)] != [name]:
+            raise StorageError(
+                f"the probe {name} is stored but not listed", hint="The storage's listing is not prompt."
+            )
+    finally:
+        gone = _timed(lambda: storage.delete(name))
+    if next(iter(storage.list(name)), None) is not None:
+        raise StorageError(f"the probe {name} was deleted but is still listed", hint="Retention cannot work so.")
+    return written, came_back, gone
+
+
+def _timed(act: Callable[[], object]) -> float:
+    begin = time.monotonic()
+    act()
+    return time.monotonic() - begin
+
+
+def _repository_id(storage: Storage) -> str:
+    try:
+        return Repository.open(storage).id
+    except NotARepository:
+        return ""
+
+
+@contextmanager
+def _closing(storage: Storage) -> Iterator[Storage]:
+    try:
+        yield storage
+    finally:
+        storage.close()
+
+
+def nearest(settings: Settings, observe: Observer, ring: KeyRing | None = None) -> Nearest:
+    """All configured locations as one storage to read from, the primary first, offsite before secondary offsite.
+
+    Raises:
+        StorageError: not one of them could be opened.
+    """
+    found: list[Copy] = []
+    failures: list[SeawallError] = []
+    for name in in_order(settings):
+        try:
+            found.append(Copy(name, opened(settings, name, observe)))
+        except SeawallError as error:
+            failures.append(error)
+            text = f"location {name} cannot be opened and is left out: {error.message}"
+            observe.hear(Noticed("high", "location-silent", text))
+    if not found:
+        raise failures[0]
+    return Nearest(found, Evidence([copy.storage for copy in found], ring), observe)
+
+
+def in_order(settings: Settings) -> tuple[str, ...]:
+    """All locations, the primary first, offsite before secondary offsite."""
+    order = list(LocationRole)
+    others = sorted(settings.locations.values(), key=lambda location: (order.index(location.role), location.name))
+    return (PRIMARY, *(other.name for other in others))

@@ -1,0 +1,396 @@
+"""Copies of a repository in other places: what is missing there, and bringing it there.
+
+A mirror holds the same objects under the same names, so it is a repository by itself: a restore needs nothing else.
+Bytes are copied as they are sealed, and compared on their way with what the repository says of them. A set's manifest
+comes last, after everything that the set needs, its WAL included; so a set that is listed in a mirror is whole there.
+What lies there already is not sent again, and a run that was stopped goes on where it was.
+
+Leases, probes and marks of expiry are a location's own and are not copied: each keeps its sets as long as its own
+retention says. The audit is copied from the primary, which is where it is written.
+
+Not guaranteed: that WAL was sound where it was copied from, unless a private key is at hand to open it.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Set as AbstractSet
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+
+from seawall.errors import (
+    ClusterMismatch,
+    Damaged,
+    NotARepository,
+    ObjectExists,
+    ObjectMissing,
+    SeawallError,
+    StorageError,
+)
+from seawall.events import Advanced, Began, Ended, Noticed, Observer
+from seawall.model import BackupLabel, Head
+from seawall.repository import Repository
+from seawall.repository.evidence import Evidence
+from seawall.repository.layout import IDENTITY, SourceLayout
+from seawall.repository.sealed import Counted
+from seawall.storage.base import Bytes, Replayable, Storage
+from seawall.wal import Segment
+
+_SHARED = re.compile(r"seawall\.json|recover-[0-9a-f]{12}\.py")
+_RETRIED_LATER = (Damaged, ObjectMissing)
+
+
+@dataclass(frozen=True, slots=True)
+class SetAtOrigin:
+    """A listed set, and the names of all objects with data that it needs."""
+
+    head: Head
+    needs: frozenset[str]
+
+    @property
+    def label(self) -> BackupLabel:
+        return self.head.label
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """Objects that belong together, in waves: each wave is whole before the next begins, and a failure ends the group.
+
+    Args:
+        subject: what the group makes available, such as a set's label.
+    """
+
+    subject: str
+    waves: tuple[tuple[str, ...], ...]
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return tuple(name for wave in self.waves for name in wave)
+
+
+@dataclass(frozen=True, slots=True)
+class MirrorPlan:
+    """What is to be copied, in order.
+
+    Args:
+        sizes: of each object to copy, in bytes.
+        forget: tails of WAL there that are superseded here.
+        other_size: objects that lie there with another size than here; nothing is done about them.
+    """
+
+    source: str
+    groups: tuple[Group, ...]
+    sizes: Mapping[str, int]
+    forget: tuple[str, ...] = ()
+    other_size: tuple[str, ...] = ()
+
+    @property
+    def total_bytes(self) -> int:
+        return sum(self.sizes.values())
+
+
+def plan(
+    source: str, sets: Sequence[SetAtOrigin], here: Mapping[str, int], there: Mapping[str, int], shared: Sequence[str]
+) -> MirrorPlan:
+    """Decide what is missing there; pure.
+
+    Args:
+        sets: listed here and not marked, in any order; the newest is made whole first.
+        here: every object of the source here with its size.
+        there: the same there.
+        shared: names of objects of the repository as a whole that are missing there, the identity first.
+    """
+    layout = SourceLayout(source)
+    missing = {name: size for name, size in here.items() if name not in there and _is_copied(layout, name)}
+    other_size = {name for name in there if name in here and here[name] != there[name]}
+    groups = _group("repository", [shared[:1], shared[1:]])
+    first = (layout.identities, layout.keys, layout.histories)
+    groups += _group("keys", [[name for name in sorted(missing) if name.startswith(first)]])
+    for one in sorted(sets, key=lambda known: known.head.stopped_at, reverse=True):
+        groups += _set_group(layout, one, missing, other_size)
+    groups += _group("wal", [[name for name in sorted(missing) if name.startswith(layout.wal)]])
+    groups += _group("holds", [[name for name in sorted(missing) if name.startswith(layout.holds)]])
+    chosen = {name for group in groups for name in group.names}
+    return MirrorPlan(
+        source,
+        tuple(groups),
+        {name: size for name, size in missing.items() if name in chosen},
+        tuple(name for name in sorted(there) if ".tail-" in name and name not in here),
+        tuple(sorted(other_size)),
+    )
+
+
+def _is_copied(layout: SourceLayout, name: str) -> bool:
+    return not name.startswith((layout.expired, layout.leases))
+
+
+def _set_group(
+    layout: SourceLayout, one: SetAtOrigin, missing: Mapping[str, int], other_size: AbstractSet[str]
+) -> list[Group]:
+    """A set in the order that protects it: keys, data and WAL, then what names them, the manifest alone at the end.
+
+    What an earlier group copies too is named here again: this set must not be listed there if that group failed.
+    """
+    label = one.label
+    wal = {layout.segment(name) for name in own_wal(one.head)}
+    claims = {f"{name}.claim.json" for name in wal}
+    labels = {name.removeprefix(layout.backups).partition("/")[0] for name in one.needs} | {str(label)}
+    data = (one.needs | wal | claims) & missing.keys()
+    data |= {name for name in missing if name.startswith(tuple(f"{layout.keys}{key}/" for key in labels))}
+    named = [layout.objects(label), layout.manifest_copy(label), layout.head(label)]
+    # Where one of its objects lies there with another size, somebody has to look first.
+    whole = not (one.needs | wal) & other_size
+    last = [layout.manifest(label)] if whole else []
+    waves = [sorted(data), [name for name in named if name in missing], [name for name in last if name in missing]]
+    return _group(str(label), waves)
+
+
+def _group(subject: str, waves: Sequence[Sequence[str]]) -> list[Group]:
+    filled = tuple(tuple(wave) for wave in waves if wave)
+    return [Group(subject, filled)] if filled else []
+
+
+def own_wal(head: Head) -> list[str]:
+    """Names of the segments without which a set cannot be made consistent."""
+    first = Segment.containing(head.start_lsn, head.timeline, head.segment_bytes)
+    last = Segment.ending_at(head.stop_lsn, head.timeline, head.segment_bytes)
+    return [Segment(head.timeline, n, head.segment_bytes).name for n in range(first.number, last.number + 1)]
+
+
+def survey(repository: Repository, source: str, destination: Storage, evidence: Evidence) -> MirrorPlan:
+    """Look at both places and plan.
+
+    Raises:
+        ClusterMismatch: another repository lies there.
+        StorageError: a place does not answer; nothing is known.
+    """
+    _refuse_other_repository(repository, destination)
+    area = repository.source(source)
+    heads, _ = area.readable_heads()
+    sets = []
+    for head in heads:
+        try:
+            sets.append(SetAtOrigin(head, frozenset(evidence.needs(source, head.label))))
+        except Damaged:
+            # What it needs is not known, so nobody could say that it is whole there.
+            continue
+    root = area.layout.root
+    here = {stat.name: stat.size_bytes for stat in repository.storage.list(root)}
+    there = {stat.name: stat.size_bytes for stat in destination.list(root)}
+    return plan(source, sets, here, there, _shared(repository.storage, destination))
+
+
+def _refuse_other_repository(repository: Repository, destination: Storage) -> None:
+    try:
+        other = Repository.open(destination)
+    except NotARepository:
+        if next(iter(destination.list()), None) is not None:
+            raise ClusterMismatch(
+                f"{destination.url} holds something that is no copy of this repository",
+                hint="A mirror begins in an empty place; give it a prefix of its own.",
+            ) from None
+        return
+    if other.id != repository.id:
+        raise ClusterMismatch(
+            f"{destination.url} is repository {other.id}, not a copy of {repository.id}",
+            hint="A location mirrors one repository; give this one a place of its own.",
+        )
+
+
+def _shared(origin: Storage, destination: Storage) -> tuple[str, ...]:
+    """Identity and script, then the audit, as far as they are missing there."""
+    there = {*_at_root(destination), *(stat.name for stat in destination.list("audit/"))}
+    # The identity comes first: what begins to be a copy must be known as one.
+    here = sorted(_at_root(origin), key=lambda name: name != IDENTITY)
+    return tuple(name for name in (*here, *(stat.name for stat in origin.list("audit/"))) if name not in there)
+
+
+def _at_root(storage: Storage) -> list[str]:
+    return [name for name in storage.children("") if _SHARED.fullmatch(name)]
+
+
+@dataclass(frozen=True, slots=True)
+class MirrorReport:
+    """What a run did.
+
+    Args:
+        left: what could not be copied, each with its reason; everything else is there.
+        committed: labels of sets that became whole there.
+    """
+
+    source: str
+    objects: int
+    stored_bytes: int
+    took: timedelta
+    committed: tuple[str, ...] = ()
+    left: Mapping[str, str] = field(default_factory=dict)
+
+
+def run(
+    chosen: MirrorPlan,
+    origin: Storage,
+    destination: Storage,
+    evidence: Evidence,
+    *,
+    observe: Observer,
+    workers: int = 4,
+) -> MirrorReport:
+    """Copy what a plan names.
+
+    An object that is damaged or gone at the origin ends its group and no other; the manifest of its set is not copied.
+
+    Args:
+        evidence: of the origin.
+
+    Raises:
+        StorageUnreachable, StorageDenied, StorageFull: of either place; what was copied stays, the next run goes on.
+        Cancelled: on request; the same.
+    """
+    return _Mirroring(chosen, origin, destination, evidence, observe, workers).run()
+
+
+@dataclass
+class _Mirroring:
+    chosen: MirrorPlan
+    origin: Storage
+    destination: Storage
+    evidence: Evidence
+    observe: Observer
+    workers: int
+    objects: int = 0
+    stored_bytes: int = 0
+    committed: list[str] = field(default_factory=list)
+    left: dict[str, str] = field(default_factory=dict)
+    done: set[str] = field(default_factory=set)
+
+    def run(self) -> MirrorReport:
+        begin = time.monotonic()
+        self.observe.hear(Began("mirror", self.chosen.total_bytes))
+        with ThreadPoolExecutor(max(self.workers, 1), thread_name_prefix="mirror") as pool:
+            for group in self.chosen.groups:
+                self._group(group, pool)
+        for name in self.chosen.forget:
+            self.destination.delete(name)
+        for name in self.chosen.other_size:
+            self.left[name] = "it lies there with another size; `seawall verify --location` says which copy is sound"
+        took = time.monotonic() - begin
+        self.observe.hear(Ended("mirror", took))
+        return MirrorReport(
+            self.chosen.source,
+            self.objects,
+            self.stored_bytes,
+            timedelta(seconds=took),
+            tuple(self.committed),
+            self.left,
+        )
+
+    def _group(self, group: Group, pool: ThreadPoolExecutor) -> None:
+        for wave in group.waves:
+            wrong = {name: error for name, error in zip(wave, pool.map(self._copy, wave), strict=True) if error}
+            for name, error in wrong.items():
+                self.left[name] = error.message
+                self.observe.hear(Noticed("high", "mirror-left", f"{name} is not copied: {error.message}"))
+            # What follows may only exist when all of this does.
+            if wrong:
+                return
+        if group.names[-1].endswith("/manifest"):
+            self.committed.append(group.subject)
+
+    def _copy(self, name: str) -> SeawallError | None:
+        self.observe.checkpoint()
+        if name in self.done:
+            return None
+        try:
+            size = copy_object(name, self.origin, self.destination, self.evidence, observe=self.observe)
+        except _RETRIED_LATER as error:
+            return error
+        self.done.add(name)
+        self.objects += 1
+        self.stored_bytes += size
+        self.observe.hear(Advanced("mirror", size, size))
+        return None
+
+
+def copy_object(
+    name: str, origin: Storage, destination: Storage, evidence: Evidence, *, observe: Observer | None = None
+) -> int:
+    """Copy one object after it was, or while it is, compared with what the repository says of it; its size.
+
+    Raises:
+        Damaged: it is not what was written; nothing was stored.
+        ObjectMissing: it is gone here.
+        StorageError: another number of bytes is stored than was sent, or a place does not answer.
+    """
+    sha256 = evidence.sha256(name)
+    if not sha256 and evidence.can_tell(name):
+        evidence.refuse_damaged(name, origin.get(name))
+    sent = [0]
+
+    def chunks() -> Iterator[Bytes]:
+        counted = Counted(origin.get(name))
+        for chunk in counted:
+            if observe is not None:
+                observe.checkpoint()
+            yield chunk
+        # Raised before the destination takes the object for finished, so that it is never there under its name.
+        if sha256 and counted.sha256 != sha256:
+            raise Damaged(f"{name} in {origin.url} is not what was stored: its SHA-256 differs")
+        sent[0] = counted.stored_bytes
+
+    try:
+        stat = destination.put(name, Replayable(chunks))
+    except ObjectExists:
+        # Another run was faster.
+        return destination.stat(name).size_bytes
+    if stat.size_bytes != sent[0]:
+        raise StorageError(f"{name}: {sent[0]} bytes were sent, {stat.size_bytes} are stored in {destination.url}")
+    return stat.size_bytes
+
+
+# ---- policy
+
+
+@dataclass(frozen=True, slots=True)
+class MirrorPolicy:
+    """How many copies a source's backups shall have.
+
+    Args:
+        locations: which shall hold them, besides the primary.
+        copies: in so many locations, the primary among them, a backup counts as protected.
+        within: so long after its end a copy may be missing.
+    """
+
+    locations: tuple[str, ...]
+    copies: int = 1
+    within: timedelta = timedelta(hours=24)
+
+
+@dataclass(frozen=True, slots=True)
+class Protection:
+    """How a backup stands: where it lies, whether that is enough, and which locations are late."""
+
+    label: BackupLabel
+    locations: tuple[str, ...]
+    protected: bool
+    late: tuple[str, ...]
+
+
+def protection(
+    policy: MirrorPolicy, heads: Sequence[Head], held: Mapping[str, frozenset[BackupLabel]], *, now: datetime
+) -> tuple[Protection, ...]:
+    """Judge every listed backup; pure.
+
+    Args:
+        heads: of the sets listed in the primary.
+        held: labels that are listed, by location; a location that did not answer is left out, and lacks everything.
+    """
+    result = []
+    for head in heads:
+        where = tuple(name for name in sorted(held) if head.label in held[name])
+        missing = tuple(name for name in policy.locations if name not in where)
+        is_due = now - head.ended_at > policy.within
+        result.append(Protection(head.label, where, len(where) >= policy.copies, missing if is_due else ()))
+    return tuple(result)
