@@ -27,7 +27,13 @@ def canonical(document: Mapping[str, Any]) -> bytes:
 
 
 def encode(document: Mapping[str, Any], *, name: str) -> bytes:
-    """The stored form of a document, with its name and its hash."""
+    """The stored form of a document, with its name and its hash.
+
+    Raises:
+        ValueError: it has a member of one of these names already, which its reader would take for them.
+    """
+    if taken := {"sha256", "object"} & document.keys():
+        raise ValueError(f"{name}: a document cannot have a member {min(taken)!r} of its own")
     named = {**document, "object": name}
     return canonical({**named, "sha256": hashlib.sha256(canonical(named)).hexdigest()})
 

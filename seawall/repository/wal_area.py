@@ -28,6 +28,7 @@ Put = Literal["stored", "identical"]
 _SEGMENT = re.compile(r"[0-9A-F]{24}")
 _TAIL = re.compile(r"([0-9A-F]{24})\.tail-([0-9A-F]{16})")
 _HEADER_BYTES = 64 * 1024
+_CLAIMED = {"sha256": "content_sha256"}
 
 
 class WalArea:
@@ -181,11 +182,21 @@ class WalArea:
         return "stored"
 
     def _claim(self, name: str, extra: dict[str, str | int]) -> dict[str, str | int]:
+        # `sha256` is every document's own hash, so the content's has another name there.
+        claim = {_CLAIMED.get(member, member): value for member, value in extra.items()}
         try:
-            documents.put(self._storage, name, extra)
+            documents.put(self._storage, name, claim)
         except ObjectExists:
-            return documents.get(self._storage, name)
+            return self._claimed(name)
         return extra
+
+    def _claimed(self, name: str) -> dict[str, str | int]:
+        found = documents.get(self._storage, name)
+        return {
+            member: found[_CLAIMED.get(member, member)]
+            for member in ("sha256", "bytes", "history")
+            if _CLAIMED.get(member, member) in found
+        }
 
     def _sealing_key(self, sealing: sealed.Sealing) -> DataKey | None:
         if sealing.mode is not SealingMode.AES_256_GCM:
@@ -253,7 +264,7 @@ class WalArea:
         """What an object's header states of its content, readable without a key."""
         head = b"".join(self._storage.get(name, 0, min(_HEADER_BYTES, self._storage.stat(name).size_bytes)))
         if not head.startswith(b"SEAWALL"):
-            return documents.get(self._storage, f"{name}.claim.json")
+            return self._claimed(f"{name}.claim.json")
         envelope = read_envelope(head)
         if envelope.object != self.layout.logical(name):
             raise Damaged(f"{name} holds what belongs to {envelope.object!r}")

@@ -27,6 +27,7 @@ from seawall.errors import (
     ObjectExists,
     SeawallError,
     UsageError,
+    WalConflict,
 )
 from seawall.keys import KeyRing
 from seawall.model import (
@@ -411,3 +412,19 @@ def test_a_document_survives_and_any_change_is_found(document: dict[str, object]
 def test_whatever_lies_there_a_document_reader_only_says_damaged(data: bytes) -> None:
     with pytest.raises(Damaged):
         documents.decode(data, name="x")
+
+
+@pytest.mark.parametrize("mode", list(SealingMode))
+def test_the_same_wal_again_is_success_and_other_wal_under_its_name_a_conflict_in_every_mode(
+    repository: Repository, ring: KeyRing, mode: SealingMode
+) -> None:
+    wal, name, history = repository.source("shop").wal, "000000010000000000000001", b"1\t0/3000000\tno reason\n"
+    how = sealing(ring, mode)
+    assert wal.put_segment(name, b"one", how) == "stored"
+    assert wal.put_segment(name, b"one", how) == "identical"
+    with pytest.raises(WalConflict):
+        wal.put_segment(name, b"two", how)
+    assert wal.put_history("00000002.history", history, how) == "stored"
+    assert wal.put_history("00000002.history", history, how) == "identical"
+    assert set(wal.histories()) == {2}
+    assert wal.fetch(name, ring) == b"one"
