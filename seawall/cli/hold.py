@@ -7,16 +7,23 @@ from datetime import datetime
 
 from seawall.audit import AuditLog
 from seawall.cli.context import Context
-from seawall.errors import UsageError
+from seawall.errors import BackupMissing, UsageError
 from seawall.model import BackupLabel
 
 
 def arguments(parser: argparse.ArgumentParser, _verb: str) -> None:
-    parser.add_argument("action", choices=("place", "release", "list"))
+    parser.add_argument(
+        "action",
+        choices=("place", "release", "list"),
+        help="place: keep --label, for a --reason; release: let the hold --id go; list: show what is held",
+    )
     parser.add_argument("source", nargs="?", help="a source's name (default: the only one)")
     parser.add_argument("--label", help="the backup to hold")
     parser.add_argument("--reason", help="why; it is shown wherever the backup is")
     parser.add_argument("--until", metavar="TIME", help="an end, with its offset; without it the hold has none")
+    parser.add_argument(
+        "--through-now", action="store_true", help="keep the WAL from the backup up to now too, not only its own"
+    )
     parser.add_argument("--id", help="the hold to release")
 
 
@@ -29,10 +36,13 @@ def _place(options: argparse.Namespace, context: Context) -> None:
         raise UsageError("a hold needs --label and --reason", hint="Somebody will ask why this backup is still there.")
     source, label, now = context.stored_source(options.source), BackupLabel.parse(options.label), context.now()
     area, until = context.repository.source(source), _moment(options.until)
-    area.head(label)
-    details = {"reason": options.reason, "until": options.until or "no end"}
+    if label not in area.labels(with_expired=True):
+        raise BackupMissing(f"{source} has no backup {label}")
+    # Later timelines have larger names, so the largest name is the newest segment of the newest timeline.
+    through = max(area.wal.names(), default="") if options.through_now else ""
+    details = {"reason": options.reason, "until": options.until or "no end", "through": through}
     AuditLog(context.repository.storage).append(context.actor, "hold", f"{source} {label}", details, now=now)
-    hold = area.place_hold(label, reason=options.reason, owner=context.actor, now=now, until=until)
+    hold = area.place_hold(label, reason=options.reason, owner=context.actor, now=now, until=until, through=through)
     context.console.result({"hold": hold.id, "label": str(label)}, [f"{label} is held; the hold's id is {hold.id}"])
 
 
@@ -53,8 +63,12 @@ def _release(options: argparse.Namespace, context: Context) -> None:
 def _list(options: argparse.Namespace, context: Context) -> None:
     source, now = context.stored_source(options.source), context.now()
     holds = context.repository.source(source).holds(now)
-    rows = [(h.id, str(h.label), h.owner, h.until.isoformat() if h.until else "no end", h.reason) for h in holds]
-    lines = context.console.table(("ID", "LABEL", "OWNER", "UNTIL", "REASON"), rows) if rows else ["no holds"]
+    rows = [
+        (h.id, str(h.label), h.owner, h.until.isoformat() if h.until else "no end", h.through or "its end", h.reason)
+        for h in holds
+    ]
+    columns = ("ID", "LABEL", "OWNER", "UNTIL", "WAL THROUGH", "REASON")
+    lines = context.console.table(columns, rows) if rows else ["no holds"]
     value = [
         {
             "id": h.id,
@@ -63,6 +77,7 @@ def _list(options: argparse.Namespace, context: Context) -> None:
             "reason": h.reason,
             "placed_at": h.placed_at,
             "until": h.until,
+            "through": h.through,
         }
         for h in holds
     ]

@@ -68,9 +68,9 @@ def _lines(context: Context, schedule: Schedule, course: Simulation) -> list[str
     rows = [
         (f"{year.at:%Y-%m-%d}", str(year.backups), str(year.fulls), size(year.stored_bytes)) for year in course.years
     ]
+    each = [size(n) for n in (schedule.full_bytes, schedule.incremental_bytes, schedule.wal_bytes_per_day)]
     return [
-        f"full backups of {size(schedule.full_bytes)}, incrementals of {size(schedule.incremental_bytes)}, "
-        f"{size(schedule.wal_bytes_per_day)} of WAL a day",
+        "full backups of {}, incrementals of {}, {} of WAL a day".format(*each),
         *context.console.table(("YEAR UNTIL", "BACKUPS", "FULL", "STORED"), rows),
         f"at most {size(course.peak_bytes)}, on {course.peak_at:%Y-%m-%d}",
     ]
