@@ -33,7 +33,7 @@ from prefect.exceptions import ObjectAlreadyExists, ObjectNotFound
 from prefect.workers.process import ProcessWorker
 
 from deployments.environment import POOL
-from deployments.schedules import JOBS, MAINTENANCE_PREFIX, Schedule, job_schedules, maintenance_schedules
+from deployments.schedules import JOBS, Schedule, job_schedules
 from seawall import __version__
 from seawall.catalog import Catalog
 from seawall.errors import RecordMissing
@@ -182,21 +182,21 @@ def _find(client: SyncPrefectClient, name: str) -> DeploymentResponse | None:
 
 
 def ensure_jobs(catalog: Catalog, settings: Settings, *, now: datetime) -> None:
-    """Give every configured source its jobs.
+    """Give every configured source, and the site, its jobs.
 
     Retention and time zone follow the settings. A job that exists keeps its schedule and whether it is active:
     those are the catalog's.
     """
-    for source in settings.sources.values():
-        for plan in JOBS:
-            name = f"{source.name}-{plan.suffix}"
+    for plan in JOBS:
+        for source in settings.sources.values() if plan.for_each_source else [None]:
+            name = plan.suffix if source is None else f"{source.name}-{plan.suffix}"
             catalog.ensure_job(
                 name,
                 plan.job_type,
                 schedule_cron=_kept_cron(catalog, name, plan.cron),
                 time_zone=settings.server.time_zone if plan.is_local else "UTC",
-                retention_days=source.retention_days,
-                backup_targets={"source": source.name},
+                retention_days=30 if source is None else source.retention_days,
+                backup_targets={} if source is None else {"source": source.name},
                 destination_config={"repository": settings.repository.url},
                 now=now,
             )
@@ -209,14 +209,12 @@ def _kept_cron(catalog: Catalog, name: str, default: str) -> str | None:
         return default
 
 
-def reconcile_schedules(
-    catalog: Catalog, settings: Settings, client: SyncPrefectClient, *, settings_file: str
-) -> tuple[str, ...]:
+def reconcile_schedules(catalog: Catalog, client: SyncPrefectClient, *, settings_file: str) -> tuple[str, ...]:
     """Make Prefect's schedules those of the catalog; returns the slugs that had to change.
 
     Schedules without a slug were made by hand in Prefect's own pages and are left alone.
     """
-    wanted = (*job_schedules(catalog.jobs(), settings_file), *maintenance_schedules(settings, settings_file))
+    wanted = job_schedules(catalog.jobs(), settings_file)
     changed: list[str] = []
     for name in {one.name for one in SERVED}:
         deployment = _find(client, name)
@@ -237,7 +235,7 @@ def _reconcile_one(client: SyncPrefectClient, deployment_id: UUID, wanted: Seque
             client.update_deployment_schedule(
                 deployment_id,
                 found.id,
-                active=found.active if schedule.active is None else schedule.active,
+                active=schedule.active,
                 schedule=CronSchedule(cron=schedule.cron, timezone=schedule.time_zone),
                 parameters=dict(schedule.parameters),
             )
@@ -259,14 +257,13 @@ def differs(wanted: Schedule, found: DeploymentSchedule) -> bool:
         and schedule.cron == wanted.cron
         and (schedule.timezone or "UTC") == wanted.time_zone
     )
-    same_activity = wanted.active is None or found.active is wanted.active
-    return not (same_times and same_activity and dict(found.parameters) == dict(wanted.parameters))
+    return not (same_times and found.active is wanted.active and dict(found.parameters) == dict(wanted.parameters))
 
 
 def _creation(schedule: Schedule) -> DeploymentScheduleCreate:
     return DeploymentScheduleCreate(
         schedule=CronSchedule(cron=schedule.cron, timezone=schedule.time_zone),
-        active=schedule.active is not False,
+        active=schedule.active,
         parameters=dict(schedule.parameters),
         slug=schedule.slug,
     )
@@ -274,8 +271,6 @@ def _creation(schedule: Schedule) -> DeploymentScheduleCreate:
 
 def _is_ours(slug: str) -> bool:
     """Whether a schedule that nobody wants any more was made by an earlier deployment."""
-    if slug.startswith(MAINTENANCE_PREFIX):
-        return True
     try:
         return str(UUID(slug)) == slug
     except ValueError:

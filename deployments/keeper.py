@@ -75,9 +75,7 @@ class Keeper:
         self._place.deployed.write_text(os.environ.get(STACK_VARIABLE, ""), encoding="ascii")
 
     def reconcile(self) -> None:
-        changed = deploy.reconcile_schedules(
-            self._catalog, self._settings, self._client, settings_file=self._settings_file
-        )
+        changed = deploy.reconcile_schedules(self._catalog, self._client, settings_file=self._settings_file)
         if changed:
             logger.info("schedules brought to the catalog's image: %s", ", ".join(changed))
 

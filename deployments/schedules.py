@@ -3,7 +3,7 @@
 Short cadences (WAL, incremental) are in UTC: in a zone with summer time, Prefect leaves out an hour of them when
 clocks go back, whatever kind of schedule it is. Only the nightly window and what follows it is in the site's zone,
 since people mean the night by it. On the day when clocks go forward over 02:00, Prefect starts the nightly full at
-01:00: once, an hour early.
+01:00, an hour before its window opens; `tasks.admission` moves that run to 03:00, when the window does open.
 """
 
 from __future__ import annotations
@@ -14,15 +14,15 @@ from dataclasses import dataclass, field
 from datetime import datetime
 
 from seawall.catalog import Job, JobType
-from seawall.settings import Settings
+from seawall.catalog.recording import RETENTION_JOB
 
 
 @dataclass(frozen=True, slots=True)
 class JobPlan:
-    """A backup job that every source has from the start.
+    """A job that every source, or the site, has from the start.
 
     Args:
-        suffix: the job is named `<source>-<suffix>`.
+        suffix: the job is named `<source>-<suffix>`, or like this alone if it is the site's.
         cron: five fields, in the site's zone if `is_local`, else in UTC.
     """
 
@@ -30,14 +30,6 @@ class JobPlan:
     job_type: JobType
     cron: str
     is_local: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class MaintenancePlan:
-    """Work on what was backed up; one schedule for each source, or one for the site."""
-
-    deployment: str
-    cron: str
     for_each_source: bool = True
 
 
@@ -46,8 +38,7 @@ class Schedule:
     """A schedule as Prefect shall have it.
 
     Args:
-        slug: stable, so that a redeployment finds it again: the job's id, or the name of the maintenance.
-        active: None leaves what Prefect has (active when it is new).
+        slug: stable, so that a redeployment finds it again: the job's id.
     """
 
     slug: str
@@ -55,26 +46,26 @@ class Schedule:
     cron: str
     time_zone: str
     parameters: Mapping[str, object] = field(default_factory=dict)
-    active: bool | None = None
+    active: bool = True
 
 
 JOBS = (
     JobPlan("full", JobType.FULL, "0 2 * * *", is_local=True),
     JobPlan("incremental", JobType.INCREMENTAL, "0 */4 * * *"),
     JobPlan("wal", JobType.TRANSACTION_LOG, "*/15 * * * *"),
-)
-MAINTENANCE = (
-    MaintenancePlan("verify", "30 4 * * *"),
-    MaintenancePlan("restore-test", "0 5 1 * *"),
-    MaintenancePlan("retention-cleanup", "30 6 * * *", for_each_source=False),
+    JobPlan("verify", JobType.VERIFY, "30 4 * * *", is_local=True),
+    JobPlan("restore-test", JobType.RESTORE_TEST, "0 5 1 * *", is_local=True),
+    JobPlan(RETENTION_JOB, JobType.RETENTION, "30 6 * * *", is_local=True, for_each_source=False),
 )
 DEPLOYMENT_OF = {
     JobType.FULL: "backup",
     JobType.INCREMENTAL: "backup",
     JobType.DIFFERENTIAL: "backup",
     JobType.TRANSACTION_LOG: "archive-wal",
+    JobType.VERIFY: "verify",
+    JobType.RESTORE_TEST: "restore-test",
+    JobType.RETENTION: "retention-cleanup",
 }
-MAINTENANCE_PREFIX = "maintenance-"
 
 
 def job_schedules(jobs: Sequence[Job], settings_file: str) -> tuple[Schedule, ...]:
@@ -85,31 +76,20 @@ def job_schedules(jobs: Sequence[Job], settings_file: str) -> tuple[Schedule, ..
             deployment=DEPLOYMENT_OF[job.job_type],
             cron=job.schedule_cron,
             time_zone=job.time_zone,
-            parameters={
-                "source": str(job.backup_targets["source"]),
-                "job_id": str(job.id),
-                "settings_file": settings_file,
-            },
+            parameters={"job_id": str(job.id), "settings_file": settings_file} | _source_of(job),
             active=job.is_active,
         )
         for job in jobs
-        if job.schedule_cron and job.job_type in DEPLOYMENT_OF and "source" in job.backup_targets
+        if job.schedule_cron and job.job_type in DEPLOYMENT_OF and (_source_of(job) or _is_the_sites(job))
     )
 
 
-def maintenance_schedules(settings: Settings, settings_file: str) -> tuple[Schedule, ...]:
-    """The schedules of verification, restore tests and retention, in the site's zone."""
-    return tuple(
-        Schedule(
-            slug=f"{MAINTENANCE_PREFIX}{plan.deployment}{f'-{source}' if source else ''}",
-            deployment=plan.deployment,
-            cron=plan.cron,
-            time_zone=settings.server.time_zone,
-            parameters={"settings_file": settings_file} | ({"source": source} if source else {}),
-        )
-        for plan in MAINTENANCE
-        for source in (sorted(settings.sources) if plan.for_each_source else [""])
-    )
+def _source_of(job: Job) -> dict[str, str]:
+    return {"source": str(job.backup_targets["source"])} if "source" in job.backup_targets else {}
+
+
+def _is_the_sites(job: Job) -> bool:
+    return job.job_type is JobType.RETENTION
 
 
 def next_runs(cron: str, time_zone: str, *, after: datetime, count: int) -> tuple[datetime, ...]:

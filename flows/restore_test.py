@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import secrets
 from typing import Any
+from uuid import UUID
 
 from prefect import flow
 from prefect.client.schemas.objects import State
@@ -14,6 +15,7 @@ from seawall.model import BackupLabel
 from seawall.restoretest import Assertion
 from tasks import admission
 from tasks import restore_test as restore_test_task
+from tasks.execution import AlreadyRunning
 
 
 class Expectation(BaseModel):
@@ -31,6 +33,7 @@ def restore_test(
     label: str | None = None,
     expectations: list[Expectation] | None = None,
     seed: int | None = None,
+    job_id: UUID | None = None,
     settings_file: str | None = None,
     blocks: BlockNames | None = None,
 ) -> dict[str, Any] | State[Any]:
@@ -41,13 +44,17 @@ def restore_test(
         label: which backup; the newest if omitted.
         expectations: queries that must answer what is expected.
         seed: repeats an earlier test; random if omitted, and always recorded.
+        job_id: the job that this run belongs to, if it belongs to one.
         settings_file: on the worker's host.
         blocks: what is loaded from Prefect instead.
     """
     settings = settings_for(source, settings_file, blocks)
-    if refused := admission.refusal(settings, None):
+    if refused := admission.refusal(settings, job_id):
         return refused
     chosen = BackupLabel.parse(label) if label else restore_test_task.newest(settings, source)
     asserted = [Assertion(one.database, one.query, one.expected) for one in expectations or []]
     number = secrets.randbelow(1 << 32) if seed is None else seed
-    return dict(restore_test_task.test(settings, source, chosen, asserted, number))
+    try:
+        return dict(restore_test_task.test(settings, source, chosen, asserted, number, job_id=job_id))
+    except AlreadyRunning as error:
+        return admission.nothing_to_do(error.message)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from typing import Any
+from uuid import UUID
 
 from prefect import flow
 from prefect.client.schemas.objects import State
@@ -10,6 +11,8 @@ from prefect.client.schemas.objects import State
 from blocks.site import BlockNames, settings_for
 from seawall.errors import SeawallError
 from tasks import admission, retention
+from tasks.execution import AlreadyRunning
+from tasks.records import cleaning_job
 
 
 @flow(name="retention-cleanup", retries=0)
@@ -17,6 +20,7 @@ def retention_cleanup(
     source: str | None = None,
     *,
     dry_run: bool = False,
+    job_id: UUID | None = None,
     settings_file: str | None = None,
     blocks: BlockNames | None = None,
 ) -> dict[str, Any] | State[Any]:
@@ -27,17 +31,21 @@ def retention_cleanup(
     Args:
         source: all configured ones if omitted.
         dry_run: show what would go and why, and change nothing.
+        job_id: the job that this run belongs to; the site's own if omitted.
         settings_file: on the worker's host.
         blocks: what is loaded from Prefect instead.
     """
     settings = settings_for(source or "", settings_file, blocks)
-    if refused := admission.refusal(settings, None):
+    job = cleaning_job(settings, job_id)
+    if refused := admission.refusal(settings, job.id):
         return refused
     cleaned: dict[str, Any] = {}
     failures: list[SeawallError] = []
     for name in [source] if source else sorted(settings.sources):
         try:
-            cleaned[name] = dict(retention.clean(settings, name, dry_run=dry_run))
+            cleaned[name] = dict(retention.clean(settings, name, job.id, dry_run=dry_run))
+        except AlreadyRunning as error:
+            return admission.nothing_to_do(error.message)
         except SeawallError as error:
             failures.append(error)
     if failures:

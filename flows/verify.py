@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from typing import Any
+from uuid import UUID
 
 from prefect import flow
 from prefect.client.schemas.objects import State
@@ -11,6 +12,7 @@ from blocks.site import BlockNames, settings_for
 from seawall.model import BackupLabel, Proof
 from tasks import admission
 from tasks import verify as verify_task
+from tasks.execution import AlreadyRunning
 
 
 @flow(name="verify", retries=0)
@@ -19,6 +21,7 @@ def verify(
     *,
     label: str | None = None,
     up_to: Proof | None = None,
+    job_id: UUID | None = None,
     settings_file: str | None = None,
     blocks: BlockNames | None = None,
 ) -> dict[str, Any] | State[Any]:
@@ -28,11 +31,15 @@ def verify(
         source: its name.
         label: which backup; the one whose proof is oldest if omitted.
         up_to: how far it is proved; as far as the keys on this host allow if omitted.
+        job_id: the job that this run belongs to, if it belongs to one.
         settings_file: on the worker's host.
         blocks: what is loaded from Prefect instead.
     """
     settings = settings_for(source, settings_file, blocks)
-    if refused := admission.refusal(settings, None):
+    if refused := admission.refusal(settings, job_id):
         return refused
     chosen = BackupLabel.parse(label) if label else verify_task.least_proved(settings, source)
-    return dict(verify_task.check(settings, source, chosen, up_to))
+    try:
+        return dict(verify_task.check(settings, source, chosen, up_to, job_id))
+    except AlreadyRunning as error:
+        return admission.nothing_to_do(error.message)

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from uuid import UUID
+from zoneinfo import ZoneInfo
 
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.filters import (
@@ -19,11 +20,11 @@ from prefect.client.schemas.filters import (
     FlowRunFilterState,
     FlowRunFilterStateType,
 )
-from prefect.client.schemas.objects import State, StateType
+from prefect.client.schemas.objects import FlowRun, State, StateType
 from prefect.client.schemas.sorting import FlowRunSort
-from prefect.states import Cancelled
+from prefect.states import Cancelled, Scheduled
 
-from seawall.catalog import Catalog
+from seawall.catalog import Catalog, Job
 from seawall.settings import Settings
 from tasks import run
 
@@ -83,18 +84,56 @@ def why_outside_window(
     )
 
 
+def window_opens_at(scheduled_at: datetime, cron: str, time_zone: str) -> datetime:
+    """When a run of a daily (weekly, monthly) schedule may begin: its time by the clock on the wall, or `scheduled_at`.
+
+    On the day when clocks go forward over that time, Prefect schedules the run an hour before the clock would have
+    shown it. It may begin as late as the clock skips it: at the first moment after the hour that does not exist.
+
+    Args:
+        cron: five fields; one that does not name one minute and one hour says nothing about a window.
+        time_zone: an IANA name.
+    """
+    minute, hour, *_ = cron.split()
+    if not (minute.isdigit() and hour.isdigit()):
+        return scheduled_at
+    zone = ZoneInfo(time_zone)
+    day = scheduled_at.astimezone(zone)
+    # In a gap the offset of before counts (PEP 495, fold 0), which puts the moment behind the gap.
+    wanted = day.replace(hour=int(hour), minute=int(minute), second=0, microsecond=0, fold=0).astimezone(UTC)
+    return max(scheduled_at, wanted) if wanted - scheduled_at <= timedelta(hours=2) else scheduled_at
+
+
+def moved(client: SyncPrefectClient, mine: FlowRun, opens_at: datetime) -> State[None]:
+    """Do the work of a run that came before its window in a run of its own when the window opens."""
+    if mine.deployment_id is None:
+        raise TypeError("only a run of a deployment was scheduled")
+    other = client.create_flow_run_from_deployment(
+        mine.deployment_id,
+        parameters=mine.parameters,
+        state=Scheduled(scheduled_time=opens_at),
+        tags=mine.tags,
+        idempotency_key=f"moved-{mine.id}",
+    )
+    return nothing_to_do(f"moved to {opens_at.isoformat()} (flow run {other.id}): clocks go forward over its time")
+
+
 def refusal(settings: Settings, job_id: UUID | None, *, window: timedelta | None = None) -> State[None] | None:
-    """The state to end in at once when this run was scheduled and need not be done; None if it must."""
+    """The state to end in at once when this run was scheduled and need not be done (now); None if it must."""
     here = run.current()
     if here.id is None:
         return None
     now = datetime.now(UTC)
+    job, newest = _job(settings, job_id)
     with get_client(sync_client=True) as client:
         mine = client.read_flow_run(here.id)
         if not mine.auto_scheduled or mine.deployment_id is None or mine.expected_start_time is None:
             return None
+        if job is not None and job.schedule_cron:
+            opens_at = window_opens_at(mine.expected_start_time, job.schedule_cron, job.time_zone)
+            if opens_at > now:
+                return moved(client, mine, opens_at)
         siblings = _siblings(client, mine.id, mine.deployment_id, mine.expected_start_time, now)
-    newest = _newest_success(settings, job_id)
     why = why_superseded(mine.expected_start_time, mine.parameters, siblings, newest, now)
     if not why and window is not None:
         why = why_outside_window(mine.expected_start_time, window, newest, now)
@@ -107,12 +146,13 @@ def nothing_to_do(why: str) -> State[None]:
     return Cancelled(message=why)
 
 
-def _newest_success(settings: Settings, job_id: UUID | None) -> datetime | None:
+def _job(settings: Settings, job_id: UUID | None) -> tuple[Job | None, datetime | None]:
+    """The job, and when its newest success began."""
     if job_id is None:
-        return None
+        return None, None
     with Catalog.open(settings.catalog.url) as catalog:
         newest = catalog.newest_success(job_id)
-        return None if newest is None else newest.execution_start
+        return catalog.job(job_id), None if newest is None else newest.execution_start
 
 
 def _siblings(

@@ -90,7 +90,7 @@ def execute(record: Record | None, verb: Verb, *, settings: Settings, title: str
             settings=settings,
             catalog=catalog,
             observe=Observer(hear=progress.hear),
-            record_id=None if row is None else row.id,
+            record_id=None if row is None else row.ids[0],
             actor=f"prefect:{here.name or 'task'}@{socket.gethostname()}",
             clock=utc_now,
         )
@@ -106,11 +106,11 @@ class _Subject:
 
 @dataclass(frozen=True, slots=True)
 class _Row:
-    """The verb's row while it runs."""
+    """The verb's rows while it runs."""
 
     record: Record
     catalog: Catalog
-    id: UUID
+    ids: tuple[UUID, ...]
 
     @classmethod
     def begin(cls, record: Record, catalog: Catalog, flow_run_id: UUID | None) -> _Row:
@@ -121,10 +121,11 @@ class _Row:
             raise AlreadyRunning(error.message, hint=error.hint) from error
 
     def renew(self) -> None:
-        self.catalog.renew(self.id, utc_now(), LEASE)
+        for row in self.ids:
+            self.catalog.renew(row, utc_now(), LEASE)
 
     def finish(self, end: End) -> None:
-        _persistently(lambda: self.record.finish(self.catalog, self.id, end, now=utc_now()))
+        _persistently(lambda: self.record.finish(self.catalog, self.ids, end, now=utc_now()))
 
 
 class _Work:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from uuid import UUID
 
 from seawall.catalog import Catalog, Job, JobType
-from seawall.catalog.recording import job_of, job_type_of
+from seawall.catalog.recording import job_of, job_type_of, retention_job
 from seawall.model import BackupKind
 from seawall.settings import Settings
 from tasks.execution import utc_now
@@ -34,3 +34,13 @@ def wal_job(settings: Settings, source: str, job_id: UUID | None) -> Job:
         return (
             catalog.job(job_id) if job_id else job_of(catalog, settings, source, JobType.TRANSACTION_LOG, now=utc_now())
         )
+
+
+def cleaning_job(settings: Settings, job_id: UUID | None) -> Job:
+    """The job of retention: the one that was named, else the site's.
+
+    Raises:
+        RecordMissing: there is no job of that id.
+    """
+    with Catalog.open(settings.catalog.url) as catalog:
+        return catalog.job(job_id) if job_id else retention_job(catalog, settings, now=utc_now())

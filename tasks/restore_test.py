@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 from datetime import timedelta
+from uuid import UUID
 
 from prefect import task
 from prefect.cache_policies import NO_CACHE
@@ -12,7 +13,7 @@ from prefect.cache_policies import NO_CACHE
 from seawall import restoretest
 from seawall.catalog import Catalog, VerificationType
 from seawall.catalog.facts import Facts, restore_test_facts, restore_test_sentence
-from seawall.catalog.recording import Result, VerificationRecord
+from seawall.catalog.recording import Both, Result, VerificationRecord
 from seawall.errors import BackupMissing, VerificationFailed
 from seawall.model import BackupLabel
 from seawall.postgres.binaries import Account
@@ -31,11 +32,20 @@ from tasks.restore import binaries_of, workers_of
     retry_delay_seconds=300,
     retry_condition_fn=can_help,
 )
-def test(settings: Settings, source: str, label: BackupLabel, assertions: Sequence[Assertion], seed: int) -> Facts:
+def test(
+    settings: Settings,
+    source: str,
+    label: BackupLabel,
+    assertions: Sequence[Assertion],
+    seed: int,
+    *,
+    job_id: UUID | None = None,
+) -> Facts:
     """Restore one backup to a random later position and look at everything in it.
 
     Args:
         seed: chooses the position; recorded, so that the same test can be repeated.
+        job_id: the job that this is a run of, if it is one.
 
     Raises:
         VerificationFailed: what was restored is wrong; the message says what.
@@ -66,7 +76,7 @@ def test(settings: Settings, source: str, label: BackupLabel, assertions: Sequen
             raise VerificationFailed(restore_test_sentence(source, report))
         return Result(restore_test_facts(report, seed))
 
-    record = _record(settings, source, label)
+    record = Both.of(job_id, _record(settings, source, label))
     return execute(record, verb, settings=settings, title="restore-test", subject=source)
 
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from uuid import UUID
+
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
 from seawall import retention
 from seawall.catalog.facts import Facts, retention_facts
-from seawall.catalog.recording import Result, record_collected
+from seawall.catalog.recording import ExecutionRecord, Result, record_collected
 from seawall.settings import Settings
 from tasks.execution import Surroundings, execute
 from tasks.opening import can_help, opened
@@ -21,8 +23,11 @@ from tasks.opening import can_help, opened
     retry_delay_seconds=60,
     retry_condition_fn=can_help,
 )
-def clean(settings: Settings, source: str, *, dry_run: bool) -> Facts:
+def clean(settings: Settings, source: str, job_id: UUID, *, dry_run: bool) -> Facts:
     """Apply a source's retention.
+
+    Args:
+        job_id: the job that this is a run of; a look that changes nothing is none.
 
     Returns:
         What is kept and let go, each with its reasons, and what was removed for good.
@@ -41,4 +46,5 @@ def clean(settings: Settings, source: str, *, dry_run: bool) -> Facts:
                 record_collected(around.catalog, repository, source, collected.sets, actor=around.actor, now=around.now)
         return Result(retention_facts(plan, collected, marked))
 
-    return execute(None, verb, settings=settings, title="retention-cleanup", subject=source)
+    record = None if dry_run else ExecutionRecord(job_id)
+    return execute(record, verb, settings=settings, title="retention-cleanup", subject=source)

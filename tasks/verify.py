@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from datetime import datetime
+from uuid import UUID
 
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
 from seawall import verify
-from seawall.catalog import Catalog
+from seawall.catalog import Catalog, anchors
 from seawall.catalog.facts import Facts, verdict_facts, verdict_sentence
-from seawall.catalog.recording import Result, VerificationRecord
+from seawall.catalog.recording import Both, Result, VerificationRecord
 from seawall.errors import BackupMissing, VerificationFailed
 from seawall.model import BackupLabel, Proof
 from seawall.repository import Repository
@@ -27,10 +28,13 @@ from tasks.opening import can_help, file_of, opened, ring_of
     retry_delay_seconds=60,
     retry_condition_fn=can_help,
 )
-def check(settings: Settings, source: str, label: BackupLabel, up_to: Proof | None) -> Facts:
+def check(
+    settings: Settings, source: str, label: BackupLabel, up_to: Proof | None, job_id: UUID | None = None
+) -> Facts:
     """Verify one backup set.
 
     Args:
+        job_id: the job that this is a run of, if it is one.
         up_to: how far; as far as the keys on this host allow if None.
 
     Raises:
@@ -50,11 +54,12 @@ def check(settings: Settings, source: str, label: BackupLabel, up_to: Proof | No
                 clock=around.clock,
                 workers=settings.source(source).workers,
             )
+            anchors.watched(around.catalog, repository, around.observe, now=around.now)
         if not verdict.good:
             raise VerificationFailed(verdict_sentence(source, verdict))
         return Result(verdict_facts(verdict))
 
-    record = _record(settings, source, label, level)
+    record = Both.of(job_id, _record(settings, source, label, level))
     return execute(record, verb, settings=settings, title="verify", subject=source)
 
 

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING
 from seawall.audit import AuditEnd, AuditLog
 from seawall.catalog.store import Catalog
 from seawall.catalog.views import AuditAnchor
+from seawall.errors import Damaged, StorageError
+from seawall.events import Noticed, Observer
 
 if TYPE_CHECKING:
     from seawall.repository import Repository
@@ -31,3 +33,17 @@ def compared(catalog: Catalog, repository: Repository, *, now: datetime) -> Audi
     # Only what was just proved to continue the known end may take its place.
     catalog.keep_repository_anchor(repository.id, AuditAnchor(end.number, end.digest), now=now)
     return end
+
+
+def watched(catalog: Catalog, repository: Repository, observe: Observer, *, now: datetime) -> None:
+    """As `compared`, beside other work: a cut audit is a critical notice and stops nothing that reads.
+
+    Raises:
+        CatalogError: the catalog does not answer.
+    """
+    try:
+        compared(catalog, repository, now=now)
+    except Damaged as error:
+        observe.hear(Noticed("critical", "audit-damaged", f"{error.message} ({error.hint})"))
+    except StorageError as error:
+        observe.hear(Noticed("medium", "audit-unread", f"the audit could not be read: {error.message}"))

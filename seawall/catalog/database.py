@@ -163,15 +163,19 @@ def prepare_file(path: Path, *, create: bool) -> None:
         CatalogMissing: its directory is missing, or the file is and `create` is false.
         CatalogUnreachable: this account may not create or use it.
     """
-    if not path.parent.is_dir():
-        raise CatalogMissing(
-            f"the catalog's directory {path.parent} does not exist", hint=f"Create it: mkdir -p {path.parent}"
-        )
-    if create:
-        _create_private(path)
-    if not path.is_file():
-        raise CatalogMissing(f"there is no catalog at {path}")
-    if path.stat().st_mode & 0o077:
+    try:
+        if not path.parent.is_dir():
+            raise CatalogMissing(
+                f"the catalog's directory {path.parent} does not exist", hint=f"Create it: mkdir -p {path.parent}"
+            )
+        if create:
+            _create_private(path)
+        if not path.is_file():
+            raise CatalogMissing(f"there is no catalog at {path}")
+        mode = path.stat().st_mode
+    except OSError as error:
+        raise CatalogUnreachable(f"the catalog {path} cannot be used: {error.strerror}") from error
+    if mode & 0o077:
         _log.warning("the catalog %s is open to other accounts; chmod 600 closes it", path)
 
 

@@ -41,6 +41,8 @@ KINDS = {
     JobType.DIFFERENTIAL: BackupKind.DIFFERENTIAL,
 }
 
+RETENTION_JOB = "retention-cleanup"
+
 
 @dataclass(frozen=True, slots=True)
 class Result:
@@ -68,18 +70,21 @@ class Lease:
     flow_run_id: UUID | None = None
 
 
-class Record(Protocol):
-    """The row that a verb has in the catalog."""
+Ids = tuple[UUID, ...]
 
-    def begin(self, catalog: Catalog, *, now: datetime, lease: Lease) -> UUID:
-        """Make the row.
+
+class Record(Protocol):
+    """The row, or the rows, that a verb has in the catalog."""
+
+    def begin(self, catalog: Catalog, *, now: datetime, lease: Lease) -> Ids:
+        """Make the rows; their ids, the one that stands for the verb first.
 
         Raises:
             LeaseHeld: it runs already.
         """
         ...
 
-    def finish(self, catalog: Catalog, record_id: UUID, end: End, *, now: datetime) -> None: ...
+    def finish(self, catalog: Catalog, ids: Ids, end: End, *, now: datetime) -> None: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,15 +93,16 @@ class ExecutionRecord:
 
     job_id: UUID
 
-    def begin(self, catalog: Catalog, *, now: datetime, lease: Lease) -> UUID:
-        return catalog.begin_execution(
+    def begin(self, catalog: Catalog, *, now: datetime, lease: Lease) -> Ids:
+        begun = catalog.begin_execution(
             self.job_id, now=now, lease=lease.span, flow_run_id=lease.flow_run_id, host=lease.host
         )
+        return (begun,)
 
-    def finish(self, catalog: Catalog, record_id: UUID, end: End, *, now: datetime) -> None:
+    def finish(self, catalog: Catalog, ids: Ids, end: End, *, now: datetime) -> None:
         outcome = end.result.outcome or BackupOutcome()
         outcome = replace(outcome, details={**outcome.details, **end.result.facts})
-        catalog.finish_execution(record_id, status=end.status, now=now, outcome=outcome, error=end.error)
+        catalog.finish_execution(ids[0], status=end.status, now=now, outcome=outcome, error=end.error)
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,8 +119,8 @@ class VerificationRecord:
         kind = VerificationType.CHECKSUM if level is Proof.HASH_GOOD else VerificationType.INTEGRITY
         return cls(backup_file_id, kind, reads_back=level is not Proof.PRESENT)
 
-    def begin(self, catalog: Catalog, *, now: datetime, lease: Lease) -> UUID:
-        return catalog.begin_verification(
+    def begin(self, catalog: Catalog, *, now: datetime, lease: Lease) -> Ids:
+        begun = catalog.begin_verification(
             self.backup_file_id,
             self.verification_type,
             now=now,
@@ -122,10 +128,11 @@ class VerificationRecord:
             flow_run_id=lease.flow_run_id,
             host=lease.host,
         )
+        return (begun,)
 
-    def finish(self, catalog: Catalog, record_id: UUID, end: End, *, now: datetime) -> None:
+    def finish(self, catalog: Catalog, ids: Ids, end: End, *, now: datetime) -> None:
         catalog.finish_verification(
-            record_id,
+            ids[0],
             status=end.status,
             now=now,
             results=dict(end.result.facts),
@@ -149,8 +156,8 @@ class RecoveryRecord:
         kind = RecoveryType.FULL if planned.target.kind is TargetKind.LATEST else RecoveryType.POINT_IN_TIME
         return cls(kind, None if file is None else file.id, planned.target.moment, plan_facts(planned))
 
-    def begin(self, catalog: Catalog, *, now: datetime, lease: Lease) -> UUID:
-        return catalog.begin_recovery(
+    def begin(self, catalog: Catalog, *, now: datetime, lease: Lease) -> Ids:
+        begun = catalog.begin_recovery(
             self.recovery_type,
             backup_file_id=self.backup_file_id,
             target_timestamp=self.target_timestamp,
@@ -160,9 +167,37 @@ class RecoveryRecord:
             flow_run_id=lease.flow_run_id,
             host=lease.host,
         )
+        return (begun,)
 
-    def finish(self, catalog: Catalog, record_id: UUID, end: End, *, now: datetime) -> None:
-        catalog.finish_recovery(record_id, status=end.status, now=now, details=dict(end.result.facts), error=end.error)
+    def finish(self, catalog: Catalog, ids: Ids, end: End, *, now: datetime) -> None:
+        catalog.finish_recovery(ids[0], status=end.status, now=now, details=dict(end.result.facts), error=end.error)
+
+
+@dataclass(frozen=True, slots=True)
+class Both:
+    """A run of a job that is also something else, such as the verification of a backup set."""
+
+    job: ExecutionRecord
+    other: Record
+
+    @classmethod
+    def of(cls, job_id: UUID | None, other: Record | None) -> Record | None:
+        """What there is of the two."""
+        if job_id is None or other is None:
+            return other if job_id is None else ExecutionRecord(job_id)
+        return cls(ExecutionRecord(job_id), other)
+
+    def begin(self, catalog: Catalog, *, now: datetime, lease: Lease) -> Ids:
+        job = self.job.begin(catalog, now=now, lease=lease)
+        try:
+            return job + self.other.begin(catalog, now=now, lease=lease)
+        except SeawallError as error:
+            self.job.finish(catalog, job, End(RunStatus.FAILED, error=error), now=now)
+            raise
+
+    def finish(self, catalog: Catalog, ids: Ids, end: End, *, now: datetime) -> None:
+        self.other.finish(catalog, ids[1:], end, now=now)
+        self.job.finish(catalog, ids[:1], end, now=now)
 
 
 def kind_of(job: Job) -> BackupKind:
@@ -188,14 +223,29 @@ def job_of(catalog: Catalog, settings: Settings, source: str, job_type: JobType,
     Raises:
         SettingsError: the source is not configured.
     """
-    for job in catalog.jobs():
-        if job.job_type is job_type and job.backup_targets.get("source") == source:
-            return job
+    known = [job for job in catalog.jobs() if job.job_type is job_type and job.backup_targets.get("source") == source]
+    if known:
+        return known[0]
     made = catalog.ensure_job(
         f"{source}-{job_type.value.replace('_', '-')}",
         job_type,
         retention_days=settings.source(source).retention_days,
         backup_targets={"source": source},
+        destination_config={"repository": settings.repository.url},
+        now=now,
+    )
+    return catalog.job(made)
+
+
+def retention_job(catalog: Catalog, settings: Settings, *, now: datetime) -> Job:
+    """The site's job that applies every source's retention; a new one without a schedule if there is none."""
+    known = [job for job in catalog.jobs() if job.job_type is JobType.RETENTION]
+    if known:
+        return known[0]
+    made = catalog.ensure_job(
+        RETENTION_JOB,
+        JobType.RETENTION,
+        backup_targets={},
         destination_config={"repository": settings.repository.url},
         now=now,
     )
@@ -233,6 +283,16 @@ def record_collected(
         if file is not None:
             catalog.record_expiry(file.id, now=now)
         catalog.audit(actor, "retention.collect", f"{source} {label}", {}, now)
+
+
+def record_withdrawn(
+    catalog: Catalog, repository: Repository, source: str, label: BackupLabel, *, actor: str, now: datetime
+) -> None:
+    """Record that a backup set that was to go is listed again."""
+    file = catalog.find_backup_file(repository.id, source, label)
+    if file is not None:
+        catalog.withdraw_expiry(file.id)
+    catalog.audit(actor, "retention.withdraw", f"{source} {label}", {}, now)
 
 
 def location_of(catalog: Catalog, repository: Repository, *, now: datetime) -> str:

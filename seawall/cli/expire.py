@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import argparse
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from seawall import retention
+from seawall.cli import simulation
 from seawall.cli.console import size
 from seawall.cli.context import Context
 from seawall.errors import SettingsError, UsageError
 from seawall.model import BackupLabel
 from seawall.retention import Collected, RetentionPlan, RetentionPolicy
 from seawall.settings import SourceSettings
+
+if TYPE_CHECKING:
+    from seawall.catalog import Catalog
+    from seawall.catalog.recording import ExecutionRecord
 
 
 def arguments(parser: argparse.ArgumentParser, _verb: str) -> None:
@@ -24,11 +29,16 @@ def arguments(parser: argparse.ArgumentParser, _verb: str) -> None:
         "--at-rest", action="store_true", help="also if no new backup came for long: the source is not used any more"
     )
     parser.add_argument("--undo", metavar="LABEL", help="take a mark back while the backup is still there")
+    simulation.arguments(parser)
 
 
 def run(options: argparse.Namespace, context: Context) -> None:
     if options.undo:
         _undo(options, context)
+        return
+    if options.simulate is not None:
+        source = context.stored_source(options.source)
+        simulation.show(options, context, source, _policy(context, source, options.days))
         return
     names = [context.stored_source(options.source)] if options.source is not None else sorted(context.settings.sources)
     outcomes = [_expire(context, name, options) for name in names]
@@ -51,16 +61,58 @@ def _undo(options: argparse.Namespace, context: Context) -> None:
         )
         return
     retention.unexpire(context.repository, source, label, actor=context.actor, now=context.now())
-    context.console.result({"source": source, "restored": str(label)}, [f"{source} {label} is listed again"])
+    record = _withdrawn(context, source, label)
+    context.console.result({"source": source, "restored": str(label), **record}, [f"{source} {label} is listed again"])
+
+
+def _withdrawn(context: Context, source: str, label: BackupLabel) -> dict[str, Any]:
+    """Record in the catalog that a backup stays after all; what JSON output says of that."""
+    from seawall.catalog.recording import record_withdrawn
+    from seawall.cli.recorded import told
+
+    return told(
+        context,
+        f"the return of {label}",
+        lambda catalog: record_withdrawn(
+            catalog, context.repository, source, label, actor=context.actor, now=context.now()
+        ),
+    )
 
 
 def _expire(context: Context, name: str, options: argparse.Namespace) -> dict[str, Any]:
     area, now = context.repository.source(name), context.now()
     plan = retention.plan_for(area, _policy(context, name, options.days), now=now, at_rest=options.at_rest)
-    marked = 0 if options.dry_run else retention.expire(context.repository, plan, actor=context.actor, now=now)
-    collected = retention.collect(
-        context.repository, name, actor=context.actor, now=now, observe=context.observer, dry_run=options.dry_run
-    )
+    if options.dry_run:
+        collected = retention.collect(
+            context.repository, name, actor=context.actor, now=now, observe=context.observer, dry_run=True
+        )
+        return _outcome(name, plan, collected, marked=0, dry_run=True)
+    return _done(context, name, plan)
+
+
+def _done(context: Context, name: str, plan: RetentionPlan) -> dict[str, Any]:
+    """Mark and remove, and record it as a run of the site's job."""
+    from seawall.catalog.facts import retention_facts
+    from seawall.catalog.recording import ExecutionRecord, Result, record_collected, retention_job
+    from seawall.cli.recorded import recorded
+
+    def row(catalog: Catalog) -> ExecutionRecord:
+        return ExecutionRecord(retention_job(catalog, context.settings, now=context.now()).id)
+
+    actor, now = context.actor, context.now()
+    with recorded(context, "retention-cleanup", name, row) as record:
+        marked = retention.expire(context.repository, plan, actor=actor, now=now)
+        collected = retention.collect(context.repository, name, actor=actor, now=now, observe=record.observe)
+        record.result = Result(retention_facts(plan, collected, marked))
+        record.tell(
+            lambda catalog, _: record_collected(
+                catalog, context.repository, name, collected.sets, actor=actor, now=context.now()
+            )
+        )
+    return _outcome(name, plan, collected, marked=marked, dry_run=False) | record.value()
+
+
+def _outcome(name: str, plan: RetentionPlan, collected: Collected, *, marked: int, dry_run: bool) -> dict[str, Any]:
     return {
         "source": name,
         "keep": [{"label": str(d.label), "reasons": list(d.reasons)} for d in plan.keep],
@@ -70,7 +122,7 @@ def _expire(context: Context, name: str, options: argparse.Namespace) -> dict[st
         "collected": list(collected.sets),
         "freed_bytes": collected.freed_bytes,
         "left": dict(collected.left),
-        "lines": _lines(name, plan, collected, dry_run=options.dry_run),
+        "lines": _lines(name, plan, collected, dry_run=dry_run),
     }
 
 

@@ -14,8 +14,8 @@ from datetime import timedelta
 from typing import Any, TypeVar
 from uuid import UUID
 
-from seawall.catalog import Catalog, RunStatus, Severity
-from seawall.catalog.anchors import compared
+from seawall.catalog import Catalog, RunStatus
+from seawall.catalog.anchors import watched
 from seawall.catalog.recording import End, Lease, Record, Result, raise_alerts
 from seawall.cli.context import Context
 from seawall.errors import Cancelled, LeaseHeld, Partial, SeawallError
@@ -38,7 +38,7 @@ class Recording:
         self._catalog: Catalog | None = None
         self._record: Record | None = None
         self._over = threading.Event()
-        self.id: UUID | None = None
+        self.ids: tuple[UUID, ...] = ()
         self.why_not = ""
         self.result = Result()
         self.failure: SeawallError | None = None
@@ -63,7 +63,7 @@ class Recording:
                 self._context.console.note(f"not recorded: {self.why_not}")
                 return
             lease = Lease(LEASE, socket.gethostname())
-            self.id = self._record.begin(self._catalog, now=self._context.now(), lease=lease)
+            self.ids = self._record.begin(self._catalog, now=self._context.now(), lease=lease)
         except LeaseHeld:
             raise
         except SeawallError as error:
@@ -73,10 +73,10 @@ class Recording:
 
     def tell(self, say: Callable[[Catalog, UUID], _T]) -> _T | None:
         """Tell the catalog something about the row; None if it cannot hear."""
-        if self._catalog is None or self.id is None:
+        if self._catalog is None or not self.ids:
             return None
         try:
-            return say(self._catalog, self.id)
+            return say(self._catalog, self.ids[0])
         except SeawallError as error:
             self._give_up(error)
             return None
@@ -84,40 +84,29 @@ class Recording:
     def end(self, end: End) -> None:
         """Record how it ended, raise or resolve alerts, and remember where the repository's audit ends."""
         self._over.set()
-        record, now = self._record, self._context.now()
+        record, now, repository = self._record, self._context.now(), self._context.repository
+        self.tell(lambda catalog, _: watched(catalog, repository, self.observe, now=now))
         notices = [{"severity": n.severity, "code": n.code, "message": n.message} for n in self._notices]
         facts = {**end.result.facts, "actor": self._context.actor, "notices": notices}
         told = End(end.status, Result(facts, end.result.outcome), end.error)
         if record is not None:
-            self.tell(lambda catalog, row: record.finish(catalog, row, told, now=now))
+            self.tell(lambda catalog, _: record.finish(catalog, self.ids, told, now=now))
         self.tell(lambda catalog, _: raise_alerts(catalog, self._title, self._subject, end, self._notices, now=now))
-        self.tell(lambda catalog, _: self._remember_audit(catalog))
         if self._catalog is not None:
             self._catalog.close()
 
     def value(self) -> dict[str, Any]:
         """What JSON output says of the record."""
-        if self.id is not None and not self.why_not:
-            return {"record": {"recorded": True, "id": str(self.id)}}
+        if self.ids and not self.why_not:
+            return {"record": {"recorded": True, "id": str(self.ids[0])}}
         return {"record": {"recorded": False, "why": self.why_not}}
-
-    def _remember_audit(self, catalog: Catalog) -> None:
-        try:
-            compared(catalog, self._context.repository, now=self._context.now())
-        except SeawallError as error:
-            # The record is whole; what is wrong with the audit is for `seawall check` to fail on.
-            self._context.observer.hear(Noticed("critical", error.code, error.message))
-            catalog.raise_alert(
-                "audit", Severity.CRITICAL, error.message, subject=self._subject, now=self._context.now()
-            )
 
     def _renew(self) -> None:
         while self._catalog is not None and not self._over.wait(RENEWAL_SECONDS):
-            catalog, row = self._catalog, self.id
-            if row is None:
-                return
+            catalog = self._catalog
             try:
-                catalog.renew(row, self._context.now(), LEASE)
+                for row in self.ids:
+                    catalog.renew(row, self._context.now(), LEASE)
             except SeawallError as error:
                 # Its end is believed all the same; the source's own lease keeps a second writer out.
                 self._context.console.note(f"the lease in the catalog could not be renewed: {error.message}")
@@ -165,3 +154,18 @@ def _end_of(error: BaseException) -> End:
     if isinstance(error, SeawallError):
         return End(RunStatus.PARTIAL if isinstance(error, Partial) else RunStatus.FAILED, error=error)
     return End(RunStatus.FAILED, error=SeawallError(f"{type(error).__name__}: {error}", hint="This is a defect."))
+
+
+def told(context: Context, what: str, say: Callable[[Catalog], None]) -> dict[str, Any]:
+    """Tell the catalog of something that was done at once; what JSON output says of that.
+
+    Args:
+        what: was done, for the notice that it is not recorded.
+    """
+    try:
+        with Catalog.open(context.settings.catalog.url) as catalog:
+            say(catalog)
+    except SeawallError as error:
+        context.observer.hear(Noticed("high", "not-recorded", f"{what} is not in the catalog: {error.message}"))
+        return {"record": {"recorded": False, "why": error.message}}
+    return {"record": {"recorded": True}}

@@ -21,9 +21,24 @@ def arguments(parser: argparse.ArgumentParser, _verb: str) -> None:
     parser.add_argument("--conninfo", default="", help="how to reach it, without a password")
     parser.add_argument("--passfile", type=Path, help="a libpq passfile (mode 0600) with its password")
     parser.add_argument("--data-directory", type=Path, help="its data directory on this host")
-    parser.add_argument("--mode", choices=[m.value for m in CopyMode], default=CopyMode.DIRECT.value)
-    parser.add_argument("--sealing", choices=[m.value for m in SealingMode], default=SealingMode.AES_256_GCM.value)
-    parser.add_argument("--compression", choices=[c.value for c in Compression], default=Compression.ZSTD.value)
+    parser.add_argument(
+        "--mode",
+        choices=[m.value for m in CopyMode],
+        default=CopyMode.DIRECT.value,
+        help="direct: read its files on this host (default); stream: ask the server for them, from anywhere",
+    )
+    parser.add_argument(
+        "--sealing",
+        choices=[m.value for m in SealingMode],
+        default=SealingMode.AES_256_GCM.value,
+        help="how objects are encrypted: data keys wrapped by OpenPGP (default), by gpg alone, or not at all",
+    )
+    parser.add_argument(
+        "--compression",
+        choices=[c.value for c in Compression],
+        default=Compression.ZSTD.value,
+        help="default: zstd; lz4 costs less time and more space",
+    )
     parser.add_argument("--keyring", type=Path, metavar="DIR", help="a GnuPG home (default: DIRECTORY/keyring)")
     parser.add_argument("--operations", metavar="FINGERPRINT", help="an OpenPGP key already in the ring")
     parser.add_argument("--escrow", metavar="FINGERPRINT", help="the escrow key already in the ring")

@@ -69,7 +69,7 @@ def prove(context: Context, source: str, label: BackupLabel, up_to: Proof) -> tu
         )
         record.result = Result(verdict_facts(verdict))
         record.failure = None if verdict.good else VerificationFailed(verdict_sentence(source, verdict))
-    return verdict, record.value()
+    return verdict, record.value()["record"]
 
 
 def verdict_values(verdicts: list[Verdict]) -> list[dict[str, Any]]:

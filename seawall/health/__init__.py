@@ -58,6 +58,10 @@ def check(
     repository = _repository(made, settings, now)
     _keys(made, settings, ring, now)
     made.make("catalog", lambda: host.catalog_is_current(settings.catalog.url))
+    if repository is None:
+        made.skip(("audit",), "the repository does not open")
+    else:
+        made.make("audit", lambda: host.audit_is_whole(repository, settings.catalog.url, now()))
     for source in sources:
         _Source(made, settings, source, repository, now, observe, switch).check()
     return tuple(made.results)

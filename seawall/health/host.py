@@ -7,7 +7,8 @@ from collections.abc import Callable, Sequence
 from datetime import datetime, timedelta
 from pathlib import Path
 
-from seawall.catalog import Catalog
+from seawall.audit import AuditLog
+from seawall.catalog import Catalog, anchors
 from seawall.errors import (
     CatalogError,
     ClockWentBackwards,
@@ -214,6 +215,22 @@ def catalog_is_current(url: str) -> Finding:
     if differences:
         raise CatalogError(f"the catalog differs from what this version expects: {'; '.join(differences)}")
     return good("it answers and has the newest schema")
+
+
+def audit_is_whole(repository: Repository, url: str, now: datetime) -> Finding:
+    """The repository's audit continues what the catalog saw of it before, unbroken; its end is told, to be kept.
+
+    Raises:
+        Damaged: it is broken, or records that were there are gone.
+    """
+    try:
+        with Catalog.open(url) as catalog:
+            end = anchors.compared(catalog, repository, now=now)
+    except CatalogError as error:
+        end = AuditLog(repository.storage).verify()
+        told = f"unbroken up to record {end.number} ({end.digest})"
+        return warning(f"{told}; whether its end was cut, only a catalog could tell: {error.message}", error.hint)
+    return good(f"unbroken, and nothing that was seen is gone; it ends with record {end.number} ({end.digest})")
 
 
 def repository_has_script(repository: Repository) -> Finding:

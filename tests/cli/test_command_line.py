@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +40,17 @@ LEAST: dict[str, list[str]] = {
 BAD_NAMES = ["../other", "a/b", "a b", "größe", ".", "..", "", "A", "x" * 64, "a\nb", "x\udcff"]
 
 
+def explained(parser: argparse.ArgumentParser, path: str) -> Iterator[tuple[str, str | None]]:
+    """Every command and argument below a parser with its help."""
+    for action in parser._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            yield from ((f"{path} {choice.dest}", choice.help) for choice in action._choices_actions)
+            for name, command in action.choices.items():
+                yield from explained(command, f"{path} {name}")
+        else:
+            yield f"{path} {'/'.join(action.option_strings) or action.dest}", action.help
+
+
 class TestEveryVerb:
     def test_is_tried_here(self) -> None:
         assert set(LEAST) == set(cli.VERBS)
@@ -50,6 +62,10 @@ class TestEveryVerb:
         assert f"usage: seawall {verb}" in done.out
         assert "--json" in done.out
         assert "--config" in done.out
+
+    def test_explains_each_of_its_arguments(self) -> None:
+        silent = [words for words, text in explained(cli.parser(), "seawall") if not (text or "").strip()]
+        assert not silent, "the help says nothing of these"
 
     @pytest.mark.parametrize("verb", cli.VERBS)
     def test_says_in_json_that_there_are_no_settings(self, seawall: Run, verb: str, tmp_path: Path) -> None:

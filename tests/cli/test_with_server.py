@@ -3,18 +3,29 @@
 from __future__ import annotations
 
 import json
+import shutil
 import signal
+import socket
+import sqlite3
 import subprocess
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
+from uuid import UUID
 
 import pytest
 
+from seawall.catalog import Catalog, JobType, RecoveryType, RunStatus, VerificationType
+from seawall.model import BackupLabel
 from seawall.postgres.binaries import Account, Binaries, find
 from seawall.postgres.instance import Instance
+from seawall.repository import Repository, documents
+from seawall.settings import load
+from seawall.storage import open_storage
 
 pytestmark = pytest.mark.postgres
 Run = Callable[..., Any]
@@ -43,6 +54,11 @@ class Site:
         path = self.home / f"{name}.toml"
         path.write_text(text)
         return path
+
+    @contextmanager
+    def catalog(self) -> Iterator[Catalog]:
+        with Catalog.open(f"sqlite:///{self.config.parent}/catalog.db") as opened:
+            yield opened
 
     def scalar(self, statement: str) -> Any:
         with self.server.connect() as session:
@@ -165,6 +181,142 @@ class TestCheck:
             assert (done.code, named(done)["data-directory"]["code"]) == (53, "cluster-mismatch")
         finally:
             other.stop("immediate")
+
+
+class TestRecords:
+    """What the command line does is in the catalog as if a flow had done it; the catalog is never in its way."""
+
+    def test_a_backup_that_is_verified_is_known_and_check_says_so(self, site: Site) -> None:
+        taken = site.seawall("backup")
+        assert taken.code == 0, taken.out + taken.err
+        head, record = taken.json["backup"], taken.json["record"]
+        with site.catalog() as catalog:
+            execution = catalog.execution(UUID(record["id"]))
+            (file,) = catalog.backup_files(execution_id=execution.id)
+            job = catalog.job(execution.job_id)
+        assert (execution.status, execution.host) == (RunStatus.COMPLETED, socket.gethostname())
+        assert (execution.backup_size_bytes, execution.checksum) == (head["plain_bytes"], file.checksum)
+        assert (file.label, file.verified_at) == (head["label"], None)
+        assert (job.job_type, job.schedule_cron) == (JobType.FULL, None)
+        done = site.seawall("verify", "shop", head["label"], "--up-to", "present")
+        assert done.json["records"][0]["recorded"] is True
+        with site.catalog() as catalog:
+            assert catalog.backup_file(file.id).verified_at is None, "nothing was read back"
+        assert site.seawall("verify", "shop", head["label"]).code == 0
+        with site.catalog() as catalog:
+            assert catalog.backup_file(file.id).verified_at is not None
+            newest, _ = catalog.verifications(file.id)
+        assert (newest.status, newest.verification_type) == (RunStatus.COMPLETED, VerificationType.INTEGRITY)
+        found = named(site.seawall("check", "--no-switch"))["verified"]
+        assert found["status"] == "ok"
+        assert head["label"] in found["sentence"]
+
+    def test_a_catalog_that_is_missing_is_told_of_and_rebuild_finds_the_backup(self, site: Site) -> None:
+        lost = site.home / "lost.db"
+        config = site.variant("lost", (f"{site.config.parent}/catalog.db", str(lost)))
+        told = site.run("backup", "--config", config)
+        assert told.code == 0, told.out + told.err
+        assert "this backup is not in the catalog" in told.err
+        assert "seawall catalog" in told.err
+        quiet = site.seawall("verify", config=config)
+        assert (quiet.code, quiet.json["records"][0]["recorded"]) == (0, False)
+        label = site.seawall("list", config=config).json["backups"][-1]["label"]
+        assert site.seawall("catalog", "rebuild", config=config).json["rebuilt"]["files_created"] > 0
+        with Catalog.open(f"sqlite:///{lost}") as catalog:
+            assert label in [file.label for file in catalog.backup_files()]
+        assert site.seawall("catalog", "rebuild").code == 0
+
+    def test_a_catalog_that_is_locked_does_not_fail_a_backup(
+        self, site: Site, seawall: Run, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("seawall.catalog.database.BUSY_TIMEOUT", timedelta(seconds=0.2))
+        holder = sqlite3.connect(site.config.parent / "catalog.db", isolation_level=None)
+        holder.execute("BEGIN IMMEDIATE")
+        try:
+            done = seawall("backup", "--config", site.config, "--json")
+        finally:
+            holder.execute("ROLLBACK")
+            holder.close()
+        assert done.code == 0, done.out
+        assert "locked" in done.json["record"]["why"]
+        label = done.json["backup"]["label"]
+        with site.catalog() as catalog:
+            assert label not in [file.label for file in catalog.backup_files()]
+            assert site.seawall("catalog", "rebuild").code == 0
+            assert label in [file.label for file in catalog.backup_files()]
+
+    def test_a_job_that_is_running_is_not_run_a_second_time(self, site: Site) -> None:
+        with site.catalog() as catalog:
+            (job,) = [job for job in catalog.jobs() if job.job_type is JobType.FULL]
+            running = catalog.begin_execution(job.id, now=datetime.now(UTC), lease=timedelta(minutes=1))
+            done = site.seawall("backup")
+            catalog.finish_execution(running, status=RunStatus.CANCELLED, now=datetime.now(UTC))
+        assert (done.code, done.error["code"]) == (35, "lease-held")
+
+    def test_a_failure_is_recorded_with_its_reason_and_an_alert_until_the_next_success(self, site: Site) -> None:
+        config = site.variant("nobody", (f"port={site.server.port}", "port=1"))
+        assert site.seawall("backup", config=config).code == 51
+        with site.catalog() as catalog:
+            newest = catalog.executions(limit=1)[0]
+            assert newest.status is RunStatus.FAILED
+            assert "[server-unreachable]" in (newest.error_message or "")
+            assert "backup-failed" in [alert.alert_type for alert in catalog.alerts()]
+            assert site.seawall("backup").code == 0
+            assert "backup-failed" not in [alert.alert_type for alert in catalog.alerts()]
+
+    def test_restores_and_restore_tests_are_recorded_with_what_they_reached(self, site: Site) -> None:
+        destination = site.home / "pg" / "recorded"
+        done = site.seawall("restore", "shop", "--into", destination)
+        assert done.code == 0, done.out + done.err
+        with site.catalog() as catalog:
+            recovery = catalog.recovery(UUID(done.json["record"]["id"]))
+            assert recovery.backup_file_id is not None
+            assert catalog.backup_file(recovery.backup_file_id).label == done.json["plan"]["label"]
+        assert (recovery.status, recovery.recovery_type) == (RunStatus.COMPLETED, RecoveryType.FULL)
+        assert recovery.recovery_details["reached_lsn"] == done.json["report"]["reached"]["lsn"]
+        refused = site.seawall("restore", "shop", "--into", site.home / "pg" / "unmade", "--to-name", "never said")
+        assert (refused.code, refused.error["code"]) == (71, "target-unreachable")
+        assert "was not met" in refused.error["message"]
+        tested = site.seawall("restore-test", "shop", "--random")
+        assert tested.code == 0, tested.out + tested.err
+        with site.catalog() as catalog:
+            assert catalog.recoveries(limit=1)[0].status is RunStatus.FAILED
+            proof = catalog.verification(UUID(tested.json["record"]["id"]))
+            assert catalog.backup_file(proof.backup_file_id).label == tested.json["label"]
+        assert proof.verification_type is VerificationType.RESTORE_TEST
+        assert proof.verification_results["seed"] == tested.json["seed"]
+
+    def test_expiry_is_a_run_of_the_sites_job_and_a_withdrawn_mark_is_audited_twice(self, site: Site) -> None:
+        label = site.seawall("list").json["backups"][0]["label"]
+        area = Repository.open(open_storage(load(site.config).repository)).source("shop")
+        mark = {"label": label, "actor": "ada", "marked_at": datetime.now(UTC).isoformat()}
+        documents.put(area.storage, area.layout.expiry(BackupLabel.parse(label)), mark)
+        done = site.seawall("expire", "shop")
+        assert done.code == 0, done.out
+        with site.catalog() as catalog:
+            execution = catalog.execution(UUID(done.json["sources"][0]["record"]["id"]))
+            assert catalog.job(execution.job_id).job_type is JobType.RETENTION
+        undone = site.seawall("expire", "shop", "--undo", label)
+        assert (undone.code, undone.json["record"]["recorded"]) == (0, True)
+        assert site.seawall("audit").json["records"][-1]["action"] == "unexpire"
+        with site.catalog() as catalog:
+            assert catalog.audit_entries(limit=1)[0].action == "retention.withdraw"
+
+    def test_an_audit_that_was_cut_is_found_by_check_and_verify(self, site: Site) -> None:
+        for reason in ("one", "two"):
+            held = site.seawall("hold", "place", "shop", "--label", site.label, "--reason", reason).json["hold"]
+            assert site.seawall("hold", "release", "shop", "--id", held).code == 0
+        copy = shutil.copytree(site.config.parent / "repository", site.home / "cut")
+        config = site.variant("cut", (f"{site.config.parent}/repository", str(copy)))
+        sound = named(site.seawall("check", "--no-switch", config=config))["audit"]
+        assert (sound["status"], "ends with record" in sound["sentence"]) == ("ok", True)
+        max(copy.glob("audit/*.json")).unlink()
+        found = named(site.seawall("check", "--no-switch", config=config))["audit"]
+        assert (found["status"], found["code"]) == ("failed", "damaged")
+        assert "cut" in found["sentence"]
+        assert site.run("verify", "--config", config).err.count("critical: the audit was cut") == 1
+        with site.catalog() as catalog:
+            assert "audit-damaged" in [alert.alert_type for alert in catalog.alerts()]
 
 
 class TestDryRuns:

@@ -5,17 +5,14 @@ from itertools import pairwise
 from zoneinfo import ZoneInfo
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from deployments.schedules import (
-    JOBS,
-    MAINTENANCE,
-    JobPlan,
-    job_schedules,
-    maintenance_schedules,
-    next_runs,
-)
+from deployments.deploy import ensure_jobs
+from deployments.schedules import DEPLOYMENT_OF, JOBS, JobPlan, job_schedules, next_runs
 from seawall.catalog import Catalog, JobType
 from seawall.settings import ServerSettings, Settings, SourceSettings
+from tasks.admission import window_opens_at
 
 BERLIN = ZoneInfo("Europe/Berlin")
 CLOCK_CHANGES = (datetime(2026, 10, 25, tzinfo=BERLIN), datetime(2027, 3, 28, tzinfo=BERLIN))
@@ -50,8 +47,41 @@ def test_the_nightly_full_begins_exactly_once_on_every_day_when_clocks_change(da
     runs = runs_around(plan_of(JobType.FULL), day)
     days = [run.astimezone(BERLIN).date() for run in runs]
     assert len(days) == len(set(days)) == 4
-    # On the day that has no 02:00, Prefect begins at 01:00 rather than not at all.
-    assert {run.astimezone(BERLIN).hour for run in runs} <= {1, 2}
+
+
+@pytest.mark.parametrize("day", CLOCK_CHANGES, ids=["clocks go back", "clocks go forward"])
+@pytest.mark.parametrize("job_type", [JobType.FULL, JobType.VERIFY, JobType.RETENTION])
+def test_no_run_begins_before_the_clock_on_the_wall_would_show_its_time(day, job_type):
+    plan = plan_of(job_type)
+    hour = int(plan.cron.split()[1])
+    begun = [window_opens_at(run, plan.cron, "Europe/Berlin") for run in runs_around(plan, day)]
+    # On the day that has no 02:00, Prefect schedules the run at 01:00; the work begins at 03:00, when 02:00 is over.
+    skipped = day.date() == CLOCK_CHANGES[1].date() and hour == 2
+    expected = [hour, hour, 3, hour] if skipped else [hour] * 4
+    assert [run.astimezone(BERLIN).hour for run in begun] == expected
+    assert {later - earlier for earlier, later in pairwise(begun)} <= {timedelta(hours=h) for h in (23, 24, 25)}
+
+
+@given(
+    st.integers(0, 730),
+    st.sampled_from(["Europe/Berlin", "America/Santiago", "Australia/Lord_Howe", "UTC", "Africa/Cairo"]),
+    st.integers(0, 23),
+    st.integers(0, 59),
+)
+@settings(max_examples=60, deadline=None)
+def test_in_any_zone_a_run_begins_when_it_was_scheduled_or_right_behind_the_hour_that_is_skipped(
+    day, time_zone, hour, minute
+):
+    cron, zone = f"{minute} {hour} * * *", ZoneInfo(time_zone)
+    after = datetime(2026, 1, 1, tzinfo=UTC) + timedelta(days=day)
+    (scheduled,) = next_runs(cron, time_zone, after=after, count=1)
+    opens = window_opens_at(scheduled, cron, time_zone)
+    shown = opens.astimezone(zone)
+    if (shown.hour, shown.minute) == (hour, minute):
+        return
+    wanted = shown.replace(hour=hour, minute=minute, fold=0)
+    assert wanted.astimezone(UTC).astimezone(zone) == shown, "that time does not exist on that day"
+    assert scheduled <= opens <= scheduled + timedelta(hours=2)
 
 
 def test_a_local_short_cadence_would_have_lost_an_hour():
@@ -69,35 +99,37 @@ def test_next_runs_begin_with_a_run_at_that_very_moment():
 def test_schedules_of_jobs_are_in_the_catalogs_image(tmp_path):
     with Catalog.open(f"sqlite:///{tmp_path}/catalog.db", create=True) as catalog:
         made = {}
-        for plan in JOBS:
-            made[plan.suffix] = catalog.ensure_job(
-                f"main-{plan.suffix}",
-                plan.job_type,
-                schedule_cron=plan.cron,
-                time_zone="Europe/Berlin" if plan.is_local else "UTC",
-                backup_targets={"source": "main"},
-                destination_config={},
-                now=datetime.now(UTC),
-            )
+        site = Settings(server=ServerSettings(time_zone="Europe/Berlin"), sources={"main": SourceSettings("main")})
+        ensure_jobs(catalog, site, now=datetime.now(UTC))
+        made = {job.name.removeprefix("main-"): job.id for job in catalog.jobs()}
         catalog.ensure_job(
             "by-hand", JobType.FULL, backup_targets={"source": "main"}, destination_config={}, now=datetime.now(UTC)
         )
         catalog.set_job_active(made["wal"], False, now=datetime.now(UTC))
+        catalog.set_job_active(made["restore-test"], False, now=datetime.now(UTC))
         schedules = {schedule.slug: schedule for schedule in job_schedules(catalog.jobs(), "/etc/s.toml")}
     assert set(schedules) == {str(job) for job in made.values()}
     wal, full = schedules[str(made["wal"])], schedules[str(made["full"])]
+    assert schedules[str(made["restore-test"])].active is False
     assert (wal.deployment, wal.active, wal.time_zone) == ("archive-wal", False, "UTC")
     assert (full.deployment, full.active, full.time_zone) == ("backup", True, "Europe/Berlin")
     assert full.parameters == {"source": "main", "job_id": str(made["full"]), "settings_file": "/etc/s.toml"}
 
 
-def test_maintenance_is_for_each_source_in_the_sites_zone_and_cleans_once_for_all():
-    settings = Settings(
+def test_maintenance_has_jobs_for_each_source_in_the_sites_zone_and_cleans_once_for_all(tmp_path):
+    site = Settings(
         server=ServerSettings(time_zone="Europe/Berlin"),
         sources={name: SourceSettings(name=name) for name in ("one", "two")},
     )
-    schedules = maintenance_schedules(settings, "/etc/s.toml")
+    with Catalog.open(f"sqlite:///{tmp_path}/catalog.db", create=True) as catalog:
+        ensure_jobs(catalog, site, now=datetime.now(UTC))
+        ensure_jobs(catalog, site, now=datetime.now(UTC))
+        maintenance = [
+            job for job in catalog.jobs() if job.job_type in (JobType.VERIFY, JobType.RESTORE_TEST, JobType.RETENTION)
+        ]
+    schedules = job_schedules(maintenance, "/etc/s.toml")
     assert len(schedules) == 5 == len({schedule.slug for schedule in schedules})
     assert {schedule.time_zone for schedule in schedules} == {"Europe/Berlin"}
-    assert sum(schedule.deployment == "retention-cleanup" for schedule in schedules) == 1
-    assert {plan.deployment for plan in MAINTENANCE} == {schedule.deployment for schedule in schedules}
+    (cleaning,) = [schedule for schedule in schedules if schedule.deployment == "retention-cleanup"]
+    assert "source" not in cleaning.parameters
+    assert {DEPLOYMENT_OF[job.job_type] for job in maintenance} == {schedule.deployment for schedule in schedules}

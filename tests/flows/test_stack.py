@@ -18,7 +18,7 @@ from prefect.client.schemas.actions import DeploymentScheduleCreate
 from prefect.client.schemas.filters import DeploymentFilter, DeploymentFilterId, FlowRunFilter
 from prefect.client.schemas.schedules import CronSchedule, IntervalSchedule
 from prefect.client.schemas.sorting import FlowRunSort
-from prefect.states import Cancelling, Pending
+from prefect.states import Cancelling, Pending, Scheduled
 from pydantic import SecretStr
 
 from blocks.cluster import PostgresCluster
@@ -28,6 +28,7 @@ from deployments.processes import is_alive
 from deployments.stack import answers
 from seawall.catalog import RunStatus
 from seawall.settings import SourceSettings
+from tasks.admission import moved
 
 pytestmark = [pytest.mark.prefect, pytest.mark.slow]
 
@@ -212,7 +213,7 @@ def test_redeploying_keeps_which_schedules_are_active_as_the_catalog_says(prefec
     def redeploy() -> dict[str, tuple[str, bool]]:
         deploy.deploy(client, working_directory=str(prefect_stack.stack.place.home))
         deploy.ensure_jobs(catalog, settings, now=datetime.now(UTC))
-        deploy.reconcile_schedules(catalog, settings, client, settings_file=file)
+        deploy.reconcile_schedules(catalog, client, settings_file=file)
         return in_prefect()
 
     def in_prefect() -> dict[str, tuple[str, bool]]:
@@ -225,29 +226,51 @@ def test_redeploying_keeps_which_schedules_are_active_as_the_catalog_says(prefec
 
     first = redeploy()
     wal, full = catalog.job_named("main-wal"), catalog.job_named("main-full")
+    test, cleaning = catalog.job_named("main-restore-test"), catalog.job_named("retention-cleanup")
     assert first[str(wal.id)] == ("*/15 * * * * UTC", True)
     assert first[str(full.id)] == ("0 2 * * * Europe/Berlin", True)
-    assert first["maintenance-retention-cleanup"] == ("30 6 * * * Europe/Berlin", True)
+    assert first[str(cleaning.id)] == ("30 6 * * * Europe/Berlin", True)
 
-    catalog.set_job_active(wal.id, False, now=datetime.now(UTC))
-    # In Prefect's page somebody stops the full, which the catalog wants, and the restore test, which it knows not.
-    for name, slug in (("backup", str(full.id)), ("restore-test", "maintenance-restore-test-main")):
-        deployment = client.read_deployment_by_name(f"{name}/{name}")
-        (one,) = [s for s in client.read_deployment_schedules(deployment.id) if s.slug == slug]
-        client.update_deployment_schedule(deployment.id, one.id, active=False)
+    for job in (wal, test):
+        catalog.set_job_active(job.id, False, now=datetime.now(UTC))
+    # In Prefect's page somebody stops the full, which the catalog wants.
+    deployment = client.read_deployment_by_name("backup/backup")
+    (one,) = [s for s in client.read_deployment_schedules(deployment.id) if s.slug == str(full.id)]
+    client.update_deployment_schedule(deployment.id, one.id, active=False)
     second = redeploy()
     assert second[str(wal.id)][1] is False
     assert second[str(full.id)][1] is True
-    assert second["maintenance-restore-test-main"][1] is False
+    assert second[str(test.id)][1] is False
     assert set(second) == set(first)
 
     object.__setattr__(settings, "sources", {})
     third = redeploy()
-    assert "maintenance-verify-main" not in third
-    assert str(full.id) in third
-    for job in (wal, full, catalog.job_named("main-incremental")):
+    assert third == second, "history keeps its jobs, also of a source that the settings no longer have"
+    for job in catalog.jobs():
         catalog.set_job_active(job.id, False, now=datetime.now(UTC))
     redeploy()
+
+
+def test_a_run_that_comes_before_its_window_is_moved_to_when_it_opens(prefect_stack):
+    client = prefect_stack.client
+    deployment = client.read_deployment_by_name("backup/backup")
+    opens_at = datetime.now(UTC).replace(microsecond=0) + timedelta(hours=1)
+    early = client.create_flow_run_from_deployment(
+        deployment.id, parameters={"source": "main"}, state=Scheduled(scheduled_time=opens_at + timedelta(days=1))
+    )
+    first, again = (moved(client, early, opens_at) for _ in range(2))
+    assert first.message == again.message, "told twice, it is moved once"
+    (other,) = [
+        run
+        for run in client.read_flow_runs(
+            deployment_filter=DeploymentFilter(id=DeploymentFilterId(any_=[deployment.id]))
+        )
+        if str(run.id) in (first.message or "")
+    ]
+    assert other.expected_start_time == opens_at
+    assert (other.parameters, other.auto_scheduled) == (early.parameters, False)
+    for run in (early, other):
+        client.delete_flow_run(run.id)
 
 
 # What Prefect leaves open
