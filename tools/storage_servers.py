@@ -7,12 +7,14 @@ it is first asked for; `settings` of a server makes a new, empty place in it and
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import secrets
 import socket
 import subprocess
 import sys
 import time
+import urllib.request
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Protocol
@@ -183,7 +185,36 @@ def azure_server(place: Path) -> Iterator[AzureServer]:
         yield AzureServer(port, place)
 
 
-SERVERS = {"s3": s3_server, "sftp": sftp_server, "azure": azure_server}
+class GcsServer:
+    """gcp-storage-emulator, made stricter by `tools/gcs_server.py`."""
+
+    def __init__(self, port: int) -> None:
+        self.port = port
+
+    def settings(self, *, port: int = 0) -> RepositorySettings:
+        bucket = f"bucket-{secrets.token_hex(6)}"
+        request = urllib.request.Request(
+            f"http://127.0.0.1:{self.port}/storage/v1/b?project=tests",
+            data=json.dumps({"name": bucket}).encode(),
+            headers={"Content-Type": "application/json"},
+        )
+        with urllib.request.urlopen(request, timeout=30):  # noqa: S310 - a loopback address
+            return RepositorySettings(url=f"gs://{bucket}/a/prefix", endpoint=f"http://127.0.0.1:{port or self.port}")
+
+    def storage(self) -> Storage:
+        settings = self.settings()
+        return open_driver(settings.url, settings)
+
+
+@contextlib.contextmanager
+def gcs_server(place: Path) -> Iterator[GcsServer]:
+    port = free_port()
+    command = [sys.executable, "-m", "tools.gcs_server", str(port)]
+    with process(command, port, place, {**os.environ, "PYTHONPATH": str(ROOT)}):
+        yield GcsServer(port)
+
+
+SERVERS = {"s3": s3_server, "azure": azure_server, "gs": gcs_server, "sftp": sftp_server}
 
 
 class Servers:

@@ -20,6 +20,7 @@ DRIVERS = {
     "memory": "seawall.storage.memory",
     "s3": "seawall.storage.s3",
     "azure": "seawall.storage.azure",
+    "gs": "seawall.storage.gcs",
     "sftp": "seawall.storage.sftp",
 }
 

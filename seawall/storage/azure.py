@@ -53,7 +53,7 @@ from seawall.storage.access import (
 from seawall.storage.answers import explained, server_time
 from seawall.storage.base import Capabilities, Stat
 from seawall.storage.objects import Fetched, ObjectStorage
-from seawall.storage.parts import PART_BYTES
+from seawall.storage.parts import AHEAD, PART_BYTES
 from seawall.storage.retry import RetryPolicy
 
 _CONNECT_SECONDS = 10
@@ -217,6 +217,7 @@ class AzureUpload:
     name: str
     token: str = field(default_factory=lambda: secrets.token_hex(8))
     numbers: set[int] = field(default_factory=set)
+    at_once: int = AHEAD
 
     def send(self, number: int, part: bytearray) -> None:
         with self.container._translated("write", self.name):

@@ -51,6 +51,9 @@ class Fetched:
 class Upload(Protocol):
     """An object on its way in numbered parts; no reader sees it before `finish` returned."""
 
+    # How many parts may be under way beside each other.
+    at_once: int
+
     def send(self, number: int, part: bytearray) -> None: ...
 
     def finish(self) -> None:
@@ -214,7 +217,7 @@ class ObjectStorage:
             self._again(f"part {number} of {name}", lambda: upload.send(number, part))
 
         try:
-            total = send_ahead(parts, lambda number, part: self._executor.submit(send, number, part))
+            total = send_ahead(parts, lambda number, part: self._executor.submit(send, number, part), upload.at_once)
             self._settled(f"finish {name}", upload.finish, upload.stored)
         except BaseException:
             self._abort(upload, name)

@@ -36,11 +36,12 @@ def cut(chunks: Iterable[Bytes], part_bytes: int = PART_BYTES) -> Iterator[bytea
         yield part
 
 
-def send_ahead(parts: Iterable[bytearray], send: Callable[[int, bytearray], Future[None]]) -> int:
+def send_ahead(parts: Iterable[bytearray], send: Callable[[int, bytearray], Future[None]], at_once: int = AHEAD) -> int:
     """Send numbered parts, the first with number 1, a few at once; how many bytes there were.
 
     Args:
         send: begins to send a part.
+        at_once: how many may be under way while the next one is filled.
 
     Raises:
         Exception: whatever the first failing `send`, or iterating `parts`, raised; none is under way any more.
@@ -50,7 +51,7 @@ def send_ahead(parts: Iterable[bytearray], send: Callable[[int, bytearray], Futu
     try:
         for number, part in enumerate(parts, 1):
             total += len(part)
-            if len(under_way) == AHEAD:
+            if len(under_way) == at_once:
                 under_way.popleft().result()
             under_way.append(send(number, part))
         while under_way:

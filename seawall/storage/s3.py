@@ -40,6 +40,7 @@ from seawall.storage.access import Place, bucket_place, certificates, credential
 from seawall.storage.answers import explained, server_time
 from seawall.storage.base import Capabilities, Stat
 from seawall.storage.objects import Fetched, ObjectStorage
+from seawall.storage.parts import AHEAD
 from seawall.storage.retry import RetryPolicy
 
 _CONNECT_SECONDS = 10
@@ -293,6 +294,7 @@ class S3Upload:
     name: str
     where: dict[str, Any]
     parts: dict[int, tuple[str, bytes]] = field(default_factory=dict)
+    at_once: int = AHEAD
 
     def send(self, number: int, part: bytearray) -> None:
         digest = hashlib.sha256(part).digest()

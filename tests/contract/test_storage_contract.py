@@ -73,7 +73,7 @@ def _troubled(kind: str) -> MakeRemote:
     )
 
 
-KINDS = ("s3", "azure", "sftp")
+KINDS = ("s3", "azure", "gs", "sftp")
 DRIVERS = {kind: _driver(kind) for kind in KINDS}
 REMOTE = (
     DRIVERS

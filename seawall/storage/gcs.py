@@ -1,0 +1,354 @@
+"""Objects in a bucket of Google Cloud Storage, over its JSON API.
+
+An object is stored under the condition that its name is free (`ifGenerationMatch=0`), and with its CRC32C, which the
+service compares with what arrived before anybody can read it. A large object is a resumable upload: its parts go one
+after the other, and after a broken connection the service is asked how much of it has arrived. Sessions that nobody
+finishes end by themselves after a week ("Resumable uploads", session URIs), so `sweep` finds none.
+
+Not guaranteed: that a delete frees space in a bucket with soft delete or versions.
+"""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import json
+import secrets
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from typing import Any
+from urllib.parse import quote
+
+import google.auth
+import google.auth.exceptions
+import google_crc32c
+import requests
+from google.auth.credentials import AnonymousCredentials
+from google.auth.transport.requests import AuthorizedSession
+from google.oauth2 import service_account
+
+from seawall.errors import (
+    NotARepository,
+    ObjectLocked,
+    ObjectMissing,
+    SeawallError,
+    SettingsError,
+    StorageBusy,
+    StorageDenied,
+    StorageError,
+    StorageUnreachable,
+)
+from seawall.settings import RepositorySettings
+from seawall.storage.access import Place, bucket_place, certificates, credentials, secured_endpoint
+from seawall.storage.answers import explained, server_time
+from seawall.storage.base import Capabilities, Stat
+from seawall.storage.objects import Fetched, ObjectStorage
+from seawall.storage.parts import PART_BYTES
+from seawall.storage.retry import RetryPolicy
+
+_ENDPOINT = "https://storage.googleapis.com"
+_SCOPE = "https://www.googleapis.com/auth/devstorage.read_write"
+_TIMEOUT_SECONDS = (10, 60)
+_POOL = 32
+_FIELDS = "name,size,timeCreated,crc32c"
+
+# Reasons that say more than their status (Cloud Storage JSON API, "HTTP status and error codes").
+_LOCKED = frozenset({"retentionPolicyNotMet", "objectUnderActiveHold", "objectUnderRetention"})
+_BUSY = frozenset({"rateLimitExceeded", "userRateLimitExceeded", "usageLimitExceeded", "quotaExceeded"})
+
+
+def open_url(url: str, settings: RepositorySettings) -> ObjectStorage:
+    """The storage at `gs://bucket/prefix`; nothing is asked of the service yet.
+
+    Raises:
+        SettingsError: the URL, the endpoint or the credentials file is wrong.
+    """
+    endpoint = secured_endpoint(settings)
+    bucket = GcsBucket(bucket_place(url, "gs"), session(settings), endpoint or _ENDPOINT)
+    return ObjectStorage(bucket, RetryPolicy(attempts=settings.attempts))
+
+
+def session(settings: RepositorySettings) -> AuthorizedSession:
+    """A session that makes each request once: repeating is decided above.
+
+    Raises:
+        SettingsError: the credentials file is wrong, or there are no credentials anywhere.
+    """
+    made = AuthorizedSession(_credentials(settings))
+    made.verify = certificates(settings)
+    adapter = requests.adapters.HTTPAdapter(pool_maxsize=_POOL, max_retries=0)
+    made.mount("https://", adapter)
+    made.mount("http://", adapter)
+    return made
+
+
+class GcsBucket:
+    """A bucket and a prefix."""
+
+    def __init__(self, place: Place, http: AuthorizedSession, endpoint: str) -> None:
+        self._place = place
+        self._http = http
+        self._base = f"{endpoint}/storage/v1/b/{quote(place.bucket, safe='')}"
+        self._upload = f"{endpoint}/upload/storage/v1/b/{quote(place.bucket, safe='')}/o"
+        self._download = f"{endpoint}/download/storage/v1/b/{quote(place.bucket, safe='')}/o"
+        self._seen = False
+
+    @property
+    def url(self) -> str:
+        return f"gs://{self._place.bucket}/{self._place.prefix}".rstrip("/")
+
+    @property
+    def capabilities(self) -> Capabilities:
+        return Capabilities(
+            create_only=True, consistent_list=True, object_lock=False, free_space=False, checksums=True, folders=False
+        )
+
+    def create(self, name: str, content: bytearray) -> None:
+        about = {"name": self._place.prefix + name, "crc32c": _crc32c(content)}
+        boundary = secrets.token_hex(16)
+        head = f"--{boundary}\r\nContent-Type: application/json\r\n\r\n{json.dumps(about)}\r\n"
+        head += f"--{boundary}\r\nContent-Type: application/octet-stream\r\n\r\n"
+        body = head.encode() + content + f"\r\n--{boundary}--\r\n".encode()
+        self.ask(
+            "write",
+            name,
+            "POST",
+            self._upload,
+            params={"uploadType": "multipart", "name": about["name"], "ifGenerationMatch": "0"},
+            headers={"Content-Type": f"multipart/related; boundary={boundary}"},
+            data=body,
+        )
+
+    def holds(self, name: str, content: bytearray) -> bool:
+        found = self._resource(name)
+        return int(found["size"]) == len(content) and found.get("crc32c") == _crc32c(content)
+
+    def begin(self, name: str) -> GcsUpload:
+        key = self._place.prefix + name
+        answer = self.ask(
+            "write",
+            name,
+            "POST",
+            self._upload,
+            params={"uploadType": "resumable", "name": key, "ifGenerationMatch": "0"},
+            json={"name": key},
+        )
+        return GcsUpload(self, name, answer.headers["Location"])
+
+    def fetch(self, name: str, begin: int, end: int) -> Fetched:
+        try:
+            answer = self.ask(
+                "read",
+                name,
+                "GET",
+                f"{self._download}/{self._key(name)}",
+                params={"alt": "media"},
+                # An object is read as it was stored, whatever the service might unpack on the way.
+                headers={"Range": f"bytes={begin}-{end - 1}", "Accept-Encoding": "identity"},
+            )
+        except _BeyondEnd:
+            return Fetched(b"", self.look(name).size_bytes)
+        except ObjectMissing:
+            self._refuse_missing_bucket()
+            raise
+        return Fetched(answer.content, int(answer.headers["Content-Range"].rpartition("/")[2]))
+
+    def look(self, name: str) -> Stat:
+        return self._stat(name, self._resource(name))
+
+    def walk(self, prefix: str) -> Iterator[Stat]:
+        for page in self._pages(prefix, f"items({_FIELDS})"):
+            for found in page.get("items", ()):
+                yield self._stat(found["name"][len(self._place.prefix) :], found)
+
+    def folders(self, folder: str) -> Iterator[str]:
+        for page in self._pages(folder, "prefixes,items(name)", delimiter="/"):
+            found = [*page.get("prefixes", ()), *(item["name"] for item in page.get("items", ()))]
+            yield from (key[len(self._place.prefix) :] for key in found)
+
+    def remove(self, name: str) -> None:
+        try:
+            self.ask("delete", name, "DELETE", f"{self._base}/o/{self._key(name)}")
+        except ObjectMissing:
+            self._refuse_missing_bucket()
+
+    def now(self) -> datetime:
+        answer = self.ask("look at", "the bucket", "GET", f"{self._base}/o", params=self._first())
+        return server_time(answer.headers.get("Date"), self.url)
+
+    def sweep(self, older_than: timedelta) -> int:  # noqa: ARG002 - the contract's signature
+        """Nothing: the service itself ends uploads that nobody finishes."""
+        return 0
+
+    def close(self) -> None:
+        self._http.close()
+
+    def ask(self, action: str, name: str, method: str, url: str, **request: Any) -> requests.Response:
+        """One request, its failure translated.
+
+        Raises:
+            StorageError, NotARepository: the answer is not one of success, or there was none.
+        """
+        what = f"cannot {action} {name or 'objects'} in {self.url}"
+        try:
+            answer: requests.Response = self._http.request(
+                method, url, timeout=_TIMEOUT_SECONDS, allow_redirects=False, **request
+            )
+        except google.auth.exceptions.TransportError as error:
+            raise StorageUnreachable(f"{what}: {error}") from error
+        except google.auth.exceptions.GoogleAuthError as error:
+            raise StorageDenied(f"{what}: {error}", hint="Check credentials_file.") from error
+        except (requests.RequestException, OSError) as error:
+            hint = "Name the certificate of your own authority with ca_file." if "CERTIFICATE" in str(error) else None
+            raise StorageUnreachable(f"{what}: {error}", hint=hint) from error
+        if answer.status_code == 416:
+            raise _BeyondEnd
+        # 308 is "resume incomplete": a part was taken and more is expected.
+        if not (answer.ok or answer.status_code == 308):
+            raise _explained(answer, what)
+        return answer
+
+    def _resource(self, name: str) -> Mapping[str, Any]:
+        try:
+            answer = self.ask("look at", name, "GET", f"{self._base}/o/{self._key(name)}", params={"fields": _FIELDS})
+        except ObjectMissing:
+            self._refuse_missing_bucket()
+            raise
+        found: Mapping[str, Any] = answer.json()
+        return found
+
+    def _pages(self, prefix: str, fields: str, **more: str) -> Iterator[Mapping[str, Any]]:
+        asked = {"prefix": self._place.prefix + prefix, "fields": f"nextPageToken,{fields}", **more}
+        while True:
+            page = self._listed(prefix, asked)
+            yield page
+            if not page.get("nextPageToken"):
+                return
+            asked["pageToken"] = page["nextPageToken"]
+
+    def _listed(self, prefix: str, asked: Mapping[str, str]) -> Mapping[str, Any]:
+        try:
+            found: Mapping[str, Any] = self.ask("list", prefix, "GET", f"{self._base}/o", params=asked).json()
+        except ObjectMissing as error:
+            raise self._no_bucket() from error
+        return found
+
+    def _refuse_missing_bucket(self) -> None:
+        """The answer about an object does not say whether it is that or the bucket that is missing."""
+        if not self._seen:
+            self._listed("", self._first())
+            self._seen = True
+
+    def _no_bucket(self) -> NotARepository:
+        return NotARepository(f"there is no bucket {self._place.bucket}", hint="Create it, or correct the URL.")
+
+    def _first(self) -> dict[str, str]:
+        return {"prefix": self._place.prefix, "maxResults": "1", "fields": "items(name)"}
+
+    def _key(self, name: str) -> str:
+        return quote(self._place.prefix + name, safe="")
+
+    def _stat(self, name: str, found: Mapping[str, Any]) -> Stat:
+        return Stat(name, int(found["size"]), datetime.fromisoformat(found["timeCreated"]).astimezone(UTC))
+
+
+@dataclass
+class GcsUpload:
+    """A resumable upload; every part but the last is a multiple of 256 KiB, as the service wants it."""
+
+    bucket: GcsBucket
+    name: str
+    session: str
+    checksum: Any = field(default_factory=google_crc32c.Checksum)
+    total: int = 0
+    last: bytearray | None = None
+    uncertain: int = 0
+    # The service takes the bytes of a session in their order only.
+    at_once: int = 1
+
+    def send(self, number: int, part: bytearray) -> None:
+        begin = (number - 1) * PART_BYTES
+        if self.total == begin:
+            self.checksum.update(bytes(part))
+            self.total += len(part)
+        if len(part) < PART_BYTES:
+            # Only `finish` may send it: with the object's size the service gives the object its name.
+            self.last = part
+            return
+        arrived = self._arrived() if self.uncertain == number else begin
+        self.uncertain = number
+        while arrived < begin + len(part):
+            span = f"bytes {arrived}-{begin + len(part) - 1}/*"
+            answer = self._put(bytes(part[arrived - begin :]), span)
+            arrived = _received(answer)
+        self.uncertain = 0
+
+    def finish(self) -> None:
+        rest = bytes(self.last or b"")
+        begin = self.total - len(rest)
+        span = f"bytes {begin}-{self.total - 1}/{self.total}" if rest else f"bytes */{self.total}"
+        answer = self._put(rest, span, {"X-Goog-Hash": f"crc32c={self._crc32c()}"})
+        if answer.status_code == 308:
+            raise StorageUnreachable(f"{self.name} in {self.bucket.url} is not whole yet")
+
+    def stored(self) -> bool:
+        found = self.bucket._resource(self.name)
+        return int(found["size"]) == self.total and found.get("crc32c") == self._crc32c()
+
+    def abort(self) -> None:
+        # The service answers 499, "client closed request", to a session that was ended so.
+        with contextlib.suppress(StorageError):
+            self.bucket.ask("abort an upload of", self.name, "DELETE", self.session)
+
+    def _arrived(self) -> int:
+        return _received(self._put(b"", "bytes */*"))
+
+    def _put(self, content: bytes, span: str, headers: Mapping[str, str] | None = None) -> requests.Response:
+        sent = {"Content-Range": span, "Content-Type": "application/octet-stream", **(headers or {})}
+        return self.bucket.ask("write", self.name, "PUT", self.session, data=content, headers=sent)
+
+    def _crc32c(self) -> str:
+        return base64.b64encode(self.checksum.digest()).decode()
+
+
+class _BeyondEnd(Exception):
+    """A range that begins behind the object's last byte; never leaves this module."""
+
+
+def _received(answer: requests.Response) -> int:
+    """How many bytes of a session the service has (header `Range: bytes=0-LAST`; none for nothing)."""
+    return int(answer.headers["Range"].rpartition("-")[2]) + 1 if "Range" in answer.headers else 0
+
+
+def _explained(answer: requests.Response, what: str) -> SeawallError:
+    try:
+        error = answer.json()["error"]
+        said, reason = str(error.get("message", "")), str((error.get("errors") or [{}])[0].get("reason", ""))
+    except (ValueError, KeyError, TypeError, AttributeError):
+        said, reason = answer.reason or "", ""
+    message = f"{what}: {answer.status_code} {reason} {said}".replace("  ", " ").rstrip()
+    if reason in _LOCKED or (answer.status_code == 403 and "hold" in said.lower()):
+        return ObjectLocked(message)
+    if reason in _BUSY:
+        return StorageBusy(message)
+    return explained(answer.status_code, message)
+
+
+def _credentials(settings: RepositorySettings) -> Any:
+    text = credentials(settings)
+    if text is None and secured_endpoint(settings).startswith("http://"):
+        return AnonymousCredentials()  # an emulator on this host: nothing else is reached without TLS
+    try:
+        if text is None:
+            return google.auth.default(scopes=[_SCOPE])[0]
+        return service_account.Credentials.from_service_account_info(json.loads(text), scopes=[_SCOPE])
+    except google.auth.exceptions.DefaultCredentialsError as error:
+        raise SettingsError("there are no credentials for Google Cloud", hint="Name a credentials_file.") from error
+    except (ValueError, AttributeError, google.auth.exceptions.GoogleAuthError) as error:
+        # The error's own text may repeat a part of the key.
+        raise SettingsError("credentials_file is not the JSON key of a service account") from error
+
+
+def _crc32c(content: bytes | bytearray) -> str:
+    return base64.b64encode(google_crc32c.Checksum(bytes(content)).digest()).decode()
