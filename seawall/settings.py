@@ -25,6 +25,13 @@ DEFAULT_FILE = Path("/etc/seawall/seawall.toml")
 _OVERRIDABLE = ("repository", "sealing", "catalog", "server")
 
 
+class Confirm(StrEnum):
+    """By what each new object is confirmed where the storage computes no checksum itself."""
+
+    SIZE = "size"
+    HASH = "hash"
+
+
 @dataclass(frozen=True, slots=True)
 class RepositorySettings:
     """Where backups lie.
@@ -35,6 +42,8 @@ class RepositorySettings:
         bandwidth_bytes_per_second: the most that is sent to and read from the storage; 0 is no limit.
         concurrency: how many requests to the storage may be under way at once.
         attempts: how often a request that may succeed later is made in all.
+        confirm: `size` compares the size of each object that was written; `hash` reads it back whole, where the storage
+            computes no SHA-256 itself.
         endpoint: the service's address where it is not the vendor's own, such as `https://minio.example.com`; for Azure
             the account's, `https://ACCOUNT.blob.core.windows.net`.
         region: of an S3 bucket, such as `eu-central-1`.
@@ -50,6 +59,7 @@ class RepositorySettings:
     bandwidth_bytes_per_second: int = 0
     concurrency: int = 8
     attempts: int = 5
+    confirm: Confirm = Confirm.SIZE
     endpoint: str = ""
     region: str = ""
     credentials_file: Path | None = None

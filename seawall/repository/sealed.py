@@ -84,14 +84,19 @@ class Writer(Protocol):
 
 
 def put_confirmed(storage: Storage, name: str, chunks: Iterable[Bytes], writer: Writer) -> tuple[int, str]:
-    """Store an object and confirm that the storage holds as many bytes as were sent; returns size and SHA-256.
+    """Store an object and confirm what the storage says that it holds; returns size and SHA-256.
+
+    The size is always compared, and the SHA-256 where the storage computed one itself or every object is read back
+    (`[repository] confirm`).
 
     Raises:
-        StorageError: the storage holds another number of bytes.
+        StorageError: the storage holds another number of bytes, or other bytes.
     """
     stat = storage.put(name, chunks)
     if stat.size_bytes != writer.stored_bytes:
         raise StorageError(f"{name}: {writer.stored_bytes} bytes were sent, {stat.size_bytes} are stored")
+    if stat.sha256 is not None and stat.sha256 != writer.sha256:
+        raise StorageError(f"{name}: what is stored is not what was sent, its SHA-256 is {stat.sha256}")
     return writer.stored_bytes, writer.sha256
 
 

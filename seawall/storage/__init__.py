@@ -11,8 +11,9 @@ from importlib import import_module
 from typing import Protocol, cast
 
 from seawall.errors import SettingsError
-from seawall.settings import RepositorySettings
+from seawall.settings import Confirm, RepositorySettings
 from seawall.storage.base import Storage
+from seawall.storage.confirm import Confirming
 from seawall.storage.wrappers import Limited, Retrying, RetryPolicy, Sleep, Throttled, TokenBucket
 
 DRIVERS = {
@@ -71,7 +72,8 @@ def open_storage(
         raise SettingsError("[repository] concurrency and attempts must be at least 1")
     bucket = bucket or TokenBucket(settings.bandwidth_bytes_per_second, sleep=sleep)
     limited = Limited(Throttled(open_driver(settings.url, settings), bucket), settings.concurrency)
-    return Retrying(limited, RetryPolicy(attempts=settings.attempts), sleep=sleep)
+    retrying = Retrying(limited, RetryPolicy(attempts=settings.attempts), sleep=sleep)
+    return Confirming(retrying) if settings.confirm is Confirm.HASH else retrying
 
 
 def _without_secret(url: str) -> str:
