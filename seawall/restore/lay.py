@@ -12,6 +12,7 @@ import queue
 import threading
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,10 +28,14 @@ from seawall.restore.destination import MARKER
 from seawall.restore.plan import RestorePlan
 from seawall.restore.tree import CONTROL, Tree, remove_tree, sync_directory, translated
 from seawall.restore.wanted import Wanted
+from seawall.storage.direct import ALIGNMENT, Behind, open_direct
 
 _MADE_BY_THE_RESTORE = ("backup_label", "tablespace_map")
 _STALE = ("recovery.signal", "standby.signal", "postmaster.pid", *_MADE_BY_THE_RESTORE)
 _SUMMARIES_SINCE = 17
+_WRITING = os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC
+# Smaller parts are written through the page cache: there the disk's time for each write would count.
+_LARGE_BYTES = 256 * 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -194,57 +199,80 @@ class _Laying:
             loads.put(name)
 
         def work() -> None:
-            while not self._failed.is_set():
-                try:
-                    name = loads.get_nowait()
-                except queue.Empty:
-                    return
-                self._object(name)
+            with closing(_OpenFile(self._tree)) as file:
+                while not self._failed.is_set():
+                    try:
+                        name = loads.get_nowait()
+                    except queue.Empty:
+                        return
+                    self._object(name, file)
 
         run_together([work] * self._workers, self._failed)
 
-    def _object(self, name: str) -> None:
-        entries = self._wanted.entries(name)
-        open_file = _OpenFile(self._tree, self._wanted.modified_at(name))
-        try:
-            for path, offset, piece in self._area.bundle(self._plan.head, name, self._ring, entries):
-                self._observe.checkpoint()
-                if self._failed.is_set():
-                    raise Cancelled("another worker failed")
-                open_file.write(path, piece, offset)
-                self._observe.hear(Advanced("restore", len(piece)))
-                with self._lock:
-                    self._written += len(piece)
-        finally:
-            open_file.close()
+    def _object(self, name: str, file: _OpenFile) -> None:
+        modified_at = self._wanted.modified_at(name)
+        for path, offset, piece in self._area.bundle(self._plan.head, name, self._ring, self._wanted.entries(name)):
+            self._observe.checkpoint()
+            if self._failed.is_set():
+                raise Cancelled("another worker failed")
+            file.write(path, piece, offset, modified_at)
+            self._observe.hear(Advanced("restore", len(piece)))
+            with self._lock:
+                self._written += len(piece)
+        file.finish()
 
 
 class _OpenFile:
     """The one file that a worker writes to at the moment."""
 
-    def __init__(self, tree: Tree, modified_at: Mapping[str, float]) -> None:
-        self._tree, self._modified_at = tree, modified_at
-        self._path, self._descriptor = "", -1
+    def __init__(self, tree: Tree) -> None:
+        self._tree = tree
+        self._behind = Behind()
+        self._path, self._modified_at = "", 0.0
+        self._descriptor = self._direct = -1
 
-    def write(self, path: str, piece: memoryview, offset: int) -> None:
+    def write(self, path: str, piece: memoryview, offset: int, modified_at: Mapping[str, float]) -> None:
         if path != self._path:
-            self.close()
-            self._descriptor = os.open(self._tree.path(path), os.O_WRONLY | os.O_NOFOLLOW)
-            self._path = path
-        done = 0
-        while done < len(piece):
-            done += os.pwrite(self._descriptor, piece[done:], offset + done)
+            self.finish()
+            self._descriptor = os.open(self._tree.path(path), _WRITING)
+            self._path, self._modified_at = path, modified_at[path]
+        if len(piece) >= _LARGE_BYTES and offset % ALIGNMENT == 0:
+            done = self._write_behind(piece, offset)
+            piece, offset = piece[done:], offset + done
+        while piece:
+            done = os.pwrite(self._descriptor, piece, offset)
+            piece, offset = piece[done:], offset + done
 
-    def close(self) -> None:
+    def _write_behind(self, piece: memoryview, offset: int) -> int:
+        if self._direct < 0:
+            self._direct = open_direct(self._tree.path(self._path), _WRITING)
+        buffer = self._behind.buffer()
+        length = min(len(piece), len(buffer)) // ALIGNMENT * ALIGNMENT
+        buffer[:length] = piece[:length]
+        self._behind.write(self._direct, self._descriptor, length, offset)
+        return length
+
+    def finish(self) -> None:
+        """Everything of the open file is written, and its time is set."""
         if self._descriptor < 0:
             return
-        descriptor, self._descriptor = self._descriptor, -1
         try:
+            self._behind.settle()
             # Every worker that wrote a part sets it, so the last one leaves it right.
-            os.utime(descriptor, (self._modified_at[self._path],) * 2)
+            os.utime(self._descriptor, (self._modified_at, self._modified_at))
         finally:
-            os.close(descriptor)
-            self._path = ""
+            self._forget()
+
+    def close(self) -> None:
+        """End, also after an error: nothing is under way any more, and nothing is open."""
+        self._behind.close()
+        self._forget()
+
+    def _forget(self) -> None:
+        for descriptor in (self._descriptor, self._direct):
+            if descriptor >= 0:
+                os.close(descriptor)
+        self._path, self._descriptor, self._direct = "", -1, -1
 
 
 def run_together(jobs: Iterable[Callable[[], None]], failed: threading.Event) -> None:

@@ -21,6 +21,7 @@ from seawall.restore.destination import MARKER
 CONTROL = "global/pg_control"
 HELD_CONTROL = "global/pg_control.seawall"
 _PIECE_BYTES = 1024 * 1024
+_LARGE_BYTES = 1024 * 1024
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 _DENIED = (errno.EPERM, errno.EACCES, errno.EROFS)
 
@@ -100,6 +101,9 @@ class Tree:
         descriptor = os.open(place, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
         with open(descriptor, "wb", buffering=0):
             self._dress(descriptor, entry)
+            if entry.size_bytes >= _LARGE_BYTES:
+                # Several workers write parts of it: none has to make it longer.
+                os.ftruncate(descriptor, entry.size_bytes)
 
     def _dress(self, descriptor: int, entry: FileEntry) -> None:
         if not self._account.is_current:

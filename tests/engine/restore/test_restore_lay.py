@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from collections.abc import Mapping
@@ -67,6 +68,24 @@ def test_files_come_back_byte_for_byte(
     assert (into / "base/1/2619").stat().st_mtime == 1.5
     assert (into / "pg_wal/archive_status").is_dir()
     assert (into / "pg_wal/summaries").is_dir()
+
+
+@pytest.mark.parametrize("with_direct", [True, False], ids=["direct", "cached"])
+def test_large_files_come_back_wherever_they_lie_in_their_bundle(
+    site: Any, into: Path, account: Account, monkeypatch: pytest.MonkeyPatch, with_direct: bool
+) -> None:
+    if not with_direct:
+        monkeypatch.setattr(lay, "open_direct", lambda *_: -1)
+    odd = hashlib.shake_128(b"large").digest(5_000_001)
+    large = {"base/1/1": odd[: 610 * 8192], "base/1/2": odd[8192:], "base/1/3": odd[: 300 * 8192], "base/1/4": odd[:9]}
+    backed_up(site, content={**large, "global/pg_control": b"c" * 8192})
+    done = restored(site, into, account)
+    found = files_of(into)
+    assert {path: hashlib.sha256(found[path]).hexdigest() for path in large} == {
+        path: hashlib.sha256(data).hexdigest() for path, data in large.items()
+    }
+    assert (into / "base/1/2").stat().st_mtime == 1.5
+    assert done.written_bytes == sum(map(len, large.values())) + 8192
 
 
 def test_until_the_end_there_is_a_marker_and_no_pg_control(site: Any, into: Path, account: Account) -> None:
