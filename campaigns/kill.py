@@ -10,7 +10,7 @@ import shutil
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from datetime import datetime, timedelta
+from datetime import timedelta
 from pathlib import Path
 
 from campaigns import sample, scenes, victims
@@ -220,6 +220,7 @@ class StillLife:
     made: sample.Sample
     ring: KeyRing
     trials: int = 0
+    moments: int = 0
 
     def kill(self, name: str, points: int, tally: Tally) -> None:
         """Kill one verb at so many boundaries."""
@@ -241,9 +242,14 @@ class StillLife:
             "expire": (victims.let_go, _unmark, lambda: (oldest,)),
             "collect": (victims.collect, _nothing, tuple),
             "rotate keys": (victims.rotate, _nothing, lambda: (newest,)),
-            "write a set": (victims.write_set, _nothing, lambda: (_free_label(),)),
+            "write a set": (victims.write_set, _nothing, lambda: (self._free_moment(),)),
             "hold": (victims.hold, _nothing, lambda: (middle,)),
         }
+
+    def _free_moment(self) -> str:
+        """A time that no set of any trial began at, and that is past."""
+        self.moments += 1
+        return (victims.now() - timedelta(hours=12) + timedelta(seconds=self.moments)).isoformat()
 
     def _fresh(self, verb: Victim, prepare: Callable[[Scene], None], arguments: Callable[[], tuple[str, ...]]) -> Trial:
         self.trials += 1
@@ -277,7 +283,3 @@ def _nothing(_scene: Scene) -> None:
 def _unmark(scene: Scene) -> None:
     for mark in (scene.place / "sources" / SOURCE / "expired").iterdir():
         mark.unlink()
-
-
-def _free_label() -> str:
-    return datetime.isoformat(victims.now())

@@ -10,7 +10,7 @@ from __future__ import annotations
 import random
 import secrets
 import struct
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -31,6 +31,7 @@ from seawall.model import (
     Tablespace,
 )
 from seawall.repository import BackupSetWriter, Repository, Sealing, SourceArea, documents
+from seawall.storage.base import Bytes
 from seawall.storage.memory import MemoryStorage
 from seawall.wal import Lsn, Segment
 
@@ -44,16 +45,25 @@ _WAL_BYTES = 4096
 
 
 class QuickRing(KeyRing):
-    """A key ring that asks gpg once for each wrapped key: what a message opens to does not depend on when."""
+    """A key ring that asks gpg once for each message: what one opens to does not depend on when.
+
+    Only messages that opened are remembered, by all of their bytes. A damaged one goes to gpg each time.
+    """
 
     def __init__(self, home: Path) -> None:
         super().__init__(home, lambda: PASSPHRASE)
-        self._known: dict[str, bytes] = {}
+        self._known: dict[bytes, list[bytes]] = {}
 
-    def unwrap(self, text: str) -> bytes:
-        if text not in self._known:
-            self._known[text] = super().unwrap(text)
-        return self._known[text]
+    def decrypt_stream(self, chunks: Iterable[Bytes]) -> Iterator[bytes]:
+        message = b"".join(chunks)
+        if message not in self._known:
+            opened = []
+            for piece in super().decrypt_stream([message]):
+                opened.append(piece)
+                yield piece
+            self._known[message] = opened
+            return
+        yield from self._known[message]
 
 
 def make_ring(home: Path) -> QuickRing:

@@ -1,0 +1,59 @@
+"""A bounded part of the damage campaign: whatever happens to stored bytes is noticed, and never restored as data."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from campaigns import damage, sample
+from seawall.keys import KeyRing
+from seawall.model import Compression, SealingMode
+
+TRIALS = {SealingMode.NONE: 260, SealingMode.AES_256_GCM: 260, SealingMode.OPENPGP: 40}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mode", list(SealingMode))
+def test_damage_is_noticed_or_proved_harmless_and_nothing_wrong_is_restored(
+    mode: SealingMode, place: Path, ring: KeyRing, seed: int
+) -> None:
+    into = place / f"damage-{mode.value}"
+    into.mkdir()
+    made = sample.make(ring, mode, Compression.LZ4, seed)
+    tally = damage.run(made, ring, into, TRIALS[mode], seed)
+    assert tally.total("wrong") == tally.total("defect") == 0, tally.examples
+    assert tally.total("detected") > 0.8 * tally.total()
+    # An object that nothing else names can go without a trace in the repository; whatever is changed cannot.
+    assert [line for line in tally.examples if not line.startswith("unseen: drop")] == []
+
+
+@pytest.mark.parametrize("how", damage.WAYS)
+def test_changed_bytes_of_every_kind_of_object_are_noticed(how: str, place: Path, ring: KeyRing, seed: int) -> None:
+    """Once for each kind; a probe is garbage that nobody reads."""
+    import random
+
+    into = place / f"kinds-{how}"
+    into.mkdir()
+    examiner = damage.Examiner(sample.make(ring, SealingMode.NONE, Compression.NONE, seed), ring, into)
+    randomness = random.Random(seed)
+    for kind in sorted({damage.kind_of(name) for name in examiner.content} - {"probe"}):
+        made = damage.draw(examiner.content, how, kind, randomness)
+        if made is None:
+            continue
+        verdict, seen = examiner.verdict(made)
+        allowed = {"detected"} if how not in ("drop", "stray") else {"detected", "harmless", "unseen"}
+        assert verdict in allowed, (made.sentence, seen)
+
+
+def test_the_examiner_sees_what_it_should_see(place: Path, ring: KeyRing, seed: int) -> None:
+    """Wrong bytes that pass every check would be found: here the backup itself was taken for another one's content."""
+    into = place / "examiner"
+    into.mkdir()
+    made = sample.make(ring, SealingMode.NONE, Compression.NONE, seed)
+    examiner = damage.Examiner(made, ring, into)
+    newest = made.labels[-1]
+    made.expected[newest] = {**made.expected[newest], "PG_VERSION": b"17\n"}
+    made.wal[next(iter(made.wal))] = b"something else"
+    seen = examiner.examine(examiner.content)
+    assert sorted(line.split(" ")[0] for line in seen.wrong) == ["WAL", "restore"]
