@@ -10,31 +10,39 @@ from __future__ import annotations
 import os
 import queue
 import random
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 from seawall.backup import changes
-from seawall.backup.changes import PriorFile, Span, Times, changed_spans, complement, unchanged_by_times
+from seawall.backup.changes import PriorFile, Span, Times, changed_spans, complement, stretches, unchanged_by_times
 from seawall.backup.load import Part
 from seawall.backup.output import Output, run_together, times_of
 from seawall.backup.prior import Prior
 from seawall.backup.reading import opened
+from seawall.backup.told import Told
 from seawall.codec.runs import DIGEST_BYTES, digests_of
 from seawall.events import Advanced, Noticed
 from seawall.postgres.scan import CopyEntry
+from seawall.postgres.summaries import Runs
 from seawall.storage.wrappers import TokenBucket
 
 _PIECE_BYTES = 16 * 1024 * 1024
 _READ_BYTES = 1024 * 1024
 _SAMPLED_RUNS = 256
+_WRITING_SECONDS = 0.005
 
 
 @dataclass
 class _Suspect:
-    """A file that is in the prior and may have changed since: its digests, as far as it was read."""
+    """A file that is in the prior and may have changed since: its digests, as far as it was read.
+
+    `told` are the runs that have to be read, None for all.
+    """
 
     entry: CopyEntry
     known: PriorFile
+    told: Runs | None = None
     digests: dict[int, bytes] = field(default_factory=dict)
     vanished: bool = False
 
@@ -44,6 +52,20 @@ class _Suspect:
         for offset in range(0, self.entry.size, step):
             yield Span(offset, min(step, self.entry.size - offset))
 
+    def stretches(self, piece: Span) -> Iterator[tuple[Span, bool]]:
+        """The parts of a piece to read, and those to take the prior's digests of."""
+        if self.told is None:
+            yield piece, True
+        else:
+            length, end = self.known.blocks.run_bytes, piece.offset + piece.length
+            first = piece.offset // length
+            yield from stretches(self.told[first : -(-end // length)], length, end, first)
+
+    def known_digests(self, span: Span) -> bytes:
+        length = self.known.blocks.run_bytes
+        first, end = span.offset // length, -(-(span.offset + span.length) // length)
+        return self.known.blocks.digests[first * DIGEST_BYTES : end * DIGEST_BYTES]
+
 
 class Comparison:
     """One cluster compared with a prior.
@@ -51,10 +73,20 @@ class Comparison:
     Args:
         output: told what is taken over.
         reread: compare also files whose times say that nothing was written to them.
+        told: what the server says changed; the rest of files that were written to is not read either.
     """
 
-    def __init__(self, prior: Prior, output: Output, *, workers: int, bucket: TokenBucket, reread: bool) -> None:
-        self._prior, self._output = prior, output
+    def __init__(
+        self,
+        prior: Prior,
+        output: Output,
+        *,
+        workers: int,
+        bucket: TokenBucket,
+        reread: bool,
+        told: Told | None = None,
+    ) -> None:
+        self._prior, self._output, self._told = prior, output, told
         self._workers, self._bucket, self._reread = workers, bucket, reread
         # The same sample whenever the same backup is looked at again.
         self._random = random.Random(str(output.writer.label))  # noqa: S311 - a sample, no secret
@@ -75,6 +107,8 @@ class Comparison:
             same = []
         for each in same:
             self._keep(each, (Span(0, each.entry.size),))
+        if self._told is not None:
+            self._believe(self._told, suspects)
         self._read(suspects)
         return new + [part for suspect in suspects for part in self._differing(suspect)]
 
@@ -124,6 +158,45 @@ class Comparison:
             return False
         return digests_of(found, length) != each.known.blocks.digests[run * DIGEST_BYTES : (run + 1) * DIGEST_BYTES]
 
+    # ---- runs that are not read
+
+    def _believe(self, told: Told, suspects: Sequence[_Suspect]) -> None:
+        """Have only those runs read that the server says changed, unless a sample of the others proves it wrong."""
+        for each in suspects:
+            each.told = told.runs(each.entry, each.known)
+        sampled = [(each, each.told) for each in suspects if each.told is not None and each.entry.size]
+        if not sampled:
+            return
+        for each, runs in self._random.choices(sampled, [each.entry.size for each, _ in sampled], k=_SAMPLED_RUNS):
+            run = self._random.randrange(len(runs))
+            if not runs[run] and self._is_missed(told, each, run):
+                message = f"WAL summaries say nothing of a change in {each.entry.path}; all of its kind is read"
+                self._output.observe.hear(Noticed("critical", "summaries-wrong", message))
+                for suspect in suspects:
+                    suspect.told = None
+                return
+
+    def _is_missed(self, told: Told, each: _Suspect, run: int) -> bool:
+        length = each.known.blocks.run_bytes
+        span = Span(run * length, min(length, each.entry.size - run * length))
+        found = self._pread(each, span)
+        if found is None or digests_of(found, length) == each.known_digests(span):
+            return False
+        time.sleep(_WRITING_SECONDS)  # so that a write in progress ends
+        return self._pread(each, span) == found and told.contradicts(found)
+
+    def _pread(self, each: _Suspect, span: Span) -> bytes | None:
+        """A span as it lies there, None where the file is gone or shorter by now."""
+        descriptor = opened(each.entry)
+        if descriptor < 0:
+            return None
+        try:
+            found = os.pread(descriptor, span.length, span.offset)
+        finally:
+            os.close(descriptor)
+        self._bucket.take(len(found))
+        return found if len(found) == span.length else None
+
     # ---- files that are read
 
     def _read(self, suspects: Sequence[_Suspect]) -> None:
@@ -149,19 +222,23 @@ class Comparison:
             suspect.vanished = True
             return
         try:
-            found = b"".join(self._digests(descriptor, piece, suspect.known.blocks.run_bytes, buffer))
+            found = b"".join(self._digests(descriptor, suspect, piece, buffer))
         finally:
             os.close(descriptor)
         suspect.digests[piece.offset] = found
 
-    def _digests(self, descriptor: int, piece: Span, run_bytes: int, buffer: memoryview) -> Iterator[bytes]:
-        end = piece.offset + piece.length
-        for offset in range(piece.offset, end, len(buffer)):
-            self._output.go_on()
-            part = buffer[: min(len(buffer), end - offset)]
-            _fill(descriptor, part, offset)
-            self._bucket.take(len(part))
-            yield digests_of(part, run_bytes)
+    def _digests(self, descriptor: int, suspect: _Suspect, piece: Span, buffer: memoryview) -> Iterator[bytes]:
+        for span, wanted in suspect.stretches(piece):
+            if not wanted:
+                yield suspect.known_digests(span)
+                continue
+            end = span.offset + span.length
+            for offset in range(span.offset, end, len(buffer)):
+                self._output.go_on()
+                part = buffer[: min(len(buffer), end - offset)]
+                _fill(descriptor, part, offset)
+                self._bucket.take(len(part))
+                yield digests_of(part, suspect.known.blocks.run_bytes)
 
     def _differing(self, suspect: _Suspect) -> Iterator[Part]:
         entry = suspect.entry
