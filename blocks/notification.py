@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from typing import ClassVar
 
 from prefect.blocks.core import Block
 from pydantic import Field, SecretStr
 
+from blocks.loading import loaded
 from seawall.catalog import Severity
 from seawall.errors import SettingsError
 
@@ -21,6 +23,15 @@ class NotificationChannel(Block):
 
     urls: list[SecretStr] = Field(default_factory=list, description="Apprise URLs, such as mailtos:// or ntfys://")
     minimum_severity: Severity = Field(default=Severity.HIGH, description="what is less severe is not sent")
+
+
+def channel_of(name: str) -> NotificationChannel | None:
+    """The channel of that name as it is now; None without a name.
+
+    Raises:
+        SettingsError: Prefect has no such block.
+    """
+    return loaded(NotificationChannel, name) if name else None
 
 
 def wanted(channel: NotificationChannel, severity: Severity) -> bool:
@@ -39,11 +50,14 @@ def send(channel: NotificationChannel, severity: Severity, title: str, body: str
     # Most runs send nothing, and Apprise knows more than a hundred services that take time to import.
     import apprise  # noqa: PLC0415 - see the line above
 
+    # What it logs of a failure may quote the URL.
+    logging.getLogger("apprise").setLevel(logging.CRITICAL)
     sender = apprise.Apprise()
     for number, url in enumerate(_plain(channel.urls), 1):
         if not sender.add(url):
             raise SettingsError(f"URL {number} of the notification channel is none that Apprise knows")
-    return bool(sender.notify(title=title, body=body))
+    # Messages quote what programs said, which must arrive as it is and not as markup.
+    return bool(sender.notify(title=title, body=body, body_format=apprise.NotifyFormat.TEXT))
 
 
 def _plain(urls: Sequence[SecretStr]) -> list[str]:

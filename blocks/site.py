@@ -11,19 +11,15 @@ import os
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import TypeVar
 
-from prefect.blocks.core import Block
 from pydantic import BaseModel, Field, SecretStr
 
 from blocks.cluster import PostgresCluster, passfile_line, source_settings
+from blocks.loading import loaded
 from blocks.repository import BackupRepository, repository_settings
 from blocks.sealing import SealingKeys, sealing_settings
-from seawall.errors import SettingsError
 from seawall.model import checked_name
 from seawall.settings import RepositorySettings, SealingSettings, Settings, SourceSettings, load
-
-_B = TypeVar("_B", bound=Block)
 
 
 class BlockNames(BaseModel):
@@ -51,7 +47,7 @@ def settings_for(source: str, settings_file: str | None = None, blocks: BlockNam
     return with_blocks(
         settings,
         source=_cluster(names.cluster, source, secrets) if names.cluster else None,
-        repository=repository_settings(_loaded(BackupRepository, names.repository)) if names.repository else None,
+        repository=repository_settings(loaded(BackupRepository, names.repository)) if names.repository else None,
         sealing=_sealing(names.sealing, secrets) if names.sealing else None,
     )
 
@@ -75,22 +71,8 @@ def with_blocks(
     )
 
 
-def _loaded(kind: type[_B], name: str) -> _B:
-    try:
-        block = kind.load(name)
-    except ValueError as error:
-        raise SettingsError(
-            f"Prefect has no block {name!r} of the kind {kind.get_block_type_slug()!r}",
-            hint="Create it in the Prefect UI, or leave the name empty to use the settings file.",
-        ) from error
-    # Outside of an event loop loading is synchronous; its signature does not say so.
-    if not isinstance(block, kind):
-        raise TypeError(f"block {name!r} was loaded as {type(block).__name__}")
-    return block
-
-
 def _cluster(name: str, source: str, secrets: Path) -> SourceSettings:
-    block = _loaded(PostgresCluster, name)
+    block = loaded(PostgresCluster, name)
     passfile = None
     if block.password is not None:
         line = passfile_line(block.password.get_secret_value())
@@ -99,7 +81,7 @@ def _cluster(name: str, source: str, secrets: Path) -> SourceSettings:
 
 
 def _sealing(name: str, secrets: Path) -> SealingSettings:
-    block = _loaded(SealingKeys, name)
+    block = loaded(SealingKeys, name)
     file = None
     if block.passphrase is not None:
         file = secret_file(secrets / f"sealing-{checked_name(name)}.passphrase", block.passphrase)

@@ -31,12 +31,14 @@ from prefect.exceptions import PrefectException
 from prefect.settings import PREFECT_API_URL
 from prefect.states import Cancelling
 
+from blocks.notification import channel_of
 from deployments import deploy
 from deployments.environment import POOL, STACK_VARIABLE, Place
+from deployments.notices import Notifier
 from deployments.readiness import connect, is_answering
 from deployments.sweeper import Sweeper, swept
 from seawall.catalog import Catalog
-from seawall.errors import SeawallError
+from seawall.errors import CatalogError, SeawallError
 from seawall.settings import Settings, load
 
 logger = logging.getLogger(__name__)
@@ -65,6 +67,7 @@ class Keeper:
             pending_limit=timedelta(seconds=pending),
             scratch=settings.server.work_directory,
         )
+        self._notifier = Notifier(catalog, lambda: channel_of(settings.server.notification_channel))
 
     def begin(self) -> None:
         """Deploy, then say that everything is there."""
@@ -84,9 +87,17 @@ class Keeper:
         compared_at = time.monotonic()
         while not stop.wait(every):
             _unless_unreachable(lambda: swept(self._sweeper, datetime.now(UTC)))
+            _unless_unreachable(self.notify)
             if time.monotonic() - compared_at > SCHEDULES_EVERY:
                 compared_at = time.monotonic()
                 _unless_unreachable(self.reconcile)
+
+    def notify(self) -> None:
+        """Tell people of alerts; a catalog that does not answer is asked again next time."""
+        try:
+            self._notifier.notify(datetime.now(UTC))
+        except CatalogError:
+            logger.exception("alerts could not be read or marked as sent")
 
     def drain(self, seconds: float = DRAIN_SECONDS) -> None:
         """Cancel what runs, so that it unwinds and records its end, and wait for that."""

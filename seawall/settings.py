@@ -150,6 +150,7 @@ class ServerSettings:
         rpo_minutes: how many minutes of changes may be lost.
         rto_hours: how many hours a restore may take.
         verify_budget: how much of the nightly verification is read at most, such as `50GB` or `30m`.
+        notification_channel: the Prefect block (`seawall-notification-channel`) that alerts go to; nowhere when empty.
     """
 
     account: str = ""
@@ -158,6 +159,7 @@ class ServerSettings:
     rpo_minutes: int = 15
     rto_hours: int = 4
     verify_budget: str = "1h"
+    notification_channel: str = ""
 
 
 @dataclass(frozen=True, slots=True)
