@@ -24,11 +24,13 @@ _SECTIONS = {
     "sealing": settings.SealingSettings,
     "catalog": settings.CatalogSettings,
     "server": settings.ServerSettings,
+    "retention": settings.RetentionSettings,
     "sources.NAME": settings.SourceSettings,
     "locations.NAME": settings.LocationSettings,
     "[….limits]": limits.LimitWindow,
 }
-_UNSHOWN = {"storage"}  # a location takes the settings of [repository] itself, not a section of that name
+# A location takes the settings of [repository] itself; the others are sections of their own.
+_UNSHOWN = {"storage", "retention", "locations"}
 _ARGUMENT = re.compile(r"^    (\w+): (.*(?:\n {8,}.*)*)", re.MULTILINE)
 
 
