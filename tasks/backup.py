@@ -14,6 +14,8 @@ from seawall.catalog.recording import ExecutionRecord, Result, record_taken
 from seawall.model import BackupKind
 from seawall.repository import sealing_of
 from seawall.settings import Settings
+from seawall.storage.wrappers import cancellable_sleep
+from seawall.throttle import source_bucket
 from tasks.execution import Surroundings, execute
 from tasks.opening import RETRY_SECONDS, can_help, opened
 
@@ -41,6 +43,7 @@ def take(settings: Settings, source: str, job_id: UUID, kind: BackupKind) -> Fac
                 sealing_of(settings.sealing),
                 kind=kind,
                 block_maps=settings.block_maps(source),
+                pace=source_bucket(settings, source, sleep=cancellable_sleep(around.observe.cancel)),
                 now=around.now,
                 observe=around.observe,
                 clock=around.clock,

@@ -17,6 +17,7 @@ from seawall.model import BackupLabel
 from seawall.repository import Repository
 from seawall.settings import Settings
 from seawall.storage import open_storage
+from seawall.throttle import location_bucket
 
 # Storage wrappers have tried each request again by then; a minute is for a server or network that restarts.
 RETRY_SECONDS = [60.0, 300.0]
@@ -25,7 +26,7 @@ RETRY_SECONDS = [60.0, 300.0]
 @contextmanager
 def opened(settings: Settings) -> Iterator[Repository]:
     """The repository that settings name."""
-    storage = open_storage(settings.repository)
+    storage = open_storage(settings.repository, bucket=location_bucket(settings))
     try:
         yield Repository.open(storage)
     finally:

@@ -28,7 +28,9 @@ from seawall.events import Ended, Noticed, Observer
 from seawall.model import BackupKind, CopyMode, Head, Health
 from seawall.postgres.inspect import configuration, globals_of, inspect
 from seawall.repository import BackupSetWriter, Lease, Repository, Sealing, SourceArea, blocks
-from seawall.settings import SourceSettings
+from seawall.settings import Settings, SourceSettings
+from seawall.storage.wrappers import TokenBucket, cancellable_sleep
+from seawall.throttle import source_bucket
 from seawall.wal import Segment
 
 __all__ = ["BackupPlan", "plan", "take"]
@@ -52,6 +54,7 @@ def take(
     kind: BackupKind = BackupKind.FULL,
     block_maps: Path | None = None,
     reread: bool = False,
+    pace: TokenBucket | None = None,
     now: datetime,
     observe: Observer,
     clock: Clock = utc_now,
@@ -64,6 +67,7 @@ def take(
         kind: what is asked for; where nothing can be built on, a full one is taken, and the head says why.
         block_maps: where this host keeps what the next incremental needs; without it, that is read from the
             repository, which takes a private key.
+        pace: how fast the cluster is read (`throttle.source_bucket`); by the source's own limits when omitted.
         reread: let an incremental compare all files, also those whose times say that nothing was written to them.
         now: when it begins; becomes its label.
         observe: hears progress in steps `copy` and `wal`, and can stop it; then nothing is listed.
@@ -93,7 +97,10 @@ def take(
         if chosen.reason:
             observe.hear(Noticed("low", "kind-changed", chosen.reason))
         writer = area.begin(chosen.label, sealing, now)
-        taking = _Taking(source, area, chosen, writer, held, observe, clock, prior, maps, reread)
+        pace = pace or source_bucket(
+            Settings(sources={source.name: source}), source.name, sleep=cancellable_sleep(observe.cancel)
+        )
+        taking = _Taking(source, area, chosen, writer, held, observe, clock, prior, maps, reread, pace)
         return taking.run(began_at=now)
 
 
@@ -127,6 +134,7 @@ class _Taking:
     prior: Prior | None
     maps: Maps
     reread: bool
+    pace: TokenBucket
 
     def run(self, *, began_at: datetime) -> Head:
         with self._step("copy"):
@@ -156,6 +164,7 @@ class _Taking:
                 self.writer,
                 prior=self.prior,
                 reread=self.reread,
+                bucket=self.pace,
                 workers=self.chosen.workers,
                 first_wal=self._first_wal,
                 observe=self.observe,
@@ -165,6 +174,7 @@ class _Taking:
             self.chosen.cluster,
             self.writer,
             prior=self.prior,
+            bucket=self.pace,
             workers=self.chosen.workers,
             first_wal=self._first_wal,
             observe=self.observe,

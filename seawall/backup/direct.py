@@ -20,6 +20,7 @@ from seawall.backup.load import Part, pack
 from seawall.backup.output import Copied, Output, run_together
 from seawall.backup.prior import Prior
 from seawall.backup.reading import SMALL_BYTES, opened
+from seawall.backup.told import Told, told_by
 from seawall.codec import FRAME_BYTES, ExtentSource, Scratch, run_bytes
 from seawall.errors import ClusterMismatch
 from seawall.events import Began, Noticed, Observer
@@ -44,6 +45,7 @@ def copy_direct(
     *,
     prior: Prior | None = None,
     reread: bool = False,
+    bucket: TokenBucket,
     workers: int,
     first_wal: FirstWal,
     observe: Observer,
@@ -53,6 +55,7 @@ def copy_direct(
     Args:
         prior: what is known of the backup to build on; None for a full one.
         reread: compare all files with the prior, also those whose times say that nothing was written to them.
+        bucket: how fast files are read, all readers together.
         first_wal: called with the first segment that replay needs, before anything is copied.
 
     Raises:
@@ -71,8 +74,9 @@ def copy_direct(
             observe.hear(Noticed("medium", "left-out", f"{path!r} is not in this backup: {reason}"))
         observe.hear(Began("copy", found.total_bytes))
         output = Output(writer, observe, cluster.block_bytes, prior, session.check)
-        bucket = TokenBucket(source.max_rate_bytes_per_second)
-        parts = _parts(found, output, reread=reread or _went_back(prior, started), workers=workers, bucket=bucket)
+        reread = reread or _went_back(prior, started)
+        told = None if prior is None or reread else told_by(source, cluster, prior, started, observe)
+        parts = _parts(found, output, told, reread=reread, workers=workers, bucket=bucket)
         _copy_parts(parts, cluster, output, workers, bucket)
         # pg_control comes last, as PostgreSQL asks for backups of a standby; it never harms on a primary.
         _copy_control(directory, output)
@@ -123,12 +127,15 @@ def _went_back(prior: Prior | None, started: StartInfo) -> bool:
     return prior is not None and not started.in_recovery and started.lsn < prior.head.stop_lsn
 
 
-def _parts(found: CopyPlan, output: Output, *, reread: bool, workers: int, bucket: TokenBucket) -> list[Part]:
+def _parts(
+    found: CopyPlan, output: Output, told: Told | None, *, reread: bool, workers: int, bucket: TokenBucket
+) -> list[Part]:
     """What has to be stored; the rest is taken over from the prior."""
     files = [entry for entry in found.files if not entry.is_control]
     if output.prior is None:
         return [Part.whole(entry) for entry in files]
-    return Comparison(output.prior, output, workers=workers, bucket=bucket, reread=reread).parts(files)
+    comparison = Comparison(output.prior, output, workers=workers, bucket=bucket, reread=reread, told=told)
+    return comparison.parts(files)
 
 
 def _copy_parts(parts: Sequence[Part], cluster: Cluster, output: Output, workers: int, bucket: TokenBucket) -> None:

@@ -19,12 +19,14 @@ from seawall.codec import BundleWriter, ExtentSource, Scratch
 from seawall.codec.runs import digests_of
 from seawall.errors import Cancelled, IncrementalRefused
 from seawall.events import Advanced, Began, Noticed, Observer
+from seawall.limits import highest
 from seawall.model import Cluster
 from seawall.postgres import incremental
 from seawall.postgres.stream import BaseBackup, StreamedFile, base_backup
 from seawall.postgres.summaries import FIRST_MAJOR
 from seawall.repository import BackupSetWriter
 from seawall.settings import SourceSettings
+from seawall.storage.wrappers import TokenBucket
 from seawall.wal import Segment
 
 FirstWal: TypeAlias = Callable[[Segment, bool], None]
@@ -38,6 +40,7 @@ def copy_stream(
     writer: BackupSetWriter,
     *,
     prior: Prior | None = None,
+    bucket: TokenBucket,
     workers: int,
     first_wal: FirstWal,
     observe: Observer,
@@ -46,6 +49,8 @@ def copy_stream(
 
     Args:
         prior: what is known of the backup to build on; None for a full one.
+        bucket: how fast the stream is taken in. The server itself keeps to the highest limit of all windows: what it
+            is told at the start cannot be changed.
         first_wal: called with the first segment that replay needs, before anything is copied.
 
     Raises:
@@ -57,7 +62,9 @@ def copy_stream(
         first_wal(Segment.containing(stream.start_lsn, stream.timeline, cluster.segment_bytes), cluster.in_recovery)
         observe.hear(Began("copy", stream.estimated_bytes))
         lanes = [_Lane() for _ in range(workers)]
-        run_together([lambda: _deal(stream, lanes, listed, output), *(lane.job(output) for lane in lanes)], output)
+        run_together(
+            [lambda: _deal(stream, lanes, listed, output, bucket), *(lane.job(output) for lane in lanes)], output
+        )
         for path, pages in stream.bad_pages.items():
             output.bad_pages[path].extend(pages)
         specials = {"backup_label": stream.backup_label}
@@ -81,7 +88,7 @@ def _begun(
     source: SourceSettings, cluster: Cluster, writer: BackupSetWriter, prior: Prior | None, observe: Observer
 ) -> BaseBackup:
     """The stream of what changed where the server can tell that, else of everything."""
-    label, rate = str(writer.label), source.max_rate_bytes_per_second
+    label, rate = str(writer.label), highest(source.limits, source.max_rate_bytes_per_second)
     if prior is not None and cluster.major_version >= FIRST_MAJOR:
         # The same sample whenever the same backup is looked at again.
         chance = random.Random(label)  # noqa: S311 - a sample, no secret
@@ -177,25 +184,27 @@ class _Chunks:
         return count
 
 
-def _deal(stream: BaseBackup, lanes: Sequence[_Lane], listed: list[StreamedFile], output: Output) -> None:
+def _deal(
+    stream: BaseBackup, lanes: Sequence[_Lane], listed: list[StreamedFile], output: Output, bucket: TokenBucket
+) -> None:
     """Give the stream's files out to the lanes."""
     # After an error here the lanes wait for more until `_run` tells them: were they told from here, their own
     # "another worker failed" could be what `_run` meets first, and the user would not learn why.
     for file in stream.files():
         listed.append(file)
         if file.kind == "file":
-            _deal_file(file, lanes, output)
+            _deal_file(file, lanes, output, bucket)
     for lane in lanes:
         lane.send(None, output)
 
 
-def _deal_file(file: StreamedFile, lanes: Sequence[_Lane], output: Output) -> None:
+def _deal_file(file: StreamedFile, lanes: Sequence[_Lane], output: Output, bucket: TokenBucket) -> None:
     known = output.prior.get(file.path) if output.prior is not None else None
-    sending = _Sending(file, lanes, output)
+    sending = _Sending(file, lanes, output, bucket)
     if known is not None and file.is_partial:
         sending.send_told(known)
     elif known is None:
-        for chunk in file.chunks():
+        for chunk in sending.chunks():
             sending.send(chunk)
     else:
         sending.send_differing(known)
@@ -205,11 +214,17 @@ def _deal_file(file: StreamedFile, lanes: Sequence[_Lane], output: Output) -> No
 class _Sending:
     """One file on its way to the lanes, in extents of up to 8 MiB, always to the least busy lane."""
 
-    def __init__(self, file: StreamedFile, lanes: Sequence[_Lane], output: Output) -> None:
-        self._file, self._lanes, self._output = file, lanes, output
+    def __init__(self, file: StreamedFile, lanes: Sequence[_Lane], output: Output, bucket: TokenBucket) -> None:
+        self._file, self._lanes, self._output, self._bucket = file, lanes, output, bucket
         self._lane = lanes[0]
         self._offset = self._begun = 0
         self._kept: list[Span] = []
+
+    def chunks(self) -> Iterator[memoryview]:
+        """The file's content at the pace that is allowed; while it waits, the server cannot send more."""
+        for chunk in self._file.chunks():
+            self._bucket.take(len(chunk))
+            yield chunk
 
     def send(self, chunk: memoryview) -> None:
         """Have the file's next bytes stored."""
@@ -233,7 +248,7 @@ class _Sending:
         """Have the file's runs stored that the prior does not have, and take the others over."""
         # Before anything is stored: what is stored of the file is cut into runs of the prior's length.
         self._output.keep(known, ())
-        for chunk in in_runs(self._file.chunks(), known.blocks.run_bytes):
+        for chunk in in_runs(self.chunks(), known.blocks.run_bytes):
             self._send_runs(known, chunk)
         self._output.keep(known, self._kept)
 
@@ -241,6 +256,7 @@ class _Sending:
         """The same where only those runs come that may differ."""
         self._output.keep(known, ())
         for offset, content in self._file.runs():
+            self._bucket.take(len(content))
             self._skip(Span(self._offset, offset - self._offset))
             self._send_runs(known, content)
         self._skip(Span(self._offset, self._file.size - self._offset))

@@ -49,11 +49,12 @@ def run(options: argparse.Namespace, context: Context) -> int:
 
 def _taken(context: Context, source: SourceSettings, kind: BackupKind, *, reread: bool) -> tuple[Head, dict[str, Any]]:
     """Take it and record it; the head, and what JSON output says of the record."""
-    from seawall import backup
+    from seawall import backup, throttle
     from seawall.catalog import BackupOutcome
     from seawall.catalog.facts import backup_facts
     from seawall.catalog.recording import ExecutionRecord, Result, job_of, job_type_of, record_taken
     from seawall.cli.recorded import recorded
+    from seawall.storage.wrappers import cancellable_sleep
 
     settings, repository = context.settings, context.repository
     jobs: list[UUID] = []
@@ -70,6 +71,7 @@ def _taken(context: Context, source: SourceSettings, kind: BackupKind, *, reread
             kind=kind,
             block_maps=settings.block_maps(source.name),
             reread=reread,
+            pace=throttle.source_bucket(settings, source.name, sleep=cancellable_sleep(context.observer.cancel)),
             now=context.now(),
             observe=record.observe,
         )

@@ -67,8 +67,19 @@ class Context:
     def repository(self) -> Repository:
         from seawall.repository import Repository
         from seawall.storage import open_storage
+        from seawall.throttle import location_bucket
 
-        return Repository.open(open_storage(self.settings.repository))
+        return Repository.open(open_storage(self.settings.repository, bucket=location_bucket(self.settings)))
+
+    @cached_property
+    def copies(self) -> Repository:
+        """The repository to restore from: each object from the nearest location that has it sound."""
+        from seawall import locations
+        from seawall.repository import Repository
+
+        if not self.settings.locations:
+            return self.repository
+        return Repository.open(locations.nearest(self.settings, self.observer, self.ring))
 
     @cached_property
     def ring(self) -> KeyRing:
