@@ -1,14 +1,18 @@
-"""Incrementals over the replication protocol where the server tells what changed: as good as comparing every byte."""
+"""Incrementals where the server tells what changed, by stream and by files: as good as comparing every byte."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from seawall.backup import told
+from seawall.backup.compare import Comparison
 from seawall.events import Event, Noticed, Observer
 from seawall.model import BackupKind, CopyMode, Head, Proof, RecoveryTarget, TargetKind
+from seawall.postgres.summaries import RelationFork
 
 if TYPE_CHECKING:
     Site = Any
@@ -107,4 +111,55 @@ def test_a_server_that_stopped_telling_is_compared_instead(telling: Site) -> Non
     head, noticed = _take(telling, BackupKind.INCREMENTAL)
     assert (head.kind, noticed) == (BackupKind.INCREMENTAL, ["changes-not-told"])
     assert head.stored_bytes < full.stored_bytes * 0.8  # of it much is the new database
+    _refuse_difference(telling, head, wanted)
+
+
+def test_a_chain_by_files_reads_what_is_told_and_restores_at_every_backup(telling: Site) -> None:
+    moments = []
+    chain = (BackupKind.FULL, BackupKind.INCREMENTAL, BackupKind.INCREMENTAL, BackupKind.DIFFERENTIAL)
+    for step, kind in enumerate(chain, 1):
+        wanted = _rows(telling)
+        head, noticed = _take(telling, kind, CopyMode.DIRECT)
+        assert (head.kind, head.reason, noticed) == (kind, "", [])
+        moments.append((head, wanted))
+        _change(telling, step)
+    for head, wanted in moments:
+        _refuse_difference(telling, head, wanted)
+
+
+def test_by_files_only_runs_that_changed_are_read_of_a_file_that_was_written_to(
+    telling: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _take(telling, BackupKind.FULL, CopyMode.DIRECT)
+    telling.query("UPDATE scattered SET x = 'one' WHERE n = 3000", "CHECKPOINT")
+    path = telling.value("SELECT pg_relation_filepath('scattered')")
+    read: list[tuple[str, int]] = []
+    real = Comparison._digests
+
+    def watched(self: Comparison, descriptor: int, suspect: Any, *rest: Any) -> Iterator[bytes]:
+        if suspect.told is not None:
+            read.append((suspect.entry.path, int(suspect.told.sum())))
+        return real(self, descriptor, suspect, *rest)
+
+    monkeypatch.setattr(Comparison, "_digests", watched)
+    _take(telling, BackupKind.INCREMENTAL, CopyMode.DIRECT)
+    assert [runs for at, runs in read if at == path] == [1]
+
+
+def test_by_files_summaries_that_miss_a_change_are_caught_and_everything_is_read(
+    telling: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _take(telling, BackupKind.FULL, CopyMode.DIRECT)
+    telling.query("UPDATE scattered SET x = x || 'y'", "CHECKPOINT")
+    wanted = _rows(telling)
+    fork = RelationFork.at(telling.value("SELECT pg_relation_filepath('scattered')"))
+    real = told.changed_blocks
+
+    def forgetful(*words: Any, **named: Any) -> Any:
+        changes = real(*words, **named)
+        return replace(changes, forks={known: found for known, found in changes.forks.items() if known != fork})
+
+    monkeypatch.setattr(told, "changed_blocks", forgetful)
+    head, noticed = _take(telling, BackupKind.INCREMENTAL, CopyMode.DIRECT)
+    assert noticed == ["summaries-wrong"]
     _refuse_difference(telling, head, wanted)
