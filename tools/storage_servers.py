@@ -15,7 +15,7 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Protocol
 from urllib.parse import quote
@@ -71,10 +71,9 @@ class S3Server:
     def storage(self) -> Storage:
         from seawall.storage import s3  # noqa: PLC0415 - see `client`
         from seawall.storage.access import bucket_place  # noqa: PLC0415 - see `client`
-        from seawall.storage.objects import ObjectStorage  # noqa: PLC0415 - see `client`
 
         settings = self.settings()
-        return ObjectStorage(s3.S3Bucket(bucket_place(settings.url, "s3"), self._client, settings))
+        return s3.S3Storage(s3.S3Bucket(bucket_place(settings.url, "s3"), self._client, settings.lock_mode))
 
     def _settings(self, url: str, port: int) -> RepositorySettings:
         return RepositorySettings(
@@ -94,7 +93,7 @@ class S3Server:
 @contextlib.contextmanager
 def s3_server(place: Path) -> Iterator[S3Server]:
     port = free_port()
-    with process([sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)], port, place):
+    with process([sys.executable, "-m", "tools.s3_server", str(port)], port, place):
         yield S3Server(port, place)
 
 
@@ -136,8 +135,7 @@ def sftp_server(place: Path) -> Iterator[SftpServer]:
     (place / "authorized_keys").write_bytes((place / "client.key.pub").read_bytes())
     port = free_port()
     command = [sys.executable, "-m", "tools.sftp_server", str(port), str(place), debian.SFTP_SERVER.program]
-    environ = {**os.environ, "PYTHONPATH": str(ROOT)}
-    with process(command, port, place, environ):
+    with process(command, port, place):
         yield SftpServer(port, place)
 
 
@@ -210,7 +208,7 @@ class GcsServer:
 def gcs_server(place: Path) -> Iterator[GcsServer]:
     port = free_port()
     command = [sys.executable, "-m", "tools.gcs_server", str(port)]
-    with process(command, port, place, {**os.environ, "PYTHONPATH": str(ROOT)}):
+    with process(command, port, place):
         yield GcsServer(port)
 
 
@@ -240,9 +238,7 @@ class Servers:
 
 
 @contextlib.contextmanager
-def process(
-    command: list[str], port: int, place: Path, environ: Mapping[str, str] | None = None
-) -> Iterator[subprocess.Popen[bytes]]:
+def process(command: list[str], port: int, place: Path) -> Iterator[subprocess.Popen[bytes]]:
     """A server process, ready for connections; it is ended with the block.
 
     Raises:
@@ -250,7 +246,12 @@ def process(
     """
     with (place / "server.log").open("wb") as log:
         running = subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, cwd=place, env=environ
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            cwd=place,
+            env={**os.environ, "PYTHONPATH": str(ROOT)},
         )
     try:
         _wait(running, port, place)

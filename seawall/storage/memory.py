@@ -1,7 +1,7 @@
 """Objects in this process's memory: for tests, demos and dry runs.
 
 It keeps the whole contract, also the parts that a dictionary would not: write-once, no object below another object,
-a limit of space. What it holds is gone with the process.
+a limit of space, locks. What it holds is gone with the process.
 """
 
 from __future__ import annotations
@@ -9,10 +9,10 @@ from __future__ import annotations
 import bisect
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 
-from seawall.errors import ObjectExists, ObjectMissing, ObjectTruncated, StorageFull
+from seawall.errors import ObjectExists, ObjectLocked, ObjectMissing, ObjectTruncated, StorageFull
 from seawall.settings import RepositorySettings
 from seawall.storage.base import (
     PIECE_BYTES,
@@ -24,6 +24,7 @@ from seawall.storage.base import (
     checked_prefix,
     checked_range,
 )
+from seawall.storage.immutability import Retention
 
 _shared: dict[str, MemoryStorage] = {}
 _shared_lock = threading.Lock()
@@ -67,6 +68,7 @@ class MemoryStorage:
         self._objects: dict[str, _Object] = {}
         self._names: list[str] = []  # sorted, so that a prefix is a slice
         self._used = 0
+        self._retained: dict[str, Retention] = {}
         self._lock = threading.Lock()
 
     @property
@@ -76,7 +78,7 @@ class MemoryStorage:
     @property
     def capabilities(self) -> Capabilities:
         return Capabilities(
-            create_only=True, consistent_list=True, object_lock=False, free_space=self._capacity is not None
+            create_only=True, consistent_list=True, object_lock=True, free_space=self._capacity is not None
         )
 
     def put(self, name: str, chunks: Iterable[Bytes]) -> Stat:
@@ -122,10 +124,39 @@ class MemoryStorage:
     def delete(self, name: str) -> None:
         checked_object_name(name)
         with self._lock:
+            kept = self._retained.get(name, Retention())
+            if kept.locked(self._clock()):
+                why = "is under a legal hold" if kept.hold else f"is immutable until {kept.until:%Y-%m-%d %H:%M} UTC"
+                raise ObjectLocked(f"{name} in {self.url} {why}")
+            self._retained.pop(name, None)
             gone = self._objects.pop(name, None)
             if gone is not None:
                 self._names.pop(bisect.bisect_left(self._names, name))
                 self._used -= len(gone.content)
+
+    def put_locked(self, name: str, chunks: Iterable[Bytes], until: datetime) -> Stat:
+        made = self.put(name, chunks)
+        self.retain(name, until)
+        return made
+
+    def retain(self, name: str, until: datetime) -> None:
+        kept = self.retention(name)
+        if kept.until is None or kept.until < until:
+            self._retained[name] = replace(kept, until=until)
+
+    def retention(self, name: str) -> Retention:
+        self._object(name)
+        return self._retained.get(name, Retention())
+
+    def hold(self, name: str, on: bool) -> None:
+        self._retained[name] = replace(self.retention(name), hold=on)
+
+    def tamper(self, name: str) -> tuple[str, ...]:
+        try:
+            self.delete(name)
+        except ObjectLocked:
+            return ()
+        return ("could be deleted",)
 
     def now(self) -> datetime:
         return self._clock()

@@ -10,6 +10,7 @@ Not guaranteed: that no object lies below another; only a file system cares.
 
 from __future__ import annotations
 
+import copy
 import logging
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -148,6 +149,12 @@ class ObjectStorage:
     @property
     def capabilities(self) -> Capabilities:
         return self.bucket.capabilities
+
+    def through(self, bucket: Bucket) -> ObjectStorage:
+        """The same, but writing into the bucket in another way; it shares the threads, so only one may be closed."""
+        other = copy.copy(self)
+        other.bucket = bucket
+        return other
 
     def put(self, name: str, chunks: Iterable[Bytes]) -> Stat:
         checked_object_name(name)

@@ -14,7 +14,7 @@ import base64
 import configparser
 import contextlib
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -32,13 +32,16 @@ from seawall.errors import (
     SettingsError,
     StorageBusy,
     StorageDenied,
+    StorageError,
     StorageFull,
     StorageUnreachable,
 )
+from seawall.model import LockMode
 from seawall.settings import RepositorySettings
 from seawall.storage.access import Place, bucket_place, certificates, credentials, secured_endpoint
 from seawall.storage.answers import explained, server_time
-from seawall.storage.base import Capabilities, Stat
+from seawall.storage.base import Bytes, Capabilities, Stat, checked_object_name
+from seawall.storage.immutability import Retention
 from seawall.storage.objects import Fetched, ObjectStorage
 from seawall.storage.parts import AHEAD
 from seawall.storage.retry import RetryPolicy
@@ -67,14 +70,14 @@ _HINTS = (
 )
 
 
-def open_url(url: str, settings: RepositorySettings) -> ObjectStorage:
+def open_url(url: str, settings: RepositorySettings) -> S3Storage:
     """The storage at `s3://bucket/prefix`; nothing is asked of the service yet.
 
     Raises:
         SettingsError: the URL, the endpoint or the credentials file is wrong.
     """
     place = bucket_place(url, "s3")
-    return ObjectStorage(S3Bucket(place, client(settings), settings), RetryPolicy(attempts=settings.attempts))
+    return S3Storage(S3Bucket(place, client(settings), settings.lock_mode), RetryPolicy(attempts=settings.attempts))
 
 
 def client(settings: RepositorySettings) -> Any:
@@ -113,13 +116,20 @@ class S3Bucket:
 
     Args:
         client: boto3's, of which several threads may make use.
+        mode: how firmly objects are locked where they are.
+        until: lock what is written until then; None for not at all.
     """
 
-    def __init__(self, place: Place, client: Any, settings: RepositorySettings) -> None:
+    def __init__(self, place: Place, client: Any, mode: LockMode, until: datetime | None = None) -> None:
         self._place = place
         self._client = client
-        self._lock_mode = settings.lock_mode
+        self._mode = mode
+        self._lock = {} if until is None else {"ObjectLockMode": mode.name, "ObjectLockRetainUntilDate": until}
         self._seen = False
+
+    def locking(self, until: datetime) -> S3Bucket:
+        """The same bucket, in which everything that is written is locked until then."""
+        return S3Bucket(self._place, self._client, self._mode, until)
 
     @property
     def url(self) -> str:
@@ -131,7 +141,7 @@ class S3Bucket:
             create_only=True, consistent_list=True, object_lock=True, free_space=False, checksums=True, folders=False
         )
 
-    def create(self, name: str, content: bytearray, **extra: Any) -> None:
+    def create(self, name: str, content: bytearray) -> None:
         with self._translated("write", name):
             self._client.put_object(
                 **self._where(name),
@@ -139,15 +149,15 @@ class S3Bucket:
                 IfNoneMatch="*",
                 ChecksumAlgorithm="SHA256",
                 ChecksumSHA256=_sha256(content),
-                **extra,
+                **self._lock,
             )
 
     def holds(self, name: str, content: bytearray) -> bool:
         return self.look(name).sha256 == hashlib.sha256(content).hexdigest()
 
-    def begin(self, name: str, **extra: Any) -> S3Upload:
+    def begin(self, name: str) -> S3Upload:
         with self._translated("write", name):
-            answer = self._client.create_multipart_upload(**self._where(name), ChecksumAlgorithm="SHA256", **extra)
+            answer = self._client.create_multipart_upload(**self._where(name), ChecksumAlgorithm="SHA256", **self._lock)
         return S3Upload(self, name, {**self._where(name), "UploadId": answer["UploadId"]})
 
     def fetch(self, name: str, begin: int, end: int) -> Fetched:
@@ -203,6 +213,38 @@ class S3Bucket:
                 self._client.delete_object(**self._where(name), **version)
             if not version:
                 return
+
+    def lock(self, name: str, until: datetime, version: str | None = None) -> None:
+        """Set the lock's end of a version; whether it may be earlier than before is the service's to say."""
+        retention = {"Mode": self._mode.name, "RetainUntilDate": until}
+        with self._translated("lock", name):
+            self._client.put_object_retention(**self._version(name, version), Retention=retention)
+
+    def hold(self, name: str, on: bool) -> None:
+        with self._translated("hold", name):
+            self._client.put_object_legal_hold(**self._where(name), LegalHold={"Status": "ON" if on else "OFF"})
+
+    def overwrite(self, name: str) -> str | None:
+        """Write over an object without any condition; the new version, or None where there are none."""
+        with self._translated("overwrite", name):
+            answer = self._client.put_object(
+                **self._where(name),
+                Body=b"overwritten",
+                ChecksumAlgorithm="SHA256",
+                ChecksumSHA256=_sha256(b"overwritten"),
+            )
+        found = answer.get("VersionId", "null")
+        return None if found == "null" else str(found)
+
+    def remove_version(self, name: str, version: str | None, *, bypass: bool = False) -> None:
+        """Remove one version whatever keeps it, if the service lets us."""
+        with self._translated("delete", name):
+            self._client.delete_object(
+                **self._version(name, version), **({"BypassGovernanceRetention": True} if bypass else {})
+            )
+
+    def _version(self, name: str, version: str | None) -> dict[str, Any]:
+        return {**self._where(name), **({} if version is None else {"VersionId": version})}
 
     def now(self) -> datetime:
         with self._translated("look at", "the bucket"):
@@ -286,6 +328,72 @@ class S3Bucket:
             raise StorageDenied(f"{what}: {error}", hint="See docs/how-to/s3.md.") from error
 
 
+class S3Storage(ObjectStorage):
+    """Objects in a bucket of S3, which can lock them where Object Lock is on (`immutability.Lockable`)."""
+
+    bucket: S3Bucket
+
+    def put_locked(self, name: str, chunks: Iterable[Bytes], until: datetime) -> Stat:
+        made = self.through(self.bucket.locking(until)).put(name, chunks)
+        # Some services lock what comes in one request only, and forget it for an upload in parts.
+        self.retain(name, until)
+        return made
+
+    def retain(self, name: str, until: datetime) -> None:
+        found = self.retention(name).until
+        if found is None or found < until:
+            self.bucket.lock(checked_object_name(name), until)
+
+    def retention(self, name: str) -> Retention:
+        found = self.bucket.head(checked_object_name(name))
+        until = found.get("ObjectLockRetainUntilDate")
+        held = found.get("ObjectLockLegalHoldStatus") == "ON"
+        return Retention(None if until is None else until.astimezone(UTC), held)
+
+    def hold(self, name: str, on: bool) -> None:
+        self.bucket.hold(checked_object_name(name), on)
+
+    def tamper(self, name: str) -> tuple[str, ...]:
+        found = self.bucket.head(checked_object_name(name))
+        version = found.get("VersionId") if found.get("VersionId", "null") != "null" else None
+        until = found.get("ObjectLockRetainUntilDate", self.now()) - timedelta(hours=1)
+        attacks: list[tuple[str, Callable[[], object]]] = [
+            ("could be unlocked before its time", lambda: self.bucket.lock(name, until, version)),
+            ("could be overwritten", lambda: self._overwrite(name, version)),
+            ("could be deleted", lambda: self.bucket.remove_version(name, version)),
+            ("could be deleted by lifting the lock", lambda: self.bucket.remove_version(name, version, bypass=True)),
+        ]
+        return tuple(breach for breach, attack in attacks if _succeeds(attack))
+
+    def _overwrite(self, name: str, version: str | None) -> None:
+        """Write over an object.
+
+        Raises:
+            ObjectLocked: only a newer version came to lie on the old one, which is as it was.
+        """
+        newer = self.bucket.overwrite(name)
+        if version is None or newer is None or newer == version:
+            return
+        # The newer version would hide the object until somebody looks for versions.
+        self.bucket.remove_version(name, newer)
+        if self.bucket.head(name).get("VersionId") == version:
+            raise ObjectLocked(f"the version of {name} that was locked is as it was")
+
+
+def _succeeds(attack: Callable[[], object]) -> bool:
+    """Whether an attack was not refused; a storage that does not answer is no proof of either."""
+    try:
+        attack()
+    except StorageDenied:
+        return False
+    except StorageError as error:
+        # Some services answer a forbidden change of a lock with 400, "invalid request".
+        if error.retryable and not error.exhausted:
+            raise
+        return False
+    return True
+
+
 @dataclass
 class S3Upload:
     """An upload in parts, under way."""
@@ -342,6 +450,8 @@ def _explained(error: botocore.exceptions.ClientError, what: str, bucket: str) -
             return kind(message, hint=hint)
     if code == "NoSuchUpload":
         return ObjectMissing(message)
+    if "ObjectLockConfiguration" in said or "Object Lock" in said:
+        return StorageDenied(message, hint="Object Lock must be on for the bucket; see docs/how-to/s3.md.")
     if code in _KEYS or (status == 403 and hint):
         return StorageDenied(message, hint=hint)
     return explained(status, message, hint=hint)

@@ -1,0 +1,157 @@
+"""Objects that nobody can change until a date, and the proof that it is so.
+
+What locks is the storage, not Seawall: a lock that only this program respects would stop nobody who stole its
+credentials. So the proof uses these very credentials, past every courtesy of the driver, against an object that is
+worth nothing.
+
+Not guaranteed: that a locked object stays in sight. Whoever may delete in a versioned bucket can hide it behind a
+delete marker; the version below stays, and removing the marker brings it back.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Iterable
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Protocol, runtime_checkable
+
+from seawall.errors import ObjectLocked, StorageDenied
+from seawall.storage.base import Bytes, Stat, Storage
+
+CANARIES = "probes/canary-"
+
+# Long enough that no clock's error ends it during the probe, short enough that canaries do not pile up.
+CANARY_LOCK = timedelta(days=1)
+
+
+@dataclass(frozen=True, slots=True)
+class Retention:
+    """What keeps an object as it is.
+
+    Args:
+        until: immutable up to that moment of the storage's clock; None for not at all.
+        hold: under a legal hold, which has no end of its own.
+    """
+
+    until: datetime | None = None
+    hold: bool = False
+
+    def locked(self, now: datetime) -> bool:
+        return self.hold or (self.until is not None and self.until > now)
+
+
+@runtime_checkable
+class Lockable(Protocol):
+    """A storage that can lock objects."""
+
+    def put_locked(self, name: str, chunks: Iterable[Bytes], until: datetime) -> Stat:
+        """As `put`, and immutable from the moment that it is there.
+
+        Raises:
+            StorageDenied: the place cannot lock, or these credentials may not.
+        """
+        ...
+
+    def retain(self, name: str, until: datetime) -> None:
+        """Make an object immutable until a moment, or for longer than it is; never for less.
+
+        Raises:
+            ObjectMissing: proved absent.
+            StorageDenied: the place cannot lock, or these credentials may not.
+        """
+        ...
+
+    def retention(self, name: str) -> Retention:
+        """What keeps an object as it is.
+
+        Raises:
+            ObjectMissing: proved absent.
+        """
+        ...
+
+    def hold(self, name: str, on: bool) -> None:
+        """Put an object under a legal hold, or lift that.
+
+        Raises:
+            ObjectMissing: proved absent.
+            StorageDenied: the place cannot lock, or these credentials may not.
+        """
+        ...
+
+    def tamper(self, name: str) -> tuple[str, ...]:
+        """Try to shorten the lock of an object, to replace and to delete it; what succeeded, best nothing.
+
+        Never for an object that is worth something.
+        """
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class ProbeReport:
+    """What a probe found.
+
+    Args:
+        canary: the object that was attacked, still there if `holds`.
+        until: until when it was locked.
+        breaches: which attacks succeeded, as sentences' ends: "could be deleted".
+        removed: canaries of earlier probes whose lock had ended.
+    """
+
+    canary: str
+    until: datetime
+    breaches: tuple[str, ...]
+    removed: int
+
+    @property
+    def holds(self) -> bool:
+        return not self.breaches
+
+
+def lockable(storage: Storage) -> Lockable | None:
+    """What locks objects below the wrappers of a storage, or None where nothing does.
+
+    A lock is asked for seldom, so that it passes by retries and limits; the caller repeats its step.
+    """
+    inner: object = storage
+    while not isinstance(inner, Lockable):
+        if not hasattr(inner, "inner"):
+            return None
+        inner = inner.inner
+    return inner
+
+
+def probe(storage: Storage, now: datetime) -> ProbeReport:
+    """Lock a canary, attack it with the same credentials, and say what succeeded.
+
+    Args:
+        now: this host's clock.
+
+    Raises:
+        StorageDenied: the storage locks nothing, or these credentials may not lock.
+        StorageError: it cannot be found out now.
+    """
+    locks = lockable(storage)
+    if locks is None:
+        raise StorageDenied(
+            f"{storage.url} cannot lock objects", hint="Immutability needs S3 with Object Lock; see docs/how-to/s3.md."
+        )
+    removed = _remove_old(storage)
+    name = f"{CANARIES}{now:%Y%m%dT%H%M%S}-{secrets.token_hex(4)}"
+    until = now.replace(microsecond=0) + CANARY_LOCK
+    locks.put_locked(name, [b"canary"], until)
+    found = locks.retention(name)
+    if found.until is None or found.until < until:
+        return ProbeReport(name, until, ("was stored without the lock that was asked for",), removed)
+    return ProbeReport(name, until, locks.tamper(name), removed)
+
+
+def _remove_old(storage: Storage) -> int:
+    removed = 0
+    for stat in list(storage.list(CANARIES)):
+        try:
+            storage.delete(stat.name)
+        except ObjectLocked:
+            continue
+        removed += 1
+    return removed

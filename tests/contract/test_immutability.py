@@ -1,0 +1,166 @@
+"""Locked objects stay as they are, and the probe tells a lock that holds from one that does not."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+
+from seawall.errors import ObjectExists, ObjectLocked, ObjectMissing, StorageDenied
+from seawall.model import LockMode
+from seawall.settings import RepositorySettings
+from seawall.storage import open_driver, open_storage
+from seawall.storage.base import Storage, read
+from seawall.storage.immutability import CANARIES, Lockable, lockable, probe
+from seawall.storage.local import LocalStorage
+from seawall.storage.memory import MemoryStorage
+from seawall.storage.parts import PART_BYTES
+from tools.storage_servers import S3Server, Servers
+
+
+@pytest.fixture
+def s3(servers: Servers) -> S3Server:
+    server: S3Server = servers["s3"]
+    return server
+
+
+@pytest.fixture(params=["memory", pytest.param("s3", marks=pytest.mark.servers)])
+def locking(request: pytest.FixtureRequest) -> Iterator[Any]:
+    if request.param == "memory":
+        yield MemoryStorage()
+        return
+    settings = request.getfixturevalue("s3").settings(lock=True)
+    opened = open_driver(settings.url, settings)
+    yield opened
+    opened.close()
+
+
+def soon(storage: Storage, **span: int) -> datetime:
+    return storage.now().replace(microsecond=0) + timedelta(**(span or {"hours": 2}))
+
+
+def test_a_locked_object_is_read_but_not_deleted(locking: Any) -> None:
+    until = soon(locking)
+    locking.put_locked("kept/a", [b"worth a lot"], until)
+    with pytest.raises(ObjectLocked, match=f"{until:%Y-%m-%d %H:%M} UTC"):
+        locking.delete("kept/a")
+    with pytest.raises(ObjectExists):
+        locking.put("kept/a", [b"something else"])
+    assert read(locking, "kept/a") == b"worth a lot"
+    assert locking.retention("kept/a").until == until
+
+
+def test_a_large_object_is_locked_as_a_small_one(locking: Any) -> None:
+    until = soon(locking)
+    locking.put_locked("kept/large", (b"x" * (PART_BYTES // 2) for _ in range(3)), until)
+    assert locking.retention("kept/large").until == until
+    with pytest.raises(ObjectLocked):
+        locking.delete("kept/large")
+
+
+def test_a_lock_is_made_longer_and_never_shorter(locking: Any) -> None:
+    locking.put("kept/b", [b"1"])
+    assert not locking.retention("kept/b").locked(locking.now())
+    locking.retain("kept/b", soon(locking, hours=3))
+    locking.retain("kept/b", soon(locking, hours=1))
+    assert locking.retention("kept/b").until > soon(locking, hours=2)
+    locking.retain("kept/b", soon(locking, hours=5))
+    assert locking.retention("kept/b").until > soon(locking, hours=4)
+
+
+def test_a_legal_hold_keeps_an_object_until_it_is_lifted(locking: Any) -> None:
+    locking.put("kept/c", [b"evidence"])
+    locking.hold("kept/c", True)
+    assert locking.retention("kept/c").hold
+    with pytest.raises(ObjectLocked, match="legal hold"):
+        locking.delete("kept/c")
+    locking.hold("kept/c", False)
+    locking.delete("kept/c")
+    with pytest.raises(ObjectMissing):
+        locking.stat("kept/c")
+
+
+def test_what_is_not_there_cannot_be_locked(locking: Any) -> None:
+    with pytest.raises(ObjectMissing):
+        locking.retain("nothing", soon(locking))
+
+
+def test_an_object_whose_lock_has_ended_is_deleted_for_good(locking: Any) -> None:
+    locking.put_locked("kept/d", [b"old"], locking.now().replace(microsecond=0) + timedelta(seconds=2))
+    while locking.retention("kept/d").locked(locking.now()):
+        pass
+    locking.delete("kept/d")
+    assert list(locking.list()) == []
+
+
+def test_the_probe_proves_a_lock_and_leaves_the_canary(locking: Any) -> None:
+    report = probe(locking, datetime.now(UTC))
+    assert report.holds, report.breaches
+    assert report.canary.startswith(CANARIES)
+    assert read(locking, report.canary) == b"canary"
+    again = probe(locking, datetime.now(UTC))
+    assert again.removed == 0
+    assert again.canary != report.canary
+
+
+def test_the_probe_removes_canaries_whose_lock_has_ended() -> None:
+    hours = [0.0]
+    storage = MemoryStorage(clock=lambda: datetime(2026, 11, 23, tzinfo=UTC) + timedelta(hours=hours[0]))
+    first = probe(storage, storage.now())
+    hours[0] = 30.0
+    second = probe(storage, storage.now())
+    assert second.removed == 1
+    assert [stat.name for stat in storage.list()] == [second.canary]
+    assert first.canary != second.canary
+
+
+@pytest.mark.servers
+def test_deleting_removes_the_version_and_leaves_no_marker(s3: S3Server) -> None:
+    settings = s3.settings(lock=True)
+    storage = open_driver(settings.url, settings)
+    storage.put("a", [b"1"])
+    storage.delete("a")
+    storage.delete("a")
+    left = s3.client(settings).list_object_versions(Bucket=settings.url.split("/")[2])
+    assert not left.get("Versions") and not left.get("DeleteMarkers")
+    storage.put("a", [b"2"])
+    assert read(storage, "a") == b"2"
+
+
+@pytest.mark.servers
+def test_the_probe_raises_the_alarm_where_the_same_credentials_may_lift_the_lock(s3: S3Server) -> None:
+    made = s3.settings(lock=True)
+    weak = RepositorySettings(
+        url=made.url,
+        endpoint=made.endpoint,
+        region=made.region,
+        credentials_file=made.credentials_file,
+        lock_mode=LockMode.GOVERNANCE,
+    )
+    report = probe(open_storage(weak), datetime.now(UTC))
+    assert not report.holds
+    assert "could be deleted by lifting the lock" in report.breaches
+
+
+@pytest.mark.servers
+def test_a_bucket_without_object_lock_says_so(s3: S3Server) -> None:
+    settings = s3.settings()
+    storage = open_driver(settings.url, settings)
+    assert isinstance(storage, Lockable)
+    with pytest.raises(StorageDenied) as caught:
+        storage.put_locked("a", [b"1"], soon(storage))
+    assert "Object Lock must be on" in caught.value.hint
+    assert list(storage.list()) == []
+
+
+def test_a_storage_that_cannot_lock_is_refused_by_the_probe(tmp_path: Any) -> None:
+    storage = LocalStorage(tmp_path)
+    assert lockable(storage) is None
+    with pytest.raises(StorageDenied, match="cannot lock"):
+        probe(storage, datetime.now(UTC))
+
+
+def test_what_locks_is_found_below_every_wrapper() -> None:
+    assert lockable(open_storage(RepositorySettings(url="memory:"))) is not None
