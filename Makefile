@@ -45,6 +45,7 @@ format: ## Put the sources into the one format
 bench: ## Compare with pgBackRest and pg_basebackup on a cluster of about 3 GB
 	@$(PYTHON) -m tools.setup bench
 	@$(VENV)/python -m benchmarks
+	@$(VENV)/python -m benchmarks.incrementals
 
 campaign: ## Kill, break and damage on purpose, in large numbers (about an hour); docs/reliability.md has the figures
 	@$(PYTHON) -m tools.setup bench

@@ -48,7 +48,7 @@ def run(
             stdout=output,
             stderr=output,
             cwd="/",
-            env={**os.environ, **(environment or {})},
+            env={**_surroundings(), **(environment or {})},
             **chosen,  # type: ignore[call-overload] # user and group are keywords of Popen
         )
         # wait4 tells of this process and those that it waited for, not of everything that ran before.
@@ -60,6 +60,11 @@ def run(
             said = output.read()[-1500:].decode(errors="replace")
             raise CommandFailed(f"{arguments[0]} ended with {process.returncode}: {said}")
     return wall, used.ru_utime + used.ru_stime, used.ru_maxrss * 1024
+
+
+def _surroundings() -> dict[str, str]:
+    """Our own environment, but an installed program has its bytecode, whatever this shell says."""
+    return {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
 
 
 def figure(results: Sequence[tuple[float, float, int]]) -> Figure:

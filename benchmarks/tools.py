@@ -113,9 +113,12 @@ class Seawall:
         if verb == "restore":
             shutil.rmtree(self.work / "restored-seawall", ignore_errors=True)
         if verb == "backup":
-            # Labels have whole seconds, so two backups never begin in the same one.
-            time.sleep(1)
+            self.pause()
         return measure.run(self.command(verb) or ())
+
+    def pause(self) -> None:
+        """Labels have whole seconds, so two backups never begin in the same one."""
+        time.sleep(1)
 
     def stored_bytes(self) -> int:
         newest = max((self._home / "repository/sources/bench/backups").iterdir())
@@ -134,6 +137,7 @@ class PgBackRest:
     """pgBackRest as Debian has it: lz4, AES-256-CBC, two processes, its WAL check off (which is in its favour)."""
 
     name = "pgBackRest"
+    more = ""
 
     def __init__(self, work: Path, instance: Instance, account: Account) -> None:
         self._work, self._instance, self._account = work / "pgbackrest", instance, account
@@ -151,6 +155,7 @@ class PgBackRest:
             f"spool-path={self._work}/spool\nrepo1-cipher-type=aes-256-cbc\nrepo1-cipher-pass=benchmark-only\n"
             "process-max=2\ncompress-type=lz4\ncompress-level=1\nstart-fast=y\narchive-check=n\n"
             "log-level-console=warn\nrepo1-retention-full=1\nrepo1-bundle=y\n"
+            f"{self.more}"
             "[bench]\n"
             f"pg1-path={self._instance.data_directory}\npg1-port={self._instance.port}\npg1-user=postgres\n"
             f"pg1-socket-path={self._instance.data_directory.parent}\n",
