@@ -13,10 +13,22 @@ from seawall.errors import NotARepository, SettingsError, UsageError
 from seawall.model import Compression, CopyMode, SealingMode, checked_name
 from seawall.settings import Settings, load, parse
 
+# What a repository behind a network needs beside its URL; each is a setting of [repository] of the same name.
+_REMOTE = {
+    "endpoint": ("URL", "of the storage service, where it is not the vendor's own"),
+    "region": ("NAME", "of an S3 bucket"),
+    "credentials_file": ("FILE", "(mode 0600) with what the storage asks for"),
+    "ca_file": ("FILE", "with the certificates of an authority of your own"),
+    "known_hosts_file": ("FILE", "with the public keys of SFTP servers"),
+}
+
 
 def arguments(parser: argparse.ArgumentParser, _verb: str) -> None:
     parser.add_argument("--directory", type=Path, help="where settings, key ring, catalog and spool are made")
     parser.add_argument("--repository", metavar="URL", help="where backups will lie (default: DIRECTORY/repository)")
+    for name, (metavar, meaning) in _REMOTE.items():
+        kind = Path if metavar == "FILE" else str
+        parser.add_argument(f"--{name.replace('_', '-')}", type=kind, metavar=metavar, help=meaning)
     parser.add_argument("--source", metavar="NAME", help="a first source")
     parser.add_argument("--conninfo", default="", help="how to reach it, without a password")
     parser.add_argument("--passfile", type=Path, help="a libpq passfile (mode 0600) with its password")
@@ -117,6 +129,7 @@ def _toml(options: argparse.Namespace, directory: Path, operations: str, escrow:
         "# Seawall's settings; docs/reference/settings.md explains each. No secret belongs in here.",
         "[repository]",
         f"url = {_text(_url(options.repository) or str(directory / 'repository'))}",
+        *_remote_lines(options),
         "",
         "[sealing]",
         f"mode = {_text(options.sealing)}",
@@ -151,6 +164,14 @@ def _source_lines(options: argparse.Namespace) -> list[str]:
         if path is not None:
             lines.append(f"{member} = {_text(str(path))}")
     return lines
+
+
+def _remote_lines(options: argparse.Namespace) -> list[str]:
+    given = {name: getattr(options, name) for name in _REMOTE if getattr(options, name) is not None}
+    return [
+        f"{name} = {_text(str(_absolute(value)) if isinstance(value, Path) else value)}"
+        for name, value in given.items()
+    ]
 
 
 def _absolute(path: Path | None) -> Path | None:
