@@ -23,9 +23,11 @@ from seawall.backup.output import Copied
 from seawall.backup.plan import BackupPlan, choose_prior, plan
 from seawall.backup.prior import Maps, Prior
 from seawall.backup.stream import copy_stream
+from seawall.capacity import refuse_without_room
 from seawall.errors import BackupMissing, Damaged, FormatTooNew, KeyError_, ObjectMissing, SeawallError
 from seawall.events import Ended, Noticed, Observer
 from seawall.model import BackupKind, CopyMode, Head, Health
+from seawall.postgres import extensions
 from seawall.postgres.inspect import configuration, globals_of, inspect
 from seawall.repository import BackupSetWriter, Lease, Repository, Sealing, SourceArea, blocks
 from seawall.settings import Settings, SourceSettings
@@ -76,6 +78,7 @@ def take(
         ClusterMismatch: the source belongs to another cluster.
         LeaseHeld, LeaseLost: another writer is, or was, at work.
         ArchiveTimeout: WAL does not arrive.
+        StorageFull: the backup cannot fit, by what those before it took; or it did not.
         Cancelled: on request.
         SeawallError: whatever else went wrong; nothing was listed.
     """
@@ -96,6 +99,7 @@ def take(
             stack.enter_context(prior)
         if chosen.reason:
             observe.hear(Noticed("low", "kind-changed", chosen.reason))
+        refuse_without_room(area, chosen.kind, cluster.total_bytes)
         writer = area.begin(chosen.label, sealing, now)
         pace = pace or source_bucket(
             Settings(sources={source.name: source}), source.name, sleep=cancellable_sleep(observe.cancel)
@@ -222,6 +226,7 @@ class _Taking:
     def _surroundings(self) -> dict[str, str]:
         """Configuration outside the data directory, and what belongs to no database; a loss that is said aloud."""
         found = self._readable("configuration", self._configuration)
+        found[extensions.SPECIAL] = extensions.encoded(self.chosen.cluster.extensions)
         return found | self._readable("globals", lambda: {"globals.sql": globals_of(self.source)})
 
     def _configuration(self) -> dict[str, str]:

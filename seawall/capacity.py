@@ -1,0 +1,226 @@
+"""How full a storage is, how fast it fills, when it will be full, and whether the next backup fits. Mostly pure.
+
+Growth is the Theil–Sen slope, the median of the slopes between all pairs of samples: a cleanup or one huge backup
+moves it little. Samples are what somebody measured; where nobody did, the backups that are there give them, and then
+growth is rather too high, because what was let go is missing from the past. Too early a warning is the better mistake.
+
+Not guaranteed: that a backup for which there was room finds it still there at its end; WAL and others write as well.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from itertools import accumulate, combinations
+from statistics import median
+
+from seawall.errors import BackupMissing, Damaged, FormatTooNew, StorageFull
+from seawall.model import BackupKind, Head
+from seawall.repository import SourceArea
+from seawall.storage.base import Storage
+
+_DAY = timedelta(days=1)
+# Pairs grow with the square; so many samples tell a trend as well as all of them.
+_MOST_SAMPLES = 200
+_RECENT = 5
+_FAR = timedelta(days=3650)
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """How many bytes were in use at a moment."""
+
+    at: datetime
+    used_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Trend:
+    """How use changes: bytes per day, negative when it shrinks, and the moment of the newest sample."""
+
+    bytes_per_day: float
+    until: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class Capacity:
+    """One storage at a moment.
+
+    Args:
+        used_bytes: by the objects of the repository.
+        free_bytes: that can still be written; None where the storage does not say.
+        plain_bytes, stored_bytes: of all backups together, each counted as if it stood alone, and what they take.
+        compression: plain by stored bytes of the newest full backup; 0 while there is none.
+        trend: None while there are too few samples.
+        full_at: when nothing is free any more if the trend lasts; None if it does not grow, or not within ten years.
+    """
+
+    used_bytes: int
+    free_bytes: int | None
+    plain_bytes: int
+    stored_bytes: int
+    compression: float
+    trend: Trend | None
+    full_at: datetime | None
+
+    @property
+    def saved(self) -> float:
+        """Plain by stored bytes of all backups: compression, and what incrementals did not store again."""
+        return self.plain_bytes / self.stored_bytes if self.stored_bytes else 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Threshold:
+    """A warning of `severity` comes when less than a share is free, or the storage is full within a span."""
+
+    severity: str
+    free_share: float
+    full_within: timedelta
+
+
+THRESHOLDS = (
+    Threshold("critical", 0.05, timedelta(days=3)),
+    Threshold("high", 0.10, timedelta(days=14)),
+    Threshold("medium", 0.20, timedelta(days=30)),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Warned:
+    """The worst threshold that was reached, and the numbers."""
+
+    severity: str
+    message: str
+
+
+def theil_sen(samples: Sequence[Sample]) -> Trend | None:
+    """The robust trend of samples, or None if there are not two moments of them.
+
+    Source: Theil, "A rank-invariant method of linear and polynomial regression analysis" (1950); Sen (1968).
+    """
+    newest = sorted(samples, key=lambda sample: sample.at)[-_MOST_SAMPLES:]
+    slopes = [
+        (later.used_bytes - earlier.used_bytes) / ((later.at - earlier.at) / _DAY)
+        for earlier, later in combinations(newest, 2)
+        if later.at > earlier.at
+    ]
+    return Trend(median(slopes), newest[-1].at) if slopes else None
+
+
+def samples_of(heads: Iterable[Head]) -> tuple[Sample, ...]:
+    """What the backups that are there took together after each of them."""
+    ordered = sorted(heads, key=lambda head: head.ended_at)
+    totals = accumulate(head.stored_bytes for head in ordered)
+    return tuple(Sample(head.ended_at, total) for head, total in zip(ordered, totals, strict=True))
+
+
+def capacity_of(
+    heads: Sequence[Head],
+    *,
+    used_bytes: int,
+    free_bytes: int | None,
+    now: datetime,
+    samples: Sequence[Sample] = (),
+) -> Capacity:
+    """Put together what is known of a storage.
+
+    Args:
+        heads: of all backups there, of every source.
+        samples: measured ones; the heads give them when there are fewer than two.
+    """
+    trend = theil_sen(samples if len(samples) > 1 else samples_of(heads))
+    fulls = sorted((head for head in heads if head.kind is BackupKind.FULL), key=lambda head: head.ended_at)
+    newest = fulls[-1] if fulls else None
+    return Capacity(
+        used_bytes=used_bytes,
+        free_bytes=free_bytes,
+        plain_bytes=sum(head.plain_bytes for head in heads),
+        stored_bytes=sum(head.stored_bytes for head in heads),
+        compression=newest.plain_bytes / newest.stored_bytes if newest and newest.stored_bytes else 0.0,
+        trend=trend,
+        full_at=_full_at(trend, free_bytes, now),
+    )
+
+
+def _full_at(trend: Trend | None, free_bytes: int | None, now: datetime) -> datetime | None:
+    if trend is None or free_bytes is None or trend.bytes_per_day <= 0:
+        return None
+    days = free_bytes / trend.bytes_per_day
+    return now + days * _DAY if days * _DAY < _FAR else None
+
+
+def warned(found: Capacity, *, now: datetime, thresholds: Sequence[Threshold] = THRESHOLDS) -> Warned | None:
+    """The worst threshold that a storage reached, or None.
+
+    Args:
+        thresholds: the worst first.
+    """
+    if found.free_bytes is None:
+        return None
+    share = found.free_bytes / max(found.used_bytes + found.free_bytes, 1)
+    for threshold in thresholds:
+        soon = found.full_at is not None and found.full_at < now + threshold.full_within
+        if share < threshold.free_share or soon:
+            return Warned(threshold.severity, _sentence(found, share, now))
+    return None
+
+
+def _sentence(found: Capacity, share: float, now: datetime) -> str:
+    said = f"{found.free_bytes:,} bytes are free, {share:.0%} of what the repository and they make together"
+    if found.trend is None or found.full_at is None:
+        return said
+    return f"{said}; at {found.trend.bytes_per_day:,.0f} bytes a day they last {(found.full_at - now) / _DAY:.0f} days"
+
+
+def used_bytes(storage: Storage) -> int:
+    """What the objects of a repository take; lists all of them."""
+    return sum(stat.size_bytes for stat in storage.list())
+
+
+def expected_bytes(kind: BackupKind, cluster_bytes: int, recent: Sequence[Head]) -> int:
+    """How much the next backup will probably store; pure.
+
+    Args:
+        cluster_bytes: the size of the cluster's files.
+        recent: heads of the newest backups of this kind.
+    """
+    if kind is not BackupKind.FULL:
+        # What changed since may be anything; the largest of the last ones is a fair guess, and none is no guess.
+        return max((head.stored_bytes for head in recent), default=0)
+    newest = max(recent, key=lambda head: head.ended_at, default=None)
+    ratio = newest.stored_bytes / newest.plain_bytes if newest is not None and newest.plain_bytes else 1.0
+    return round(cluster_bytes * min(ratio, 1.0))
+
+
+def refuse_full(free_bytes: int | None, needed_bytes: int) -> None:
+    """Stop before a backup that cannot fit; where the storage does not say, nothing is refused.
+
+    Raises:
+        StorageFull: with both numbers.
+    """
+    if free_bytes is not None and free_bytes < needed_bytes:
+        raise StorageFull(
+            f"{free_bytes:,} bytes are free, the next backup takes about {needed_bytes:,}; it was not begun",
+            hint="Enlarge the storage, or shorten the retention: what that frees is free 24 hours later.",
+        )
+
+
+def refuse_without_room(area: SourceArea, kind: BackupKind, cluster_bytes: int) -> None:
+    """Stop before a backup of a source for which its storage has no room; reads a few heads.
+
+    Raises:
+        StorageFull: with the numbers.
+    """
+    refuse_full(area.storage.free_bytes(), expected_bytes(kind, cluster_bytes, _recent(area, kind)))
+
+
+def _recent(area: SourceArea, kind: BackupKind) -> list[Head]:
+    found: list[Head] = []
+    for label in sorted(area.begun(), key=lambda label: label.begun_at, reverse=True):
+        if label.kind is kind and len(found) < _RECENT:
+            try:
+                found.append(area.head(label))
+            except (BackupMissing, Damaged, FormatTooNew):
+                continue
+    return found
