@@ -8,6 +8,7 @@ from typing import Any
 
 from seawall.cli.console import size, span
 from seawall.cli.context import Context
+from seawall.errors import SeawallError
 from seawall.model import BackupLabel, Head
 from seawall.repository import SourceArea
 from seawall.wal import Segment, contiguous_until
@@ -100,9 +101,25 @@ def _backup(context: Context, source: str, label: BackupLabel) -> None:
     area = context.repository.source(source)
     head = area.head(label)
     value = summary(head) | _share(area, head)
+    value["extensions"] = _extensions(context, area, label)
     value["holds"] = [hold.reason for hold in area.holds(context.now()) if hold.label == label]
-    lines = [f"{member.replace('_', ' '):<18} {_shown(member, item)}" for member, item in value.items() if item != ""]
+    shown = {member: item for member, item in value.items() if item not in ("", None)}
+    shown["extensions"] = [f"{one['name']} {one['version']} in {one['database']}" for one in value["extensions"] or []]
+    lines = [f"{member.replace('_', ' '):<18} {_shown(member, item)}" for member, item in shown.items() if item != []]
     context.console.result({"backup": value}, lines)
+
+
+def _extensions(context: Context, area: SourceArea, label: BackupLabel) -> list[dict[str, str]] | None:
+    """What the backup says of extensions, which is sealed: None where it cannot be opened here."""
+    from seawall.postgres import extensions
+
+    try:
+        with context.ring as ring:
+            found = extensions.of_backup(area.manifest(label, ring).specials)
+    except SeawallError as error:
+        context.console.note(f"extensions cannot be shown: {error.message}")
+        return None
+    return [{"database": one.database, "name": one.name, "version": one.version} for one in found]
 
 
 def _share(area: SourceArea, head: Head) -> dict[str, Any]:

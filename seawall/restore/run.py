@@ -26,7 +26,7 @@ from seawall.errors import BinariesMissing, PrivilegeMissing, SeawallError, Targ
 from seawall.events import Ended, Noticed, Observer
 from seawall.keys import KeyRing
 from seawall.model import RecoveryTarget, TargetAction, TargetKind
-from seawall.postgres import recovery
+from seawall.postgres import extensions, recovery
 from seawall.postgres.binaries import Account, Binaries
 from seawall.postgres.instance import Instance
 from seawall.repository import Repository
@@ -107,7 +107,7 @@ def run(
     command = restore_command(socket_path or DEFAULT_SOCKET)
     if not start:
         begin = time.monotonic()
-        laid = _Laying(plan, repository, ring, account, observe, workers).run(command)
+        laid = _Laying(plan, repository, ring, account, observe, workers, binaries).run(command)
         seconds = time.monotonic() - begin
         return _report(plan, laid, None, {"files": seconds, "total": seconds})
     with recovered(
@@ -164,7 +164,7 @@ def recovered(
     begin = time.monotonic()
     _refuse_unrunnable(plan, binaries, account)
     with _fetching(plan, repository, ring, account, observe) as command:
-        laid = _Laying(plan, repository, ring, account, observe, workers).run(command)
+        laid = _Laying(plan, repository, ring, account, observe, workers, binaries).run(command)
         files = time.monotonic() - begin
         observe.hear(Ended("restore", files))
         instance = Instance(plan.destination, binaries, account, user=_superuser(laid.specials))
@@ -283,6 +283,7 @@ class _Laying:
     account: Account
     observe: Observer
     workers: int
+    binaries: Binaries
 
     def run(self, command: str) -> lay.Laid:
         plan = self.plan
@@ -291,6 +292,7 @@ class _Laying:
         refuse_tablespaces(plan.tablespaces, plan.destination, delta=plan.delta)
         area = self.repository.source(plan.source)
         laid = lay.lay(plan, area, self.ring, self.account, workers=self.workers, observe=self.observe)
+        self._notice_missing_extensions(laid)
         saved = {
             name.removeprefix("configuration:"): text
             for name, text in laid.specials.items()
@@ -307,6 +309,14 @@ class _Laying:
         except OSError as error:
             raise tree.translated(error, plan.destination) from error
         return laid
+
+    def _notice_missing_extensions(self, laid: lay.Laid) -> None:
+        """A database whose extension is not installed starts, and fails at the first use of it."""
+        missing = extensions.missing(extensions.of_backup(laid.specials), self.binaries)
+        if missing:
+            named = ", ".join(f"{one.name} {one.version} (database {one.database})" for one in missing)
+            message = f"PostgreSQL in {self.binaries.directory} lacks extensions that the backup uses: {named}"
+            self.observe.hear(Noticed("high", "extension-missing", message))
 
 
 def _target(plan: RestorePlan) -> RecoveryTarget:

@@ -49,7 +49,14 @@ class Story:
 @pytest.fixture(scope="module")
 def story(site18: Site) -> Story:
     site = site18
-    site.query("CREATE TABLE ledger AS SELECT n FROM generate_series(1, 1000) AS n")
+    site.query(
+        "CREATE TABLE ledger AS SELECT n FROM generate_series(1, 1000) AS n",
+        "CREATE EXTENSION amcheck",
+        # One that was installed at the source and is not here.
+        "SET allow_system_table_mods = on",
+        "INSERT INTO pg_extension (oid, extname, extowner, extnamespace, extrelocatable, extversion)"
+        " VALUES (99999, 'ghost', 10, 2200, true, '2.1')",
+    )
     site.backup()
     site.query("INSERT INTO ledger SELECT n FROM generate_series(1, 10) AS n")
     lsn = site.value("SELECT pg_current_wal_insert_lsn()")
@@ -103,6 +110,12 @@ def test_the_report_tells_what_was_reached_and_how_long_it_took(story: Story) ->
     assert report.seconds["total"] == pytest.approx(report.seconds["files"] + report.seconds["recovery"], abs=0.01)
     assert report.port == 0
     assert not leftovers()
+
+
+def test_an_extension_that_is_not_installed_here_is_named(story: Story, heard: list[Event]) -> None:
+    run(story, story.site.plan(), observe=Observer(heard.append))
+    (said,) = [event for event in heard if isinstance(event, Noticed) and event.code == "extension-missing"]
+    assert said.message.endswith("lacks extensions that the backup uses: ghost 2.1 (database postgres)")
 
 
 def test_with_a_port_a_server_is_left_running_that_archives_nothing(story: Story, rows: Rows) -> None:
