@@ -3,14 +3,16 @@
 `decide` is pure and tells what to do with each run and why; `sweep` looks, decides and acts. The catalog's leases
 are the last word on executions: what nobody renews has failed, whatever Prefect believes.
 
-A run counts as dead when no process on this host carries its id, seen twice in a row: the work pool of a host is
-served by that host alone, and its workers report an end within a second.
+A run counts as dead when no process on this host carries its id, seen twice in a row. That is judged only of runs of
+this host: those whose row in the catalog names it, and those that have no row while no worker of another host serves
+the pool. Of what runs elsewhere, only the lease is judged: when nobody renews it, it has failed.
 """
 
 from __future__ import annotations
 
 import json
 import logging
+import socket
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
@@ -27,11 +29,12 @@ from prefect.client.schemas.filters import (
     WorkPoolFilter,
     WorkPoolFilterName,
 )
-from prefect.client.schemas.objects import FlowRun, StateType
+from prefect.client.schemas.objects import FlowRun, StateType, WorkerStatus
 from prefect.client.schemas.sorting import FlowRunSort
 from prefect.states import Cancelled, Crashed
 
 from deployments.processes import end_marked
+from deployments.worker import host_of
 from seawall.catalog import Catalog, RunStatus
 from seawall.errors import CatalogError, SeawallError
 
@@ -120,6 +123,19 @@ def superseded(runs: Iterable[Run]) -> tuple[Run, ...]:
     )
 
 
+def is_judged_here(run: Run, hosts: Mapping[UUID, str], workers: Iterable[str], here: str) -> bool:
+    """Whether a missing process on this host proves that a run is dead.
+
+    Args:
+        hosts: where flow runs are at work, as their rows in the catalog tell.
+        workers: names of the pool's workers that are online (`deployments.worker.name_on`).
+        here: this host.
+    """
+    if run.id in hosts:
+        return hosts[run.id] == here
+    return all(host_of(worker) in {here, ""} for worker in workers)
+
+
 class Sweeper:
     """Looks after one work pool; remembers from one look to the next which runs seemed dead."""
 
@@ -131,12 +147,13 @@ class Sweeper:
         self._catalog = catalog
         self._pool = pool
         self._pending_limit = pending_limit
+        self._here = socket.gethostname()
         self._suspects: frozenset[UUID] = frozenset()
 
     def sweep(self, now: datetime) -> tuple[Action, ...]:
         """Look once, and act; returns what was done to runs."""
         runs = self._runs(now)
-        missing = frozenset(run.id for run in runs if run.state_type in _STARTED and not has_process(run))
+        missing = frozenset(run.id for run in self._of_here(runs) if not has_process(run))
         seen_twice, self._suspects = missing & self._suspects, missing
         actions = decide(runs, now=now, dead=lambda run: run.id in seen_twice, pending_limit=self._pending_limit)
         for action in actions:
@@ -144,6 +161,16 @@ class Sweeper:
             self._act(action, now)
         self._give_up_on_lapsed(now)
         return actions
+
+    def _of_here(self, runs: Sequence[Run]) -> tuple[Run, ...]:
+        """The started runs whose processes would be on this host."""
+        started = [run for run in runs if run.state_type in _STARTED]
+        if not started:
+            return ()
+        hosts = self._catalog.hosts_of_running()
+        found = self._client.read_workers_for_work_pool(self._pool)
+        online = [worker.name for worker in found if worker.status is WorkerStatus.ONLINE]
+        return tuple(run for run in started if is_judged_here(run, hosts, online, self._here))
 
     def _runs(self, now: datetime) -> tuple[Run, ...]:
         wanted = [StateType.SCHEDULED, StateType.PENDING, StateType.RUNNING, StateType.CANCELLING]

@@ -11,6 +11,7 @@ import asyncio
 import logging
 import os
 import signal
+import socket
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -49,9 +50,20 @@ class DrainingWorker(ProcessWorker):
         return None
 
 
+def name_on(host: str, pid: int) -> str:
+    """A worker's name, which tells where its runs are: Prefect itself notes a process id without a host."""
+    return f"seawall-{pid}@{host}"
+
+
+def host_of(name: str) -> str:
+    """The host in a worker's name; empty in a name that says nothing of it."""
+    return name.partition("@")[2]
+
+
 async def serve(pool: str, *, limit: int) -> None:
     """Run until SIGTERM or SIGINT, then drain."""
-    worker = DrainingWorker(work_pool_name=pool, limit=limit, create_pool_if_not_found=False)
+    name = name_on(socket.gethostname(), os.getpid())
+    worker = DrainingWorker(name=name, work_pool_name=pool, limit=limit, create_pool_if_not_found=False)
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)

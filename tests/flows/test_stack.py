@@ -18,15 +18,17 @@ from prefect.client.schemas.actions import DeploymentScheduleCreate
 from prefect.client.schemas.filters import DeploymentFilter, DeploymentFilterId, FlowRunFilter
 from prefect.client.schemas.schedules import CronSchedule, IntervalSchedule
 from prefect.client.schemas.sorting import FlowRunSort
-from prefect.states import Cancelling, Pending, Scheduled
+from prefect.states import Cancelling, Pending, Running, Scheduled
 from pydantic import SecretStr
 
 from blocks.cluster import PostgresCluster
 from blocks.site import BlockNames, settings_for
 from deployments import deploy
+from deployments.environment import POOL
 from deployments.processes import is_alive
 from deployments.stack import answers
-from seawall.catalog import RunStatus
+from deployments.sweeper import Sweeper
+from seawall.catalog import JobType, RunStatus
 from seawall.settings import SourceSettings
 from tasks.admission import moved
 
@@ -325,6 +327,27 @@ def test_a_worker_killed_with_its_run_leaves_a_failed_execution_and_no_process(p
         prefect_stack.stack.restart("worker")
     again = prefect_stack.parameters(job)
     assert prefect_stack.ended(prefect_stack.start(again), 90).state.type.value == "COMPLETED"
+
+
+def test_a_run_of_another_host_is_judged_by_its_lease_alone(prefect_stack, wait_for):
+    client, catalog = prefect_stack.client, prefect_stack.catalog
+    deployment = client.read_deployment_by_name("backup/backup")
+    job = catalog.ensure_job("elsewhere", JobType.FULL, backup_targets={}, destination_config={}, now=datetime.now(UTC))
+    run = client.create_flow_run_from_deployment(
+        deployment.id, state=Scheduled(scheduled_time=datetime.now(UTC) + timedelta(days=1))
+    )
+    client.set_flow_run_state(run.id, Running(), force=True)
+    begun = catalog.begin_execution(
+        job, now=datetime.now(UTC), lease=timedelta(seconds=15), flow_run_id=run.id, host="another.example"
+    )
+    sweeper = Sweeper(
+        client, catalog, pool=POOL, pending_limit=timedelta(minutes=5), scratch=prefect_stack.settings_file.parent
+    )
+    for _ in range(2):
+        assert run.id not in [action.run.id for action in sweeper.sweep(datetime.now(UTC))]
+    assert catalog.execution(begun).status is RunStatus.RUNNING
+    wait_for(lambda: catalog.execution(begun).status is RunStatus.FAILED, 60)
+    wait_for(lambda: prefect_stack.run(run).state.is_crashed() or None, 30)
 
 
 def test_after_an_outage_only_the_newest_missed_run_is_executed(prefect_stack, wait_for):

@@ -6,7 +6,17 @@ from uuid import UUID, uuid4
 
 from prefect.client.schemas.objects import StateType
 
-from deployments.sweeper import AGAIN, FLOW_RUN_VARIABLE, Run, Verdict, decide, has_process, superseded
+from deployments.sweeper import (
+    AGAIN,
+    FLOW_RUN_VARIABLE,
+    Run,
+    Verdict,
+    decide,
+    has_process,
+    is_judged_here,
+    superseded,
+)
+from deployments.worker import name_on
 
 NOW = datetime(2026, 11, 23, 12, 0, tzinfo=UTC)
 DEPLOYMENT = uuid4()
@@ -70,6 +80,16 @@ def test_a_run_that_was_about_to_start_for_too_long_crashes_and_is_tried_once_mo
     assert set(actions) == {old.id, second.id}
     assert actions[old.id].again
     assert not actions[second.id].again
+
+
+def test_only_this_hosts_runs_are_judged_by_processes_that_are_not_here():
+    run, here, there = started(StateType.RUNNING), name_on("db1", 12), name_on("db2.example", 12)
+    assert is_judged_here(run, {run.id: "db1"}, [here, there], "db1")
+    assert not is_judged_here(run, {run.id: "db2.example"}, [here], "db1")
+    # Before its row is made nobody says where it is; then it may be wherever a worker is.
+    assert is_judged_here(run, {}, [here], "db1")
+    assert is_judged_here(run, {}, [], "db1")
+    assert not is_judged_here(run, {}, [here, there], "db1")
 
 
 def test_a_process_is_a_runs_own_only_if_it_carries_the_runs_id():
