@@ -155,6 +155,7 @@ class BackupFileRow(CatalogRow, table=True):
     source: str = Field(sa_column=sa.Column("source", sa.String(63), nullable=False))
     label: str = Field(sa_column=sa.Column("label", sa.String(100), nullable=False))
     expired_at: datetime | None = Field(default=None, sa_column=_moment("expired_at"))
+    suspicions: list[object] | None = Field(default=None, sa_column=sa.Column("suspicions", document_type()))
 
 
 class RecoveryOperationRow(CatalogRow, table=True):
@@ -244,6 +245,9 @@ class StorageLocationRow(CatalogRow, table=True):
     last_health_check: datetime | None = Field(default=None, sa_column=_moment("last_health_check"))
     health_message: str | None = Field(default=None, sa_column=sa.Column("health_message", sa.Text()))
     created_at: datetime = Field(sa_column=_created())
+    role: str | None = Field(default=None, sa_column=sa.Column("role", sa.String(50)))
+    latency_ms: int | None = Field(default=None, sa_column=sa.Column("latency_ms", sa.Integer()))
+    last_proof_at: datetime | None = Field(default=None, sa_column=_moment("last_proof_at"))
 
 
 class BackupAlertRow(CatalogRow, table=True):
@@ -336,4 +340,29 @@ class AuditAnchorRow(CatalogRow, table=True):
     repository_id: UUID = Field(sa_column=sa.Column("repository_id", sa.Uuid(), primary_key=True))
     sequence: int = Field(sa_column=sa.Column("sequence", sa.BigInteger(), nullable=False))
     hash: str = Field(sa_column=sa.Column("hash", sa.String(HASH_LENGTH), nullable=False))
+    seen_at: datetime = Field(sa_column=_moment("seen_at", nullable=False))
+
+
+class ObjectProofRow(CatalogRow, table=True):
+    """How far one object in one location was proved, and when; `problem` is what was wrong when it was last read."""
+
+    __tablename__ = "object_proofs"
+
+    repository_id: UUID = Field(sa_column=sa.Column("repository_id", sa.Uuid(), primary_key=True))
+    location: str = Field(sa_column=sa.Column("location", sa.String(NAME_LENGTH), primary_key=True))
+    name: str = Field(sa_column=sa.Column("name", sa.String(900), primary_key=True))
+    proof: str | None = Field(default=None, sa_column=sa.Column("proof", sa.String(50)))
+    proved_at: datetime = Field(sa_column=_moment("proved_at", nullable=False))
+    problem: str | None = Field(default=None, sa_column=sa.Column("problem", sa.Text()))
+
+
+class BackupCopyRow(CatalogRow, table=True):
+    """A backup set that was listed in a location when somebody last looked there."""
+
+    __tablename__ = "backup_copies"
+
+    repository_id: UUID = Field(sa_column=sa.Column("repository_id", sa.Uuid(), primary_key=True))
+    source: str = Field(sa_column=sa.Column("source", sa.String(63), primary_key=True))
+    label: str = Field(sa_column=sa.Column("label", sa.String(100), primary_key=True))
+    location: str = Field(sa_column=sa.Column("location", sa.String(NAME_LENGTH), primary_key=True))
     seen_at: datetime = Field(sa_column=_moment("seen_at", nullable=False))

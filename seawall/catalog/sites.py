@@ -23,6 +23,7 @@ class SiteRecords(Records):
         connection_config: Document,
         encryption_config: Document | None = None,
         capacity_bytes: int | None = None,
+        role: str | None = None,
         now: datetime,
     ) -> UUID:
         """Create the location of that name, or bring it to this definition.
@@ -30,6 +31,7 @@ class SiteRecords(Records):
         Args:
             connection_config: where it is, `{"url": …}`; credentials are named, never given.
             capacity_bytes: None keeps what was configured or measured before.
+            role: what it is for; None keeps what was said before.
 
         Raises:
             UsageError: a value is malformed or looks like a secret.
@@ -40,6 +42,7 @@ class SiteRecords(Records):
             connection_config=configuration(connection_config, "connection_config"),
             encryption_config=configuration(encryption_config or {}, "encryption_config"),
             capacity_bytes=capacity_bytes,
+            role=role,
             created_at=aware(now),
         )
         with self._writing() as session:
@@ -49,6 +52,8 @@ class SiteRecords(Records):
                 existing.connection_config = wanted.connection_config
                 existing.encryption_config = wanted.encryption_config
                 existing.capacity_bytes = capacity_bytes or existing.capacity_bytes
+                existing.role = role or existing.role
+                existing.is_active = True
                 session.add(existing)
                 return existing.id
             return wanted.id
@@ -60,9 +65,10 @@ class SiteRecords(Records):
         now: datetime,
         used_bytes: int | None = None,
         capacity_bytes: int | None = None,
+        latency_ms: int | None = None,
         problem: str | None = None,
     ) -> None:
-        """Record a health check of a location; sizes that are None stay as they were.
+        """Record a health check of a location; sizes and latency that are None stay as they were.
 
         Args:
             problem: what is wrong with it, None if nothing is.
@@ -77,6 +83,20 @@ class SiteRecords(Records):
             row.last_health_check, row.health_message = aware(now), None if problem is None else clean(problem)
             row.used_bytes = row.used_bytes if used_bytes is None else used_bytes
             row.capacity_bytes = row.capacity_bytes if capacity_bytes is None else capacity_bytes
+            row.latency_ms = row.latency_ms if latency_ms is None else latency_ms
+            session.add(row)
+
+    def retire_storage_location(self, name: str) -> None:
+        """Mark a location as no longer used; what was recorded of it stays.
+
+        Raises:
+            RecordMissing: there is no location of that name.
+        """
+        with self._writing() as session:
+            row = named(session, StorageLocationRow, name, lock=True)
+            if row is None:
+                raise RecordMissing(f"the catalog has no storage location {name!r}")
+            row.is_active = False
             session.add(row)
 
     def storage_locations(self, *, active_only: bool = False) -> tuple[StorageLocation, ...]:

@@ -13,6 +13,7 @@ from typing import Self
 
 from seawall.catalog import schema
 from seawall.catalog.alerts import AlertRecords
+from seawall.catalog.copies import CopyRecords
 from seawall.catalog.database import Database, catalog_url, prepare_file
 from seawall.catalog.executions import ExecutionRecords
 from seawall.catalog.jobs import JobRecords
@@ -22,7 +23,16 @@ from seawall.catalog.proofs import ProofRecords
 from seawall.catalog.sites import SiteRecords
 
 
-class Catalog(JobRecords, ExecutionRecords, LeaseRecords, ProofRecords, SiteRecords, AlertRecords, AuditRecords):
+class Catalog(
+    JobRecords,
+    ExecutionRecords,
+    LeaseRecords,
+    ProofRecords,
+    CopyRecords,
+    SiteRecords,
+    AlertRecords,
+    AuditRecords,
+):
     """An open catalog."""
 
     @classmethod

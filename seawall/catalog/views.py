@@ -6,7 +6,7 @@ keeps that word for itself). Sizes are in bytes, times are aware and UTC.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
@@ -183,6 +183,7 @@ class BackupFile:
     source: str
     label: str
     expired_at: datetime | None
+    suspicions: Sequence[object] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -248,6 +249,19 @@ class StorageLocation:
     last_health_check: datetime | None
     health_message: str | None
     created_at: datetime
+    role: str | None = None
+    latency_ms: int | None = None
+    last_proof_at: datetime | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ObjectProof:
+    """How far one object in one location was proved; `proof` is None if it was found wrong, and `problem` says how."""
+
+    name: str
+    proof: str | None
+    proved_at: datetime
+    problem: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
