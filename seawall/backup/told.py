@@ -63,6 +63,10 @@ def told_by(
     """
     if cluster.major_version < FIRST_MAJOR or started.timeline != prior.head.timeline:
         return None
+    if started.lsn < prior.head.stop_lsn:
+        # A standby that lags: what the prior read may be ahead of this backup's own end, and only what is read here
+        # and found the same may be taken over.
+        return None
     with connect(source, application_name="seawall backup") as session:
         with translated(source.name):
             row = session.execute("SHOW summarize_wal").fetchone()
