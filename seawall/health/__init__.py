@@ -17,7 +17,7 @@ from seawall.events import Observer
 from seawall.health import cluster, host, recoverability
 from seawall.health.result import CheckResult, Finding, Round, Status, good, skipped
 from seawall.keys import KeyRing
-from seawall.model import Head
+from seawall.model import BackupKind, Head
 from seawall.repository import Repository, SourceArea
 from seawall.settings import Settings, SourceSettings
 
@@ -126,7 +126,9 @@ class _Source:
             self._backups(self.area, heads, facts)
         else:
             self.made.skip(
-                ("backup-age", "verified", "wal-continuity"), "the backups cannot be listed", self.source.name
+                ("capacity", "backup-age", "verified", "wal-continuity"),
+                "the backups cannot be listed",
+                self.source.name,
             )
 
     def _heads(self) -> tuple[Head, ...] | None:
@@ -166,11 +168,13 @@ class _Source:
             self._make("archiving", lambda: recoverability.archiving_works(source, area, facts, self.observe))
         else:
             self.made.skip(("archiving",), "left out by --no-switch", source.name)
-        newest = heads[-1] if heads else None
+        fulls = [head for head in heads or () if head.kind is BackupKind.FULL]
+        newest = fulls[-1] if fulls else None
         self._make("space", lambda: recoverability.space_suffices(area.storage, facts, newest))
 
     def _backups(self, area: SourceArea, heads: tuple[Head, ...], facts: cluster.Facts | None) -> None:
         source, rpo = self.source, timedelta(minutes=self.settings.server.rpo_minutes)
+        self._make("capacity", lambda: recoverability.storage_lasts(area.storage.free_bytes(), heads, self.now()))
         self._make("backup-age", lambda: recoverability.backup_is_young(heads, self.now()))
         self._make("verified", lambda: self._verified(heads))
         found = self.made.learn("wal-continuity", lambda: _windows(area, heads), source.name)

@@ -10,18 +10,20 @@ from typing import LiteralString
 
 from seawall.archive.arrival import refuse_without_carrier, wait_for
 from seawall.archive.continuity import Window, switch_wal
+from seawall.capacity import capacity_of, expected_bytes, warned
 from seawall.catalog import Catalog
 from seawall.errors import ArchiveTimeout, ClusterError, StorageFull, WalGap
 from seawall.events import Observer
 from seawall.health.cluster import Facts
 from seawall.health.result import Finding, good, skipped, warning
-from seawall.model import Head, WalMode
+from seawall.model import BackupKind, Head, WalMode
 from seawall.postgres.connect import connect, translated
 from seawall.repository import SourceArea
 from seawall.settings import SourceSettings
 from seawall.storage.base import Storage
 from seawall.wal import Lsn
 
+_NO_WORD = "the storage does not say how much room it has"
 # A full backup is due every day; it may begin at 02:00 and take until 04:00.
 BACKUP_DUE = timedelta(hours=26)
 VERIFY_DUE = timedelta(days=7)
@@ -169,15 +171,26 @@ def space_suffices(storage: Storage, facts: Facts, newest: Head | None) -> Findi
 def judge_space(free: int | None, total_bytes: int, newest: Head | None) -> Finding:
     """Judge free space against the cluster's size, less what the newest backup saved by compression; pure."""
     if free is None:
-        return skipped("the storage does not say how much room it has")
-    ratio = newest.stored_bytes / newest.plain_bytes if newest is not None and newest.plain_bytes else 1.0
-    needed = round(total_bytes * min(ratio, 1.0))
+        return skipped(_NO_WORD)
+    needed = expected_bytes(BackupKind.FULL, total_bytes, [] if newest is None else [newest])
     sentence = f"{free:,} bytes are free, the next full backup takes about {needed:,}"
     if free < needed:
         raise StorageFull(sentence)
     if free < 2 * needed:
         return warning(sentence, "Enlarge the storage or shorten retention_days: WAL needs room too.")
     return good(sentence)
+
+
+def storage_lasts(free: int | None, heads: Sequence[Head], now: datetime) -> Finding:
+    """Judge how long the room lasts, by what the backups of this source took; pure."""
+    if free is None:
+        return skipped(_NO_WORD)
+    stored = sum(head.stored_bytes for head in heads)
+    found = capacity_of(heads, used_bytes=stored, free_bytes=free, now=now)
+    said = warned(found, now=now)
+    if said is not None:
+        return warning(said.message, "Enlarge the storage, or shorten the retention: docs/how-to/retention.md.")
+    return good(f"{free:,} bytes are free" + (f", until about {found.full_at:%Y-%m-%d}" if found.full_at else ""))
 
 
 def backup_is_young(heads: Sequence[Head], now: datetime) -> Finding:

@@ -43,17 +43,39 @@ from seawall.health.recoverability import (
     judge_slot,
     judge_space,
     judge_verified,
+    storage_lasts,
     wal_is_continuous,
 )
 from seawall.health.result import Round, Status, good, warning
 from seawall.keys import KeyInfo
-from seawall.model import ClusterIdentity, CopyMode, SealingMode, WalMode
+from seawall.model import (
+    BackupKind,
+    BackupLabel,
+    ClusterIdentity,
+    Compression,
+    CopyMode,
+    Head,
+    SealingMode,
+    WalMode,
+)
 from seawall.settings import SealingSettings, SourceSettings
 from seawall.storage.base import Bytes, Stat
 from seawall.storage.memory import MemoryStorage
 from seawall.wal import Lsn, Segment
 
 NOW = datetime(2026, 11, 23, 12, tzinfo=UTC)
+
+
+def a_backup(at: datetime, stored_bytes: int) -> Head:
+    return Head(
+        label=BackupLabel(at), source="shop", kind=BackupKind.FULL, mode=CopyMode.DIRECT,
+        cluster=ClusterIdentity(7, 18, (1,)), server_version=180006, timeline=1, start_lsn=Lsn(0), stop_lsn=Lsn(1),
+        segment_bytes=1 << 24, began_at=at, ended_at=at, stopped_at=at, plain_bytes=2 * stored_bytes,
+        stored_bytes=stored_bytes, file_count=1, object_count=1, compression=Compression.ZSTD,
+        sealing=SealingMode.NONE, key_id="", manifest_sha256="", manifest_bytes=0,
+    )  # fmt: skip
+
+
 FACTS = Facts(
     version=180001, system_identifier=7, in_recovery=False, user="backup", wal_level="replica", checksums=True,
     archive_mode="off", max_slot_keep_mb=1024, data_directory="/data", superuser=False, replication=True, monitor=True,
@@ -267,6 +289,15 @@ class TestBackups:
         assert judge_space(1999, 1000, None).status is Status.WARNING
         with pytest.raises(StorageFull, match="999"):
             judge_space(999, 1000, None)
+
+    def test_room_that_will_not_last_is_told_early(self) -> None:
+        assert storage_lasts(None, (), NOW).status is Status.SKIPPED
+        assert storage_lasts(10**12, (), NOW).status is Status.OK
+        heads = [a_backup(NOW - timedelta(days=n), 10**9) for n in range(9, -1, -1)]
+        assert storage_lasts(10**12, heads, NOW).status is Status.OK
+        soon = storage_lasts(20 * 10**9, heads, NOW)
+        assert soon.status is Status.WARNING
+        assert "they last 20 days" in soon.sentence
 
     def test_a_proof_that_is_old_or_absent_is_a_warning(self) -> None:
         labels = ["a"]

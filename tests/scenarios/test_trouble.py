@@ -32,6 +32,7 @@ from seawall.model import Proof, RecoveryTarget, TargetKind
 from seawall.repository import Repository, documents, lease
 from seawall.storage.faulty import Fault, Faulty, Trouble
 from seawall.storage.local import LocalStorage
+from seawall.storage.wrappers import Wrapper
 
 if TYPE_CHECKING:
     Site = Any
@@ -205,6 +206,7 @@ from seawall.model import Compression, SealingMode
 from seawall.repository import Repository, Sealing
 from seawall.settings import SourceSettings
 from seawall.storage.local import LocalStorage
+from seawall.storage.wrappers import Wrapper
 repository, conninfo, ring, label_at = sys.argv[1:]
 ring = KeyRing(Path(ring))
 recipients = tuple(key.fingerprint for key in ring.list())
@@ -271,3 +273,18 @@ def test_a_destination_that_came_to_life_since_the_plan_is_not_overwritten(site:
     with pytest.raises(DestinationInUse):
         site.run(plan)
     assert (plan.destination / "something").read_text() == "new"
+
+
+class Small(Wrapper):
+    """Says that next to nothing is free."""
+
+    def free_bytes(self) -> int | None:
+        return 5_000_000
+
+
+def test_a_backup_that_cannot_fit_is_refused_with_the_numbers_before_anything_is_written(site: Site) -> None:
+    site.backup()
+    before = {stat.name for stat in site.area.storage.list("sources/")}
+    with pytest.raises(StorageFull, match=r"5,000,000 bytes are free, the next backup takes about [0-9,]+"):
+        _with_storage(site, Small(LocalStorage(site.home / "repository"))).backup()
+    assert {stat.name for stat in site.area.storage.list("sources/")} == before
