@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from campaigns import agents, damage, faults, kill, live, sample, scenes
+from campaigns import agents, damage, faults, fuzz, kill, live, sample, scenes
 from campaigns.sample import QuickRing
 from seawall.model import Compression, CopyMode, SealingMode
 from seawall.postgres.binaries import Account
@@ -31,7 +31,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m campaigns", description=__doc__)
     parser.add_argument("which", nargs="*", choices=[*_CAMPAIGNS, []], help="default: all of them")
     parser.add_argument("--seed", type=int, default=20261123)
-    parser.add_argument("--trials", type=int, default=10_000, help="damages (default: 10000)")
+    parser.add_argument("--trials", type=int, default=10_000, help="damages, inputs of each parser (default: 10000)")
     parser.add_argument("--points", type=int, default=60, help="kills of each verb at most (default: 60)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the figures there")
     options = parser.parse_args()
@@ -119,15 +119,24 @@ def _print_kill(tally: kill.Tally) -> None:
 
 def run_faults(place: Path, options: argparse.Namespace) -> Figures:
     with QuickRing(place / "ring") as ring:
-        tally = faults.run(ring, options.seed)
+        tally = faults.run(ring, options.seed, (SealingMode.NONE, SealingMode.AES_256_GCM))
     tally.print()
     return {"trials": dict(tally.trials), "faults": tally.wrong}
+
+
+def run_fuzz(place: Path, options: argparse.Namespace) -> Figures:
+    with QuickRing(place / "ring") as ring:
+        tally = fuzz.run(ring, options.seed, options.trials)
+    print(f"\nfuzz: {tally.total()} inputs")
+    tally.print()
+    return {"inputs": tally.total(), "faults": tally.wrong}
 
 
 _CAMPAIGNS: dict[str, Callable[[Path, argparse.Namespace], Figures]] = {
     "damage": run_damage,
     "kill": run_kill,
     "faults": run_faults,
+    "fuzz": run_fuzz,
 }
 
 if __name__ == "__main__":

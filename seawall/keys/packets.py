@@ -9,7 +9,6 @@ cannot read; so what was written is looked at before it is trusted.
 from __future__ import annotations
 
 import base64
-import binascii
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -94,7 +93,7 @@ def dearmored(text: str) -> bytes:
     try:
         if match is not None:
             return base64.b64decode("".join(match[1].split()), validate=True)
-    except binascii.Error as error:
+    except ValueError as error:
         raise Damaged("the armor of an OpenPGP message is damaged") from error
     raise Damaged("this is no armored OpenPGP message")
 

@@ -158,8 +158,12 @@ def _fields(data: bytes) -> ControlData:
     sizes = _SIZES.unpack_from(data, _BODY.size + _CHECKPOINT.size + _RECOVERY.size)
     names = ("max_connections", "max_worker_processes", "max_wal_senders", "max_prepared_transactions",
              "max_locks_per_transaction")  # fmt: skip
+    try:
+        known = ControlState(state)
+    except ValueError as error:
+        raise ClusterError(f"pg_control states {state}, which is no state of a cluster") from error
     return ControlData(
-        system_identifier, version, catalog, ControlState(state), Lsn(checkpoint), Lsn(redo), timeline,
+        system_identifier, version, catalog, known, Lsn(checkpoint), Lsn(redo), timeline,
         Lsn(minimum), minimum_timeline, Lsn(backup_start), Lsn(backup_end),
         block_bytes=sizes[0], relation_segment_blocks=sizes[1], segment_bytes=sizes[3], checksum_version=sizes[-1],
         minimums=tuple(zip(names, limits, strict=True)),

@@ -12,7 +12,7 @@ import hashlib
 import uuid
 from datetime import datetime
 
-from seawall.errors import NotARepository, ObjectExists, ObjectMissing, UsageError
+from seawall.errors import Damaged, NotARepository, ObjectExists, ObjectMissing, UsageError
 from seawall.repository import documents
 from seawall.repository.area import BackupSetWriter, SourceArea
 from seawall.repository.layout import FORMAT, IDENTITY, recovery_script
@@ -66,7 +66,11 @@ class Repository:
         except ObjectMissing as error:
             raise NotARepository(f"{storage.url} holds no Seawall repository") from error
         documents.refuse_newer(document.get("format"), FORMAT, name=IDENTITY)
-        return cls(storage, str(document["repository_id"]), documents.moment(document["created_at"], name=IDENTITY))
+        try:
+            repository_id, created_at = str(document["repository_id"]), document["created_at"]
+        except KeyError as error:
+            raise Damaged(f"{IDENTITY} has no {error}") from error
+        return cls(storage, repository_id, documents.moment(created_at, name=IDENTITY))
 
     def sources(self) -> tuple[str, ...]:
         """Names of all sources that ever stored something."""

@@ -314,16 +314,19 @@ class SourceArea:
 
     def _hold(self, name: str) -> Hold:
         document = documents.get(self.storage, name)
-        until = document["until"]
-        return Hold(
-            id=document["id"],
-            label=BackupLabel.parse(document["label"]),
-            reason=document["reason"],
-            owner=document["owner"],
-            placed_at=documents.moment(document["placed_at"], name=name),
-            until=None if until is None else documents.moment(until, name=name),
-            through=str(document.get("through", "")),
-        )
+        try:
+            until = document["until"]
+            return Hold(
+                id=str(document["id"]),
+                label=BackupLabel.parse(str(document["label"])),
+                reason=str(document["reason"]),
+                owner=str(document["owner"]),
+                placed_at=documents.moment(document["placed_at"], name=name),
+                until=None if until is None else documents.moment(until, name=name),
+                through=str(document.get("through", "")),
+            )
+        except (KeyError, NameRefused) as error:
+            raise Damaged(f"{name} is no hold: {error}") from error
 
     def place_hold(
         self,

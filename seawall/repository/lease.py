@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from types import TracebackType
 
-from seawall.errors import LeaseHeld, LeaseLost, ObjectExists, ObjectMissing, SeawallError, StorageError
+from seawall.errors import Damaged, LeaseHeld, LeaseLost, ObjectExists, ObjectMissing, SeawallError, StorageError
 from seawall.repository import documents
 from seawall.repository.layout import SourceLayout
 from seawall.storage.base import Storage
@@ -50,20 +50,23 @@ class LeaseRecord:
 def newest(storage: Storage, layout: SourceLayout) -> LeaseRecord | None:
     """The lease with the highest token, or None if there never was one."""
     stats = {stat.name.removeprefix(layout.leases): stat for stat in storage.list(layout.leases)}
-    tokens = [int(name[:12]) for name in stats if len(name) == len("000000000000.json")]
+    tokens = [int(name[:12]) for name in stats if len(name) == len("000000000000.json") and name[:12].isdigit()]
     if not tokens:
         return None
     token = max(tokens)
     document = documents.get(storage, layout.lease(token))
     own = [stat for name, stat in stats.items() if name.startswith(f"{token:012d}.")]
-    return LeaseRecord(
-        token=token,
-        holder=str(document["holder"]),
-        purpose=str(document["purpose"]),
-        ttl=timedelta(seconds=float(document["ttl_seconds"])),
-        renewed_at=max(stat.modified_at for stat in own),
-        released=any(stat.name == layout.lease_end(token) for stat in own),
-    )
+    try:
+        return LeaseRecord(
+            token=token,
+            holder=str(document["holder"]),
+            purpose=str(document["purpose"]),
+            ttl=timedelta(seconds=float(document["ttl_seconds"])),
+            renewed_at=max(stat.modified_at for stat in own),
+            released=any(stat.name == layout.lease_end(token) for stat in own),
+        )
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
+        raise Damaged(f"{layout.lease(token)} is no lease: {error}") from error
 
 
 class Lease:

@@ -147,7 +147,7 @@ class Repository:
                     wrapped = self.document("%s/%s" % (folder, wrap))["wrapped"]
                     self.keys[key_id] = base64.b64decode(self.gpg(wrapped.encode()))
                     break
-                except Unrecoverable as failed:
+                except (Unrecoverable, KeyError, ValueError) as failed:
                     error = failed
             else:
                 raise error
@@ -570,7 +570,7 @@ def main():
     options = parser.parse_args()
     try:
         return recover(options)
-    except (Unrecoverable, OSError, ValueError, KeyError) as error:
+    except (Unrecoverable, OSError, ValueError, LookupError, TypeError, AttributeError) as error:
         print("recover.py: %s" % error, file=sys.stderr)
         return 1
 
