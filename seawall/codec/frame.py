@@ -40,8 +40,8 @@ _SEALED_BYTES = FRAME_HEADER.size + FRAME_BYTES + TAG_BYTES
 
 # glibc gives freed memory back to the kernel at once if it was more than a threshold, and the kernel clears every
 # page of the next frame anew: that cost more than decompressing. The largest freed allocation, up to 32 MiB, becomes
-# the threshold (mallopt(3), M_MMAP_THRESHOLD). No page of these bytes is ever touched.
-bytes(31 * 1024 * 1024)
+# the threshold (mallopt(3), M_MMAP_THRESHOLD); no page of these bytes is ever touched.
+bytes(8 * 1024 * 1024)
 
 
 class Scratch:
