@@ -17,7 +17,8 @@ from seawall.postgres.connect import connect
 from seawall.settings import SourceSettings
 from seawall.wal import Segment
 
-_POLL_SECONDS = 0.1
+# A receiver at work stores a segment within milliseconds; for one that is away, asking rarely is enough.
+_FIRST_POLL_SECONDS, _POLL_SECONDS = 0.01, 0.1
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,6 +117,7 @@ def wait_for(
     observe.hear(Began("wal", 0))
     for segment in segments:
         until = clock() + source.wal_timeout.total_seconds()
+        pause = _FIRST_POLL_SECONDS
         while not area.wal.stored(segment.name):
             observe.checkpoint()
             if clock() > until:
@@ -123,4 +125,5 @@ def wait_for(
                     f"{segment.name} did not arrive within {source.wal_timeout.total_seconds():.0f} s: "
                     f"{carrier(source).sentence()}"
                 )
-            sleep(_POLL_SECONDS)
+            sleep(pause)
+            pause = min(pause * 1.5, _POLL_SECONDS)
