@@ -16,10 +16,12 @@ from seawall.backup.changes import (
     Times,
     changed_spans,
     complement,
+    differing_runs,
     joined_digests,
     kept_extents,
     unchanged_by_times,
 )
+from seawall.backup.stream import in_runs
 from seawall.codec import combined
 from seawall.codec.runs import DIGEST_BYTES, digests_of
 from seawall.model import Extent, FileEntry
@@ -129,6 +131,33 @@ def test_adjacent_changed_runs_are_one_extent() -> None:
     prior = Shelf().backup(content, None, 64 * RUN)
     after = bytes(3 * RUN) + b"x" * (2 * RUN) + bytes(15 * RUN)
     assert changed_spans(prior, digests_of(after, RUN), len(after)) == (Span(3 * RUN, 2 * RUN),)
+
+
+@settings(deadline=None)
+@given(st.data(), st.integers(1, 20 * RUN))
+def test_a_file_that_passes_in_pieces_is_judged_as_one_that_is_seen_at_once(data: st.DataObject, size: int) -> None:
+    prior = Shelf().backup(bytes(size), None, 64 * RUN)
+    after = data.draw(changes(bytes(size)))
+    digests, judged = digests_of(after, RUN), []
+    cuts = sorted(data.draw(st.sets(st.integers(1, 20), max_size=4)))
+    for first, end in itertools.pairwise([0, *cuts, 21]):
+        piece = digests[first * DIGEST_BYTES : end * DIGEST_BYTES]
+        judged += differing_runs(prior, piece, len(after), first).tolist()
+    assert judged == differing_runs(prior, digests, len(after)).tolist()
+
+
+@given(st.lists(st.binary(max_size=3 * RUN), max_size=6), st.sampled_from([RUN, 2 * RUN]))
+def test_chunks_are_cut_between_runs_and_nothing_is_lost(chunks: list[bytes], run_bytes: int) -> None:
+    pieces = [bytes(piece) for piece in in_runs(map(memoryview, chunks), run_bytes)]
+    assert b"".join(pieces) == b"".join(chunks)
+    assert all(len(piece) % run_bytes == 0 for piece in pieces[:-1])
+
+
+def test_a_short_last_run_is_never_taken_for_a_whole_one_whatever_its_digest_says() -> None:
+    prior = Shelf().backup(bytes(RUN + 100), None, 64 * RUN)
+    grown = differing_runs(prior, prior.blocks.digests, 2 * RUN)
+    cut = differing_runs(prior, prior.blocks.digests, RUN + 50)
+    assert (grown.tolist(), cut.tolist()) == ([False, True], [False, True])
 
 
 def test_digests_of_another_number_of_bytes_are_refused() -> None:
