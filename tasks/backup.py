@@ -10,7 +10,7 @@ from prefect.cache_policies import NO_CACHE
 from seawall import backup
 from seawall.catalog import BackupOutcome
 from seawall.catalog.facts import Facts, backup_facts
-from seawall.catalog.recording import ExecutionRecord, Result, record_taken
+from seawall.catalog.recording import ExecutionRecord, Result, record_judgement, record_taken
 from seawall.model import BackupKind
 from seawall.repository import sealing_of
 from seawall.settings import Settings
@@ -58,6 +58,7 @@ def take(settings: Settings, source: str, job_id: UUID, kind: BackupKind) -> Fac
                 execution_id=_row(around),
                 now=around.now,
             )
+            record_judgement(around.catalog, repository, head, around.observe, now=around.now)
         return Result(backup_facts(head, kind), BackupOutcome.of(head))
 
     return execute(ExecutionRecord(job_id), verb, settings=settings, title="backup", subject=source)

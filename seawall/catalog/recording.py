@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Protocol
 from urllib.parse import unquote, urlsplit
 from uuid import UUID
 
+from seawall.anomaly import judged
 from seawall.catalog.facts import Facts, plan_facts
 from seawall.catalog.store import Catalog
 from seawall.catalog.views import (
@@ -27,7 +28,7 @@ from seawall.catalog.views import (
     VerificationType,
 )
 from seawall.errors import SeawallError, UsageError
-from seawall.events import Noticed
+from seawall.events import Noticed, Observer
 from seawall.model import BackupKind, BackupLabel, Head, Proof, TargetKind
 from seawall.settings import Settings
 
@@ -42,6 +43,7 @@ KINDS = {
 }
 
 RETENTION_JOB = "retention-cleanup"
+SUSPECT = "suspect-backup"
 
 
 @dataclass(frozen=True, slots=True)
@@ -272,6 +274,22 @@ def record_taken(
         expires_at=head.stopped_at + timedelta(days=settings.source(head.source).retention_days),
         now=now,
     )
+
+
+def record_judgement(
+    catalog: Catalog, repository: Repository, head: Head, observe: Observer, *, now: datetime
+) -> tuple[str, ...]:
+    """Compare a new backup with those before it; what is unusual, which is a notice and kept with the backup."""
+    found = tuple(mark.sentence for mark in judged(repository.source(head.source), head.label))
+    file = catalog.find_backup_file(repository.id, head.source, head.label)
+    if file is not None:
+        catalog.record_suspicions(file.id, found)
+    if found:
+        text = f"{head.source} {head.label} is suspect: {'; '.join(found)}"
+        observe.hear(Noticed("high", SUSPECT, text))
+    else:
+        catalog.resolve_alerts(SUSPECT, subject=head.source, now=now)
+    return found
 
 
 def record_collected(

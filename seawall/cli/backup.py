@@ -52,7 +52,7 @@ def _taken(context: Context, source: SourceSettings, kind: BackupKind, *, reread
     from seawall import backup, throttle
     from seawall.catalog import BackupOutcome
     from seawall.catalog.facts import backup_facts
-    from seawall.catalog.recording import ExecutionRecord, Result, job_of, job_type_of, record_taken
+    from seawall.catalog.recording import ExecutionRecord, Result, job_of, job_type_of, record_judgement, record_taken
     from seawall.cli.recorded import recorded
     from seawall.storage.wrappers import cancellable_sleep
 
@@ -82,6 +82,7 @@ def _taken(context: Context, source: SourceSettings, kind: BackupKind, *, reread
                 catalog, settings, repository, head, job_id=jobs[0], execution_id=execution, now=context.now()
             )
         )
+        record.tell(lambda catalog, _: record_judgement(catalog, repository, head, record.observe, now=context.now()))
     return head, record.value()
 
 

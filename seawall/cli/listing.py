@@ -6,6 +6,7 @@ import argparse
 from datetime import datetime
 from typing import Any
 
+from seawall.anomaly import judged, suspicions
 from seawall.cli.console import size, span
 from seawall.cli.context import Context
 from seawall.errors import SeawallError
@@ -37,9 +38,11 @@ def _list(options: argparse.Namespace, context: Context) -> None:
     names = (context.stored_source(options.source),) if options.source is not None else context.repository.sources()
     areas = [context.repository.source(name) for name in names]
     found, troubled = [], []
+    suspect: set[tuple[str, str]] = set()
     for area in areas:
         heads, unreadable = area.readable_heads(with_expired=options.expired)
         found += [(area, head) for head in heads]
+        suspect |= {(area.name, label) for label, marks in suspicions(heads).items() if marks}
         troubled += [(area.name, label, f"its head cannot be read: {why.message}") for label, why in unreadable.items()]
         troubled += [(area.name, head.label, _NO_MANIFEST) for head in area.unfinished()]
     rows = [
@@ -47,7 +50,7 @@ def _list(options: argparse.Namespace, context: Context) -> None:
             head.source,
             str(head.label),
             head.kind.value,
-            _state(area, head),
+            _state(area, head, (area.name, str(head.label)) in suspect),
             f"{head.stopped_at:%Y-%m-%d %H:%M:%S}Z",
             span(head.ended_at - head.began_at),
             size(head.plain_bytes),
@@ -59,14 +62,15 @@ def _list(options: argparse.Namespace, context: Context) -> None:
     lines = context.console.table(columns, rows) if rows else ["no backups yet; `seawall backup` takes one"]
     lines += [f"{source} {label}: {why}" for source, label, why in troubled]
     value = {
-        "backups": [summary(head) for _, head in found],
+        "backups": [summary(head) | {"suspect": (area.name, str(head.label)) in suspect} for area, head in found],
         "troubled": [{"source": source, "label": str(label), "why": why} for source, label, why in troubled],
     }
     context.console.result(value, lines)
 
 
-def _state(area: SourceArea, head: Head) -> str:
-    return "expired" if area.is_expired(head.label) else head.health.value
+def _state(area: SourceArea, head: Head, suspect: bool) -> str:
+    state = "expired" if area.is_expired(head.label) else head.health.value
+    return f"{state}, suspect" if suspect else state
 
 
 def summary(head: Head) -> dict[str, Any]:
@@ -103,6 +107,7 @@ def _backup(context: Context, source: str, label: BackupLabel) -> None:
     value = summary(head) | _share(area, head)
     value["extensions"] = _extensions(context, area, label)
     value["holds"] = [hold.reason for hold in area.holds(context.now()) if hold.label == label]
+    value["suspicions"] = [mark.sentence for mark in judged(area, label)]
     shown = {member: item for member, item in value.items() if item not in ("", None)}
     shown["extensions"] = [f"{one['name']} {one['version']} in {one['database']}" for one in value["extensions"] or []]
     lines = [f"{member.replace('_', ' '):<18} {_shown(member, item)}" for member, item in shown.items() if item != []]

@@ -548,3 +548,20 @@ PLAN_NAMES = [
     "sources/shop/holds/1.json",
     "sources/shop/wal/00000001/0000000100000000/000000010000000000000009",
 ]
+
+
+# -- what is unusual
+
+
+def test_a_backup_that_shrank_beside_those_before_it_is_suspect(small: tuple[Any, Head, Head]) -> None:
+    from seawall.anomaly import Measure, judged, suspicions
+
+    site, *_ = small
+    large = {"base/1/1259": bytes(80 << 20)}
+    for number in range(5):
+        site.backup(20 + number, 9, 9.5, content=large)
+    shrunk = site.backup(30, 9, 9.5)
+    (mark,) = [one for one in judged(site.area, shrunk.label) if one.measure is Measure.SIZE]
+    assert mark.usual > mark.value * 100
+    found = suspicions(site.area.heads())
+    assert [label for label, marks in found.items() if marks] == [str(shrunk.label)]
