@@ -37,7 +37,12 @@ def clean(settings: Settings, source: str, job_id: UUID, *, dry_run: bool) -> Fa
         policy = retention.policy_for(settings, source)
         with opened(settings) as repository:
             area, now = repository.source(source), around.now
-            plan = retention.plan_for(area, policy, now=now)
+            plan = retention.plan_for(
+                area,
+                policy,
+                now=now,
+                awaited=lambda heads: retention.awaited(settings, source, heads, now=now, observe=around.observe),
+            )
             marked = 0 if dry_run else retention.expire(repository, plan, actor=around.actor, now=now)
             collected = retention.collect(
                 repository, source, actor=around.actor, now=now, observe=around.observe, dry_run=dry_run

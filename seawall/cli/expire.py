@@ -81,7 +81,13 @@ def _withdrawn(context: Context, source: str, label: BackupLabel) -> dict[str, A
 
 def _expire(context: Context, name: str, options: argparse.Namespace) -> dict[str, Any]:
     area, now = context.repository.source(name), context.now()
-    plan = retention.plan_for(area, _policy(context, name, options.days), now=now, at_rest=options.at_rest)
+    plan = retention.plan_for(
+        area,
+        _policy(context, name, options.days),
+        now=now,
+        at_rest=options.at_rest,
+        awaited=lambda heads: retention.awaited(context.settings, name, heads, now=now, observe=context.observer),
+    )
     if options.dry_run:
         collected = retention.collect(
             context.repository, name, actor=context.actor, now=now, observe=context.observer, dry_run=True

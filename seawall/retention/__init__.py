@@ -9,6 +9,7 @@ set consistent, and WAL inside the point-in-time window. Order is by stop time, 
 """
 
 from seawall.retention.collect import MINIMUM_GRACE, Collected, collect
+from seawall.retention.copies import awaited
 from seawall.retention.decide import Decision, RetentionPlan, plan
 from seawall.retention.marks import expire, plan_for, unexpire
 from seawall.retention.policy import RetentionPolicy, policy_for, policy_of
@@ -21,6 +22,7 @@ __all__ = [
     "RetentionPlan",
     "RetentionPolicy",
     "WalRange",
+    "awaited",
     "collect",
     "expire",
     "plan",

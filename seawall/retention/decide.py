@@ -60,6 +60,7 @@ def plan(
     wal_names: Iterable[str] = (),
     unreadable: Mapping[BackupLabel, str] | None = None,
     unfinished: Sequence[Head] = (),
+    awaited: Mapping[BackupLabel, Sequence[str]] | None = None,
     at_rest: bool = False,
 ) -> RetentionPlan:
     """Decide about every set of a source.
@@ -72,6 +73,7 @@ def plan(
         wal_names: the segments of which anything is stored, of all timelines.
         unreadable: committed sets whose heads cannot be read, and why: they stay, and so does all WAL.
         unfinished: sets that have everything but the manifest. They count for nothing, and stay while the window does.
+        awaited: sets that other locations shall hold and do not yet, with their names (`copies.awaited`): they stay.
         at_rest: the source takes no new backups any more, and what it has may grow old.
 
     Raises:
@@ -83,6 +85,8 @@ def plan(
     _refuse_future(ordered, now)
     standing = standing_sets(ordered, policy, now)
     reasons = reasons_to_keep(ordered, holds, policy, now, standing)
+    for label, names in (awaited or {}).items():
+        reasons[label].append(f"{' and '.join(names)} shall hold it and does not yet")
     kept = [head for head in ordered if reasons[head.label]]
     keep = [Decision(head.label, tuple(reasons[head.label]), head.stored_bytes) for head in kept]
     keep += [Decision(label, (f"its head cannot be read: {why}",), 0) for label, why in unreadable.items()]

@@ -6,20 +6,30 @@ builds on a set at the moment at which it is marked.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 
 from seawall.audit import AuditLog
 from seawall.errors import BackupMissing, ClockWentBackwards, ObjectExists
-from seawall.model import BackupLabel
+from seawall.model import BackupLabel, Head
 from seawall.repository import Repository, SourceArea, documents
 from seawall.repository.lease import CLEANUP
 from seawall.retention.decide import CLOCK_TOLERANCE, RetentionPlan, plan, refuse_unsafe
 from seawall.retention.policy import RetentionPolicy
 
 
-def plan_for(area: SourceArea, policy: RetentionPolicy, *, now: datetime, at_rest: bool = False) -> RetentionPlan:
+def plan_for(
+    area: SourceArea,
+    policy: RetentionPolicy,
+    *,
+    now: datetime,
+    at_rest: bool = False,
+    awaited: Callable[[Sequence[Head]], Mapping[BackupLabel, Sequence[str]]] | None = None,
+) -> RetentionPlan:
     """What a policy means for a source as it lies in the storage now; reads only. See `decide.plan`.
+
+    Args:
+        awaited: which of the listed sets other locations still wait for (`copies.awaited`).
 
     Raises:
         ClockWentBackwards, RetentionRefused: nothing should be let go.
@@ -34,6 +44,7 @@ def plan_for(area: SourceArea, policy: RetentionPolicy, *, now: datetime, at_res
         wal_names=area.wal.segments(),
         unreadable={label: error.message for label, error in unreadable.items()},
         unfinished=area.unfinished(),
+        awaited=awaited(heads) if awaited else None,
         at_rest=at_rest,
     )
 

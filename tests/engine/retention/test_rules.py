@@ -14,8 +14,10 @@ from hypothesis import strategies as st
 
 from seawall import retention, settings
 from seawall.errors import RetentionRefused, SettingsError, UsageError
+from seawall.events import silent
 from seawall.model import BackupKind, BackupLabel, Head, Health, Hold
 from seawall.retention import Decision, RetentionPlan, RetentionPolicy, policy_for
+from seawall.retention.copies import awaited_by
 from seawall.retention.decide import refuse_unsafe
 from seawall.retention.policy import months_before
 from seawall.wal import Segment
@@ -335,3 +337,34 @@ class TestSettings:
     def test_a_policy_of_nothing_is_refused(self, tmp_path: Path) -> None:
         with pytest.raises(SettingsError, match="keep nothing"):
             policy_for(self.parsed("[sources.shop]\nretention_days = 0"), "shop")
+
+
+class TestOtherLocations:
+    def test_a_backup_stays_until_each_location_that_would_keep_it_has_it(self, make_head: MakeHead) -> None:
+        heads = [make_head(NOW - timedelta(days=n, hours=1)) for n in range(40)]
+        here, there = RetentionPolicy.of_days(7), RetentionPolicy.of_days(30)
+        old = heads[20].label
+        everything = frozenset(h.label for h in heads)
+
+        def kept(copies: dict[str, frozenset[BackupLabel]]) -> dict[BackupLabel, tuple[str, ...]]:
+            waiting = awaited_by(heads, {"offsite": there}, copies, now=NOW)
+            plan = retention.plan("shop", heads, (), here, now=NOW, awaited=waiting)
+            return {decision.label: decision.reasons for decision in plan.keep}
+
+        assert old not in kept({"offsite": everything})
+        assert kept({"offsite": everything - {old}})[old] == ("offsite shall hold it and does not yet",)
+        unheard = kept({})
+        assert old in unheard, "who does not answer may lack everything"
+        assert heads[35].label not in unheard, "what nobody would keep waits for nobody"
+
+    def test_locations_are_asked_for_what_they_have(self, make_head: MakeHead, tmp_path: Path) -> None:
+        found = settings.parse(
+            {
+                "repository": {"url": "memory:"},
+                "locations": {"offsite": {"url": str(tmp_path / "nothing yet")}},
+                "sources": {"shop": {"mirrors": ["offsite"], "copies": 2}, "crm": {}},
+            }
+        )
+        heads = [make_head(NOW - timedelta(days=1))]
+        assert retention.awaited(found, "shop", heads, now=NOW, observe=silent()) == {heads[0].label: ("offsite",)}
+        assert retention.awaited(found, "crm", heads, now=NOW, observe=silent()) == {}
