@@ -75,8 +75,7 @@ class Stage:
 def write_set(stage: Stage) -> object:
     """A backup set, from its lease to its commit."""
     area = stage.repository.source(SOURCE)
-    label, _ = sample.back_up(stage.made.sealing, area, stage.moment, 6, random.Random(1))
-    return label
+    return sample.back_up(stage.made.sealing, area, stage.moment, 6, random.Random(1)).label
 
 
 def archive(stage: Stage) -> object:

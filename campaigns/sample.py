@@ -1,22 +1,25 @@
 """Small repositories with every kind of object that there is, made in a second and without a server.
 
-Three backups (one of them marked as expired, one with a key that was wrapped again), WAL over two timelines with a
-partial, a history and a tail, holds, leases, marks, probes and an audit. Content is random, so that no two objects
-are equal by chance; `expected` says what a restore of each backup must give.
+Three backups (a full one marked as expired, a full one whose key was wrapped again, and an incremental on that),
+WAL over two timelines with a partial, a history and a tail, holds, leases, marks, probes and an audit. Content is
+random, so that no two objects are equal by chance; `expected` says what a restore of each backup must give.
 """
 
 from __future__ import annotations
 
+import io
 import random
 import secrets
 import struct
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from seawall.audit import AuditLog
-from seawall.codec import BundleWriter, ExtentSource, run_bytes
+from seawall.codec import ExtentSource, run_bytes
+from seawall.codec.runs import combined, digests_of
 from seawall.keys import KeyRing
 from seawall.model import (
     BackupKind,
@@ -30,7 +33,7 @@ from seawall.model import (
     StoredObject,
     Tablespace,
 )
-from seawall.repository import BackupSetWriter, Repository, Sealing, SourceArea, documents
+from seawall.repository import BackupSetWriter, Repository, Sealing, SourceArea, blocks, documents
 from seawall.storage.base import Bytes
 from seawall.storage.memory import MemoryStorage
 from seawall.wal import Lsn, Segment
@@ -42,6 +45,10 @@ NOON = datetime(2026, 11, 23, 12, 0, 0, tzinfo=UTC)
 PASSPHRASE = "a passphrase of the campaigns"
 NAMES = ("operations", "escrow", "successor")
 _WAL_BYTES = 4096
+_PARTLY_CHANGED = "base/1/1259"
+# Three runs of a file of this size.
+_KEPT_BYTES = 24_576
+_BUNDLES = 3
 
 
 class QuickRing(KeyRing):
@@ -119,11 +126,13 @@ def make(ring: KeyRing, mode: SealingMode, compression: Compression, seed: int, 
     area = repository.source(SOURCE)
     for timeline in (1, 2):
         area.claim(ClusterIdentity(SYSTEM_IDENTIFIER, 18, (timeline,)), clock.now())
+    prior: Taken | None = None
     for minute, start in ((0, 1), (60, 3), (120, 5)):
         clock.minute = minute
-        label, content = back_up(sample.sealing, area, clock.now(), start, randomness)
-        sample.labels.append(label)
-        sample.expected[label] = content
+        # Full, full, and an incremental on the second.
+        prior = back_up(sample.sealing, area, clock.now(), start, randomness, prior=prior if minute == 120 else None)
+        sample.labels.append(prior.label)
+        sample.expected[prior.label] = prior.content
     clock.minute = 130
     _fill_archive(sample, area, randomness)
     _mark(sample, repository, ring, clock.now())
@@ -140,81 +149,145 @@ class _Clock:
         return self.noon + timedelta(minutes=self.minute)
 
 
+@dataclass(frozen=True)
+class Taken:
+    """A set that was written: what a later one needs to build on it, and the bytes that a restore must give."""
+
+    label: BackupLabel
+    content: dict[str, bytes]
+    files: Sequence[FileEntry]
+    objects: Sequence[StoredObject]
+
+
 def back_up(
-    sealing: Sealing, area: SourceArea, now: datetime, start: int, randomness: random.Random
-) -> tuple[BackupLabel, dict[str, bytes]]:
-    """One backup set written as the engine does, but of files that exist only here; its label and its content.
+    sealing: Sealing,
+    area: SourceArea,
+    now: datetime,
+    start: int,
+    randomness: random.Random,
+    *,
+    prior: Taken | None = None,
+) -> Taken:
+    """One backup set written as the engine does, but of files that exist only here.
 
     Args:
         start: number of the segment that it begins in; it ends in the next one.
+        prior: what an incremental builds on; None for a full backup.
     """
-    label = BackupLabel.after(None, now)
-    content = _files(randomness)
+    content = _files(randomness) if prior is None else _later(prior.content, randomness)
+    if prior is None:
+        label = BackupLabel.after(None, now)
+    else:
+        label = BackupLabel.after(prior.label, now, BackupKind.INCREMENTAL, prior.label)
     with area.lease("campaign", "backup") as held:
         writer = area.begin(label, sealing, now)
-        paths = sorted(content)
-        stored, files = _bundles(writer, {p: content[p] for p in paths}, parts=3)
+        objects, files = _bundles(writer, _parts(content, prior), content)
+        if prior is not None:
+            files = [_with_kept(entry, content[entry.path], prior) for entry in files]
+            needed = {extent.object for entry in files for extent in entry.extents}
+            objects += [known for known in prior.objects if known.name in needed]
+        mapped = [_blocks(entry.path, content[entry.path]) for entry in sorted(files, key=_path)]
         files += [FileEntry(path, "directory", 0o700) for path in ("base", "base/1", "global", "pg_tblspc")]
         files.append(FileEntry("pg_tblspc/16400", "link", 0o777, link="/old/place"))
-        head = _facts(label, now, start, content, files=len(files), objects=len(stored))
-        specials = {"backup_label": f"START WAL LOCATION {start}\n", "tablespace_map": "16400 /old/place\n"}
+        files.sort(key=_path)
         writer.commit(
-            head, objects=stored, specials=specials, files=sorted(files, key=lambda file: file.path), held=held
+            _facts(label, now, start, content, files=len(files), objects=len(objects), prior=prior),
+            objects=objects,
+            specials={"backup_label": f"START WAL LOCATION {start}\n", "tablespace_map": "16400 /old/place\n"},
+            files=files,
+            held=held,
+            block_map=blocks.encode(str(label), 1, mapped),
         )
-    return label, content
+    return Taken(label, content, files, objects)
+
+
+def _path(entry: FileEntry) -> str:
+    return entry.path
 
 
 def _files(randomness: random.Random) -> dict[str, bytes]:
-    sizes = {"base/1/1259": 40_000, "base/1/1260": 24_576, "base/1/2619": 0, "global/pg_control": 8192}
+    sizes = {_PARTLY_CHANGED: 40_000, "base/1/1260": 24_576, "base/1/2619": 0, "global/pg_control": 8192}
     content = {path: randomness.randbytes(size) for path, size in sizes.items()}
     # Something that every codec makes shorter, so that compressed frames are among what is damaged.
     content["base/1/1249"] = b"".join(b"%08d the same row again\n" % number for number in range(1500))
     return {**content, "PG_VERSION": b"18\n", "pg_tblspc/16400/PG_18_1/5/1": randomness.randbytes(9000)}
 
 
+def _later(content: Mapping[str, bytes], randomness: random.Random) -> dict[str, bytes]:
+    """The same files later: some as they were, one changed from its fourth run on, one new."""
+    begin = content[_PARTLY_CHANGED][:_KEPT_BYTES]
+    changed = begin + randomness.randbytes(len(content[_PARTLY_CHANGED]) - _KEPT_BYTES)
+    return {
+        **content,
+        _PARTLY_CHANGED: changed,
+        "base/1/1261": randomness.randbytes(8192),
+        "global/pg_control": randomness.randbytes(8192),
+    }
+
+
+def _parts(content: Mapping[str, bytes], prior: Taken | None) -> list[tuple[str, int]]:
+    """What is stored: path, and from which offset on."""
+    if prior is None:
+        return [(path, 0) for path in sorted(content)]
+    changed = [path for path in sorted(content) if content[path] != prior.content.get(path)]
+    return [(path, _KEPT_BYTES if path == _PARTLY_CHANGED else 0) for path in changed]
+
+
 def _bundles(
-    writer: BackupSetWriter, content: Mapping[str, bytes], parts: int
+    writer: BackupSetWriter, parts: Sequence[tuple[str, int]], content: Mapping[str, bytes]
 ) -> tuple[list[StoredObject], list[FileEntry]]:
-    stored, files, paths = [], [], list(content)
-    for number in range(parts):
-        mine = paths[number::parts]
+    """Three bundles, and an entry for each file with the extents that lie in them."""
+    stored, extents = [], defaultdict(list)
+    for number in range(_BUNDLES):
         name, bundle = writer.bundle_writer(number + 1)
-        stored.append(writer.put_bundle(name, bundle, bundle.stream([_source(p, content[p]) for p in mine])))
-        files += list(_entries(bundle, name, {path: content[path] for path in mine}))
+        sources = [_source(path, content[path], at) for path, at in parts[number::_BUNDLES]]
+        stored.append(writer.put_bundle(name, bundle, bundle.stream(sources)))
+        for path, _, extent in bundle.extents(name):
+            extents[path].append(extent)
+    files = [FileEntry(path, "file", 0o600, len(data), 1.5, tuple(extents[path])) for path, data in content.items()]
     return stored, files
 
 
-def _entries(bundle: BundleWriter, name: str, content: Mapping[str, bytes]) -> Iterator[FileEntry]:
-    extents = {path: extent for path, _, extent in bundle.extents(name)}
-    for path, data in content.items():
-        found = (extents[path],) if path in extents else ()
-        yield FileEntry(path, "file", 0o600, len(data), 1.5, found)
+def _with_kept(entry: FileEntry, data: bytes, prior: Taken) -> FileEntry:
+    """An entry of an incremental, with what it takes from the prior set before what is its own."""
+    known = next((old for old in prior.files if old.path == entry.path), None)
+    own = sum(extent.length for extent in entry.extents)
+    if known is None or own == len(data):
+        return entry
+    (old,) = known.extents
+    kept = len(data) - own
+    digest = combined(digests_of(data[:kept], old.run_bytes))
+    extent = replace(old, length=kept, blake3=digest)
+    return replace(entry, extents=(extent, *entry.extents))
 
 
-def _source(path: str, data: bytes) -> ExtentSource:
-    rest = memoryview(data)
+def _blocks(path: str, data: bytes) -> blocks.FileBlocks:
+    runs = run_bytes(len(data))
+    return blocks.FileBlocks(path, len(data), 1, 1, 1, runs, digests_of(data, runs))
 
-    def readinto(view: memoryview) -> int:
-        nonlocal rest
-        count = min(len(view), len(rest))
-        view[:count] = rest[:count]
-        rest = rest[count:]
-        return count
 
-    return ExtentSource(path, 0, len(data), readinto, run_bytes(len(data)))
+def _source(path: str, data: bytes, at: int) -> ExtentSource:
+    return ExtentSource(path, at, len(data) - at, io.BytesIO(data[at:]).readinto, run_bytes(len(data)))
 
 
 def _facts(
-    label: BackupLabel, now: datetime, start: int, content: Mapping[str, bytes], *, files: int, objects: int
+    label: BackupLabel,
+    now: datetime,
+    start: int,
+    content: Mapping[str, bytes],
+    *,
+    files: int,
+    objects: int,
+    prior: Taken | None,
 ) -> Head:
     return Head(
-        label=label, source=SOURCE, kind=BackupKind.FULL, mode=CopyMode.DIRECT,
+        label=label, source=SOURCE, kind=label.kind, mode=CopyMode.DIRECT,
         cluster=ClusterIdentity(SYSTEM_IDENTIFIER, 18, (1,)), server_version=180006, timeline=1,
         start_lsn=Lsn(start * SEGMENT_BYTES + 40), stop_lsn=Lsn((start + 1) * SEGMENT_BYTES + 999),
         segment_bytes=SEGMENT_BYTES, began_at=now, ended_at=now, stopped_at=now,
         plain_bytes=sum(map(len, content.values())), stored_bytes=0, file_count=files, object_count=objects,
         compression=Compression.NONE, sealing=SealingMode.NONE, key_id="", manifest_sha256="", manifest_bytes=0,
-        tablespaces=(Tablespace(16400, "/old/place"),),
+        prior=str(prior.label) if prior else "", tablespaces=(Tablespace(16400, "/old/place"),),
     )  # fmt: skip
 
 
