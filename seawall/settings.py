@@ -201,6 +201,8 @@ class SourceSettings:
     Args:
         name: the section's own, `[sources.NAME]`: 1 to 63 characters of a-z, 0-9, `-` and `_`.
         conninfo: libpq keywords or URI without a password; `passfile` holds that.
+        primary_conninfo: only where `conninfo` is a standby's: its primary, which alone can close the WAL segment that
+            the end of a backup waits for. Without it a backup waits until the primary closes that by itself.
         passfile: libpq's password file (mode 0600).
         data_directory: only where the server's own answer is not the path on this host.
         bin_directory: where this major version's `postgres` and `pg_ctl` lie; searched for when omitted.
@@ -223,6 +225,7 @@ class SourceSettings:
 
     name: str
     conninfo: str = ""
+    primary_conninfo: str = ""
     passfile: Path | None = None
     data_directory: Path | None = None
     bin_directory: Path | None = None

@@ -11,7 +11,7 @@ import contextlib
 import logging
 import re
 import threading
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from types import TracebackType
 from typing import LiteralString
@@ -19,7 +19,8 @@ from typing import LiteralString
 import psycopg
 from psycopg.rows import TupleRow
 
-from seawall.errors import ClusterError, ServerUnreachable, UsageError
+from seawall.errors import ClusterError, ClusterMismatch, ServerUnreachable, UsageError
+from seawall.model import Cluster
 from seawall.postgres.connect import Session, connect, translated
 from seawall.settings import SourceSettings
 from seawall.wal import Lsn
@@ -132,7 +133,7 @@ class BackupSession:
     def stop(self, wait: bool = False) -> StopInfo:
         """End the backup; a primary switches to a new segment by itself, so that the last one can be archived.
 
-        A standby cannot: where its primary is idle, `switch_wal` there.
+        A standby cannot: where its primary is idle, `switch_wal_at_primary`.
 
         Args:
             wait: let PostgreSQL wait for its own archiver.
@@ -195,6 +196,24 @@ def switch_wal(source: SourceSettings) -> Lsn:
     with connect(source) as session, translated(source.name):
         row = session.execute("SELECT pg_switch_wal()::text").fetchone()
     return Lsn.parse(str(row[0])) if row else Lsn(0)
+
+
+def switch_wal_at_primary(source: SourceSettings, standby: Cluster) -> Lsn:
+    """`switch_wal` on the primary of a source that is a standby.
+
+    Raises:
+        ClusterMismatch: what `primary_conninfo` names is not the standby's own cluster.
+        ServerUnreachable, PrivilegeMissing, ClusterError: it could not.
+    """
+    primary = replace(source, conninfo=source.primary_conninfo)
+    with connect(primary) as session, translated(source.name):
+        row = session.execute("SELECT system_identifier FROM pg_control_system()").fetchone()
+    if row is None or int(row[0]) % (1 << 64) != standby.system_identifier:
+        raise ClusterMismatch(
+            f"`primary_conninfo` of source {source.name!r} names cluster {row and row[0]}, "
+            f"the standby is of {standby.system_identifier}"
+        )
+    return switch_wal(primary)
 
 
 def checked_backup_label(label: str) -> str:

@@ -142,6 +142,7 @@ class BaseBackup:
             )  # fmt: skip
         self._buffer = memoryview(bytearray(_CHUNK_BYTES))
         self._next: memoryview | None = None
+        self._end: pq.abc.PGresult | None = None
         self._bad: dict[str, tuple[int, ...]] = {}
         self.backup_label = self.tablespace_map = ""
 
@@ -162,18 +163,25 @@ class BaseBackup:
             ServerUnreachable: the stream broke.
             ClusterError: the server gave up, such as a standby that was promoted meanwhile.
         """
-        self._next = self._wire.copy_data()
+        self._next = self._message()
         while self._next is not None:
             message = bytes(self._next)
             if message[0] == _ARCHIVE:
                 yield from self._archive(message)
             else:
-                self._next = self._wire.copy_data()
+                self._next = self._message()
         self._stop()
+
+    def _message(self) -> memoryview | None:
+        """The next message, None after the last; a stream that the server gave up ends with the server's words."""
+        message = self._wire.copy_data()
+        if message is None and self._end is None:
+            self._end = self._wire.result(pq.ExecStatus.TUPLES_OK)
+        return message
 
     def _data(self) -> Iterator[memoryview]:
         """The data messages up to one of another kind, which `_next` then is."""
-        while (message := self._wire.copy_data()) is not None:
+        while (message := self._message()) is not None:
             kind = message[0]
             if kind == _DATA:
                 yield message[1:]
@@ -253,8 +261,9 @@ class BaseBackup:
             offset += count
 
     def _stop(self) -> None:
-        row = self._wire.result(pq.ExecStatus.TUPLES_OK)
-        self.stop_lsn, self.stop_timeline = _position(row)
+        if self._end is None:
+            raise ClusterError("the stream was not read to its end", hint="This is a defect.")
+        self.stop_lsn, self.stop_timeline = _position(self._end)
         self._wire.finish()
         if self.stop_timeline != self.timeline or not self.backup_label:
             raise ClusterError(
