@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import subprocess
 import tempfile
 import time
@@ -37,6 +38,15 @@ QUICK = {
 }
 
 
+def pytest_configure() -> None:
+    """Let SIGTERM (of `timeout`, of a service manager) end a session as Ctrl-C does: fixtures still clean up."""
+
+    def end(_number: int, _frame: object) -> None:
+        raise KeyboardInterrupt
+
+    signal.signal(signal.SIGTERM, end)
+
+
 @dataclass
 class PgCluster:
     """A cluster of a test: its instance, and short ways to say what tests say often."""
@@ -59,7 +69,9 @@ class PgCluster:
 
     def start(self, settings: Mapping[str, str] | None = None, **how: Any) -> None:
         self.settings |= settings or {}
-        self.instance.start(self.instance.port, QUICK | self.settings, **how)
+        # Its socket goes with its home, also when it is killed.
+        place = {} if how.get("private") else {"unix_socket_directories": str(self.home)}
+        self.instance.start(self.instance.port, place | QUICK | self.settings, **how)
 
     def stop(self, mode: str = "fast") -> None:
         self.instance.stop(mode)

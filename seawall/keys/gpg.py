@@ -19,7 +19,6 @@ import contextlib
 import fcntl
 import os
 import selectors
-import shutil
 import subprocess
 import tempfile
 import threading
@@ -30,6 +29,7 @@ from typing import IO
 
 from seawall.errors import Damaged, KeyUnusable
 from seawall.storage.base import Bytes
+from seawall.temporary import Temporary
 
 _PIPE_BYTES = 1024 * 1024
 # A socket's address has room for 107 bytes; the agent adds "/S.gpg-agent.browser".
@@ -38,7 +38,7 @@ _LONGEST_SESSION = 80
 # 0.1 s for each use. Left alone, the agent calibrates itself for a second at its start.
 _S2K_COUNT = 65011712
 _STDERR_BYTES = 256 * 1024
-_SHORT_TEMPORARY = Path("/tmp")  # noqa: S108 - mkdtemp makes a private directory below it
+_SHORT_TEMPORARY = Path("/tmp")  # noqa: S108 - Temporary makes a private directory below it
 
 # Seawall's profile of OpenPGP, whatever the defaults of the gpg at hand: AES-256, no compression (gpg's costs twelve
 # times the encryption), binary, and trust in exactly the fingerprints that were named.
@@ -63,11 +63,11 @@ class Session:
         with self._lock:
             if self._directory is None:
                 links = self._prepared_home()
-                made = Path(tempfile.mkdtemp(prefix="seawall-gpg-", dir=_short_temporary()))
+                made = Temporary("seawall-gpg-", _short_temporary())
                 self._finalizer = weakref.finalize(self, _discard, made, os.getpid())
                 for folder in links:
-                    (made / folder.name).symlink_to(folder)
-                self._directory = made
+                    (made.path / folder.name).symlink_to(folder)
+                self._directory = made.path
             return self._directory
 
     def _prepared_home(self) -> tuple[Path, ...]:
@@ -137,16 +137,16 @@ def _short_temporary() -> Path:
     return chosen
 
 
-def _discard(directory: Path, owner: int) -> None:
+def _discard(session: Temporary, owner: int) -> None:
     """End what works in a session directory, then remove it (the links to the ring's folders, never those)."""
     if os.getpid() != owner:
         # A forked child inherits the finalizer, but not the session.
         return
-    if (directory / "S.gpg-agent").exists():
-        kill = ["gpgconf", "--homedir", str(directory), "--kill", "gpg-agent"]
+    if (session.path / "S.gpg-agent").exists():
+        kill = ["gpgconf", "--homedir", str(session.path), "--kill", "gpg-agent"]
         with contextlib.suppress(OSError, subprocess.TimeoutExpired):
             subprocess.run(kill, check=False, capture_output=True, timeout=10)
-    shutil.rmtree(directory, ignore_errors=True)
+    session.close()
 
 
 def _watched_agent(directory: Path, environment: Mapping[str, str]) -> subprocess.Popen[bytes]:

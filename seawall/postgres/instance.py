@@ -19,7 +19,7 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -192,6 +192,8 @@ class Instance:
             time.sleep(0.02)
         self._process = None
         self._remove_sockets(found.sockets if found else self._host)
+        if found is not None:
+            _remove_stale_socket(found)
 
     def is_running(self) -> bool:
         """Whether a server of this data directory lives."""
@@ -336,6 +338,22 @@ class Instance:
     def _remove_sockets(self, directory: str) -> None:
         if Path(directory).name.startswith(_SOCKET_PREFIX):
             shutil.rmtree(directory, ignore_errors=True)
+
+
+def _remove_stale_socket(found: _PidFile) -> None:
+    """Remove the socket of a server that was killed and could not: one whose lock names just that process."""
+    if not found.sockets:
+        return
+    socket_file = Path(found.sockets) / f".s.PGSQL.{found.port}"
+    lock = socket_file.with_name(f"{socket_file.name}.lock")
+    try:
+        owner = lock.read_text(encoding="ascii").split("\n")[0].strip()
+    except (OSError, UnicodeDecodeError):
+        return
+    if owner == str(found.pid) and not _lives(found.pid):
+        for stale in (socket_file, lock):
+            with suppress(OSError):
+                stale.unlink()
 
 
 def _sweep(parent: Path) -> None:

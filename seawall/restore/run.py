@@ -9,7 +9,6 @@ from __future__ import annotations
 import logging
 import os
 import re
-import shutil
 import sys
 import tempfile
 import time
@@ -33,6 +32,7 @@ from seawall.repository import Repository
 from seawall.restore import lay, tree
 from seawall.restore.destination import refuse_destination, refuse_tablespaces
 from seawall.restore.plan import RestorePlan
+from seawall.temporary import Temporary
 from seawall.wal import Segment
 
 log = logging.getLogger(__name__)
@@ -260,7 +260,8 @@ def _fetching(
 ) -> Iterator[str]:
     """An agent that gives WAL to the server, and the restore_command that asks it."""
     # The server's account must reach the socket, and a socket's path may have about 100 bytes.
-    place = Path(tempfile.mkdtemp(prefix="seawall-"))
+    temporary = Temporary("seawall-restore-", Path(tempfile.gettempdir()))
+    place = temporary.path
     try:
         place.chmod(0o711)
         area = repository.source(plan.source)
@@ -270,7 +271,7 @@ def _fetching(
         with Agent(area, None, ring, place / "spool", socket_path, accounts=accounts, observe=observe, depth=depth):
             yield restore_command(socket_path)
     finally:
-        shutil.rmtree(place, ignore_errors=True)
+        temporary.close()
 
 
 @dataclass(frozen=True, slots=True)

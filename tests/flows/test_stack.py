@@ -334,7 +334,9 @@ def test_a_run_of_another_host_is_judged_by_its_lease_alone(prefect_stack, wait_
     deployment = client.read_deployment_by_name("backup/backup")
     job = catalog.ensure_job("elsewhere", JobType.FULL, backup_targets={}, destination_config={}, now=datetime.now(UTC))
     run = client.create_flow_run_from_deployment(
-        deployment.id, state=Scheduled(scheduled_time=datetime.now(UTC) + timedelta(days=1))
+        deployment.id,
+        parameters={"source": "elsewhere"},
+        state=Scheduled(scheduled_time=datetime.now(UTC) + timedelta(days=1)),
     )
     client.set_flow_run_state(run.id, Running(), force=True)
     begun = catalog.begin_execution(
@@ -355,7 +357,8 @@ def test_after_an_outage_only_the_newest_missed_run_is_executed(prefect_stack, w
     worker.kill()
     parameters = prefect_stack.parameters(prefect_stack.job())
     schedule = DeploymentScheduleCreate(
-        schedule=IntervalSchedule(interval=timedelta(seconds=5), anchor_date=datetime.now(UTC), timezone="UTC"),
+        # Long enough for a run to begin before the next one is due, also on a busy machine.
+        schedule=IntervalSchedule(interval=timedelta(seconds=15), anchor_date=datetime.now(UTC), timezone="UTC"),
         parameters=parameters,
         slug=str(uuid4()),
     )
@@ -370,7 +373,7 @@ def test_after_an_outage_only_the_newest_missed_run_is_executed(prefect_stack, w
 
     try:
         missed = wait_for(
-            lambda: found if len(found := [r for r in of_schedule() if r.parameters == parameters]) >= 4 else None, 90
+            lambda: found if len(found := [r for r in of_schedule() if r.parameters == parameters]) >= 3 else None, 120
         )
         prefect_stack.stack.restart("worker")
         prefect_stack.noted(parameters, "done", 90)

@@ -12,8 +12,10 @@ from pathlib import Path
 
 import psycopg
 import pytest
+from psycopg.conninfo import conninfo_to_dict
 
 from seawall.errors import PrivilegeMissing, ServerFailed, ServerUnreachable, UsageError
+from seawall.postgres.binaries import find
 from seawall.postgres.instance import Instance, free_port, scratch
 
 pytestmark = pytest.mark.postgres
@@ -107,6 +109,32 @@ def test_a_leftover_pid_file_of_a_killed_server_is_not_believed(make_cluster):
     cluster.stop()
     cluster.start()
     assert cluster.value("SELECT 1") == 1
+
+
+def test_the_socket_of_a_killed_server_goes_when_it_is_stopped_and_another_servers_stays(make_cluster):
+    cluster = make_cluster()
+    instance = cluster.instance
+    socket_file = cluster.home / f".s.PGSQL.{instance.port}"
+    other = cluster.home / ".s.PGSQL.1.lock"
+    other.write_text("1\n")
+    os.kill(instance.pid(), signal.SIGKILL)
+    assert wait_gone(int((cluster.data / "postmaster.pid").read_text().split()[0]))
+    assert socket_file.exists()
+    instance.stop()
+    assert not socket_file.exists()
+    assert not socket_file.with_name(f"{socket_file.name}.lock").exists()
+    assert other.exists()
+
+
+def test_a_connection_string_carries_spaces_and_quotes(tmp_path, servers_account):
+    instance = Instance(tmp_path / "data", find(18), servers_account, user="it's a \\ boss")
+    instance.port, instance._host = 5433, "/run/my sockets"
+    assert conninfo_to_dict(instance.conninfo) == {
+        "host": "/run/my sockets",
+        "port": "5433",
+        "user": "it's a \\ boss",
+        "dbname": "postgres",
+    }
 
 
 def test_a_pid_that_belongs_to_somebody_else_by_now_is_never_signalled(make_cluster):
