@@ -1,0 +1,147 @@
+"""`seawall expire`, `hold` and `list` on a repository with a past."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from seawall.keys import KeyRing
+from seawall.model import BackupKind, BackupLabel, ClusterIdentity, Compression, CopyMode, Head, SealingMode
+from seawall.repository import Repository, Sealing, SourceArea
+from seawall.settings import load
+from seawall.storage import open_storage
+from seawall.wal import Lsn, Segment
+
+Run = Callable[..., Any]
+NOW = datetime.now(UTC).replace(microsecond=0)
+
+
+def a_backup(area: SourceArea, sealing: Sealing, days_ago: int, segment: int) -> BackupLabel:
+    at = NOW - timedelta(days=days_ago, hours=1)
+    label = BackupLabel(at)
+    writer = area.begin(label, sealing, at)
+    name, bundle = writer.bundle_writer(1)
+    stored = writer.put_bundle(name, bundle, bundle.stream([]))
+    head = Head(
+        label=label, source="shop", kind=BackupKind.FULL, mode=CopyMode.DIRECT, cluster=ClusterIdentity(7, 18, (1,)),
+        server_version=180006, timeline=1, start_lsn=Lsn(segment << 24), stop_lsn=Lsn((segment + 1) << 24),
+        segment_bytes=1 << 24, began_at=at, ended_at=at, stopped_at=at, plain_bytes=2_000_000, stored_bytes=1_000_000,
+        file_count=0, object_count=1, compression=Compression.NONE, sealing=SealingMode.NONE, key_id="",
+        manifest_sha256="", manifest_bytes=0,
+    )  # fmt: skip
+    with area.lease("test", "backup") as held:
+        writer.commit(head, objects=[stored], specials={}, files=[], held=held)
+    area.wal.put_segment(Segment(1, segment).name, b"w" * 100, sealing)
+    return label
+
+
+@pytest.fixture(scope="module")
+def made(pattern: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Settings of a repository with a full backup of each of the last 50 days; made once."""
+    directory = tmp_path_factory.mktemp("past") / "site"
+    config = moved(pattern, directory)
+    area = Repository.open(open_storage(load(config).repository)).source("shop")
+    sealing = Sealing(SealingMode.NONE, Compression.NONE, 0, (), KeyRing(directory.parent / "ring"))
+    for days in range(49, -1, -1):
+        a_backup(area, sealing, days, 100 - days)
+    return config
+
+
+def moved(site: Path, directory: Path) -> Path:
+    config = shutil.copytree(site, directory) / "seawall.toml"
+    config.write_text(config.read_text().replace(str(site), str(directory)))
+    return config
+
+
+@pytest.fixture
+def past(made: Path, tmp_path: Path) -> tuple[Path, SourceArea, list[BackupLabel]]:
+    config = moved(made.parent, tmp_path / "site")
+    area = Repository.open(open_storage(load(config).repository)).source("shop")
+    return config, area, list(area.labels())
+
+
+def test_a_dry_run_gives_a_reason_for_every_backup_and_changes_nothing(
+    past: tuple[Path, SourceArea, list[BackupLabel]], seawall: Run, tree: Callable[[Path], Any]
+) -> None:
+    config, _, labels = past
+    before = tree(config.parent)
+    (shop,) = seawall("expire", "shop", "--dry-run", "--config", config, "--json").json["sources"]
+    assert tree(config.parent) == before
+    told = {item["label"]: item["reasons"] for item in (*shop["keep"], *shop["expire"])}
+    assert set(told) == {str(label) for label in labels}
+    assert all(told.values())
+    assert any("daily: the last of" in why for why in told[str(labels[-20])])
+    assert {str(label) for label in labels[-30:]} <= {item["label"] for item in shop["keep"]}
+    assert 0 < len(shop["expire"]) < 20
+
+
+def test_what_expire_marks_can_be_taken_back(past: tuple[Path, SourceArea, list[BackupLabel]], seawall: Run) -> None:
+    config, area, _ = past
+    (shop,) = seawall("expire", "shop", "--config", config, "--json").json["sources"]
+    gone = [item["label"] for item in shop["expire"]]
+    assert not {str(label) for label in area.labels()} & set(gone)
+    assert seawall("expire", "shop", "--undo", gone[0], "--config", config, "--json").code == 0
+    assert gone[0] in {str(label) for label in area.labels()}
+
+
+def test_a_simulation_shows_each_year_and_changes_nothing(
+    past: tuple[Path, SourceArea, list[BackupLabel]], seawall: Run, tree: Callable[[Path], Any]
+) -> None:
+    config, *_ = past
+    before = tree(config.parent)
+    found = seawall("expire", "shop", "--simulate", "2", "--config", config, "--json").json["simulation"]
+    assert tree(config.parent) == before
+    assert [year["backups"] for year in found["years"]] == [year["fulls"] for year in found["years"]]
+    assert all(year["stored_bytes"] >= year["backups"] * 1_000_000 for year in found["years"])
+    assert found["peak_bytes"] >= max(year["stored_bytes"] for year in found["years"])
+    assert seawall("expire", "shop", "--simulate", "0", "--config", config, "--json").code == 2
+
+
+def test_a_hold_keeps_its_backup_and_with_through_now_the_wal_behind_it(
+    past: tuple[Path, SourceArea, list[BackupLabel]], seawall: Run
+) -> None:
+    config, _, labels = past
+    what = ("--label", labels[0], "--reason", "dispute", "--through-now")
+    placed = seawall("hold", "place", "shop", *what, "--config", config, "--json")
+    assert placed.code == 0
+    (hold,) = seawall("hold", "list", "shop", "--config", config, "--json").json["holds"]
+    assert hold["through"] == Segment(1, 100).name
+    (shop,) = seawall("expire", "shop", "--dry-run", "--config", config, "--json").json["sources"]
+    kept = {item["label"]: item["reasons"] for item in shop["keep"]}
+    assert any(why.endswith(": dispute") for why in kept[str(labels[0])])
+    assert shop["wal"] == []
+    assert seawall("hold", "release", "shop", "--id", hold["id"], "--config", config, "--json").code == 0
+    (shop,) = seawall("expire", "shop", "--dry-run", "--config", config, "--json").json["sources"]
+    assert shop["wal"] != []
+
+
+def test_a_running_backup_keeps_a_cleanup_waiting_for_another_time(
+    past: tuple[Path, SourceArea, list[BackupLabel]], seawall: Run
+) -> None:
+    config, area, labels = past
+    with area.lease("another-host:7", "backup"):
+        done = seawall("expire", "shop", "--config", config, "--json")
+        assert (done.code, done.error["code"], done.error["retryable"]) == (35, "lease-held", True)
+    assert area.labels() == tuple(labels)
+
+
+def test_one_damaged_head_and_one_missing_manifest_are_listed_as_what_they_are(
+    past: tuple[Path, SourceArea, list[BackupLabel]], seawall: Run
+) -> None:
+    config, area, labels = past
+    damaged, bare = labels[3], labels[5]
+    area.storage.delete(area.layout.head(damaged))
+    area.storage.put(area.layout.head(damaged), [b"{}"])
+    area.storage.delete(area.layout.manifest(bare))
+    found = seawall("list", "shop", "--config", config, "--json").json
+    assert len(found["backups"]) == len(labels) - 2
+    told = {item["label"]: item["why"] for item in found["troubled"]}
+    assert "head cannot be read" in told[str(damaged)]
+    assert "manifest is missing while its copy is there" in told[str(bare)]
+    verified = seawall("verify", "shop", bare, "--config", config, "--json")
+    assert "its manifest is missing, while its copy is there" in verified.error["message"]
