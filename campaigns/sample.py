@@ -113,12 +113,22 @@ def wal_bytes(segment: Segment, randomness: random.Random) -> bytes:
     return header + randomness.randbytes(_WAL_BYTES - len(header))
 
 
-def make(ring: KeyRing, mode: SealingMode, compression: Compression, seed: int, noon: datetime = NOON) -> Sample:
+def make(
+    ring: KeyRing,
+    mode: SealingMode,
+    compression: Compression,
+    seed: int,
+    *,
+    noon: datetime = NOON,
+    randomness: random.Random | None = None,
+) -> Sample:
     """A repository sealed in `mode`, whose backups began at `noon` and in the two hours after it.
 
-    The same seed gives the same plain content.
+    Args:
+        seed: the same one gives the same plain content.
+        randomness: instead of a seeded one of Python's own kind.
     """
-    randomness, clock = random.Random(seed), _Clock(noon)
+    randomness, clock = randomness or random.Random(seed), _Clock(noon)
     storage = MemoryStorage(clock=clock.now)
     sample = Sample(storage, Sealing(mode, compression, 1, recipients(ring), ring))
     repository = Repository.create(storage, now=clock.now())

@@ -52,7 +52,7 @@ def still(home: Path, keys: Path, mode: SealingMode, seed: int) -> tuple[Scene, 
     with sample.QuickRing(home / "ring") as ring:
         # Old enough that what it marked may go.
         noon = datetime.now(UTC).replace(minute=0, second=0, microsecond=0) - timedelta(days=3)
-        made = sample.make(ring, mode, Compression.LZ4, seed, noon)
+        made = sample.make(ring, mode, Compression.LZ4, seed, noon=noon)
     storage = LocalStorage(scene.place)
     for name, data in made.content().items():
         storage.put(name, [data])
