@@ -1,9 +1,10 @@
-"""gcp-storage-emulator with three rules of the real service that it lacks and Seawall rests on.
+"""gcp-storage-emulator with four rules of the real service that it lacks and Seawall rests on.
 
 python -m tools.gcs_server PORT
 
 - `ifGenerationMatch=0` admits an upload only while the name is free.
 - A resumable upload whose `X-Goog-Hash` does not fit what arrived is refused.
+- A session that has received nothing says so by answering without `Range`.
 - A range that begins behind the object's end is answered with 416.
 """
 
@@ -50,6 +51,15 @@ def _ranged(handler: _Handler) -> _Handler:
     return checked
 
 
+def _incomplete(handler: _Handler) -> _Handler:
+    def told(response: Any, storage: Any, upload_id: str, fallback_end: int = 0) -> None:
+        handler(response, storage, upload_id, fallback_end)
+        if storage.get_resumable_byte_count(upload_id) == 0:
+            del response._headers["Range"]
+
+    return told
+
+
 def _there(storage: Any, bucket: str, name: str) -> bool:
     try:
         storage.get_file_obj(bucket, name)
@@ -67,6 +77,7 @@ def serve(port: int) -> None:
     objects.insert = _conditional(objects.insert)
     objects.upload_partial = _conditional(objects.upload_partial)
     objects.download = _ranged(objects.download)
+    objects._resumable_incomplete = _incomplete(objects._resumable_incomplete)
     # Its table of routes takes the handlers when it is imported.
     from gcp_storage_emulator.server import create_server  # noqa: PLC0415 - see the line above
 

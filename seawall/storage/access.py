@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import SplitResult, urlsplit
 
-from seawall.errors import SettingsError
+from seawall.errors import NameRefused, SettingsError
 from seawall.settings import RepositorySettings
 from seawall.storage.base import checked_prefix
 
@@ -37,7 +37,13 @@ def bucket_place(url: str, scheme: str) -> Place:
     if not plain or parts.query or parts.fragment:
         raise SettingsError(f"a storage URL of this kind is {scheme}://BUCKET or {scheme}://BUCKET/PREFIX")
     prefix = parts.path.strip("/")
-    return Place(parts.netloc, f"{checked_prefix(prefix)}/" if prefix else "")
+    try:
+        return Place(parts.netloc, f"{checked_prefix(prefix)}/" if prefix else "")
+    except NameRefused as error:
+        raise SettingsError(
+            f"the prefix {prefix!r} in the storage's URL is refused",
+            hint="Its parts are letters, digits and . _ = + -, and begin with a letter or digit.",
+        ) from error
 
 
 def split(url: str) -> SplitResult:

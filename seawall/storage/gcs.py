@@ -110,11 +110,8 @@ class GcsBucket:
         head = f"--{boundary}\r\nContent-Type: application/json\r\n\r\n{json.dumps(about)}\r\n"
         head += f"--{boundary}\r\nContent-Type: application/octet-stream\r\n\r\n"
         body = head.encode() + content + f"\r\n--{boundary}--\r\n".encode()
-        self.ask(
-            "write",
+        self._new(
             name,
-            "POST",
-            self._upload,
             params={"uploadType": "multipart", "name": about["name"], "ifGenerationMatch": "0"},
             headers={"Content-Type": f"multipart/related; boundary={boundary}"},
             data=body,
@@ -126,11 +123,8 @@ class GcsBucket:
 
     def begin(self, name: str) -> GcsUpload:
         key = self._place.prefix + name
-        answer = self.ask(
-            "write",
+        answer = self._new(
             name,
-            "POST",
-            self._upload,
             params={"uploadType": "resumable", "name": key, "ifGenerationMatch": "0"},
             json={"name": key},
         )
@@ -208,6 +202,12 @@ class GcsBucket:
         if not (answer.ok or answer.status_code == 308):
             raise _explained(answer, what)
         return answer
+
+    def _new(self, name: str, **request: Any) -> requests.Response:
+        try:
+            return self.ask("write", name, "POST", self._upload, **request)
+        except ObjectMissing as error:
+            raise self._no_bucket() from error
 
     def _resource(self, name: str) -> Mapping[str, Any]:
         try:

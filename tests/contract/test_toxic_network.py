@@ -1,0 +1,120 @@
+"""Every remote driver behind a network that cuts, delays and refuses: whole objects or clear errors, never a half."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+import pytest
+
+from seawall.errors import ObjectMissing, StorageUnreachable
+from seawall.settings import RepositorySettings
+from seawall.storage import open_driver, open_storage
+from seawall.storage.base import Replayable, Storage, read
+from seawall.storage.wrappers import Retrying, RetryPolicy
+from tests.contract.toxic import Toxic, toxic_proxy
+from tools.storage_servers import Servers
+
+pytestmark = pytest.mark.servers
+MIB = 1 << 20
+CONTENT = bytes(range(256)) * (20 * MIB // 256)
+
+
+@dataclass
+class Line:
+    """One storage over two lines: a sound one, and one whose trouble is scripted."""
+
+    sound: Storage
+    settings: RepositorySettings
+    toxic: Toxic
+
+    def poisoned(self, attempts: int = 8) -> Storage:
+        settings = replace(self.settings, attempts=attempts)
+        driver: Any = open_driver(settings.url, settings)
+        if hasattr(driver, "_sleep"):
+            driver._sleep = lambda _seconds: None
+        return Retrying(driver, RetryPolicy(attempts=attempts), sleep=lambda _seconds: None)
+
+
+@pytest.fixture(params=["s3", "azure", "gs", "sftp"])
+def line(request: pytest.FixtureRequest, servers: Servers) -> Iterator[Line]:
+    server = servers[request.param]
+    with toxic_proxy(server.port) as (port, toxic):
+        settings = server.settings(port=port)
+        sound = open_storage(_straight(settings, port, server))
+        yield Line(sound, settings, toxic)
+        sound.close()
+
+
+def _straight(settings: RepositorySettings, port: int, server: Any) -> RepositorySettings:
+    """The same place without the proxy."""
+    if settings.url.startswith("sftp:"):
+        own = server.settings()
+        return replace(own, url=settings.url.replace(f":{port}/", f":{server.port}/"))
+    if settings.url.startswith("azure:"):
+        return replace(server.settings(), url=settings.url)
+    return replace(settings, endpoint=settings.endpoint.replace(str(port), str(server.port)))
+
+
+def test_a_large_object_arrives_whole_through_cut_connections(line: Line) -> None:
+    line.toxic.cut_after, line.toxic.cuts = 6 * MIB, 3
+    stored = line.poisoned().put("large", Replayable(lambda: [CONTENT[:MIB]] * 20))
+    # A storage that goes on where it was cut meets fewer of them.
+    assert line.toxic.was_cut >= 2
+    assert stored.size_bytes == len(CONTENT)
+    assert read(line.sound, "large") == CONTENT[:MIB] * 20
+
+
+def test_a_large_object_is_read_whole_through_cut_connections(line: Line) -> None:
+    line.sound.put("large", [CONTENT])
+    line.toxic.cut_after, line.toxic.cuts = 3 * MIB, 3
+    assert read(line.poisoned(), "large") == CONTENT
+    assert line.toxic.was_cut == 3
+
+
+def test_a_small_object_arrives_once_however_often_the_answer_is_lost(line: Line) -> None:
+    storage = line.poisoned()
+    for cut in range(200, 2200, 400):
+        line.toxic.cut_after, line.toxic.cuts, line.toxic.was_cut = cut, 2, 0
+        storage.put(f"small-{cut}", [b"y" * 300])
+        assert read(line.sound, f"small-{cut}") == b"y" * 300
+
+
+def test_a_line_that_is_always_cut_leaves_no_part_of_an_object(line: Line) -> None:
+    line.toxic.cut_after = 200_000
+    with pytest.raises(StorageUnreachable):
+        line.poisoned(attempts=2).put("never", (CONTENT[:MIB] for _ in range(20)))
+    assert [stat.name for stat in line.sound.list()] == []
+    with pytest.raises(ObjectMissing):
+        line.sound.stat("never")
+
+
+def test_a_storage_that_refuses_connections_is_unreachable_and_never_empty(line: Line) -> None:
+    line.sound.put("there", [b"1"])
+    line.toxic.refuse = True
+    storage = line.poisoned(attempts=2)
+    for call in (
+        lambda: storage.stat("there"),
+        lambda: read(storage, "there"),
+        lambda: list(storage.list()),
+        lambda: storage.children(""),
+        lambda: storage.put("more", [b"2"]),
+        lambda: storage.delete("there"),
+        storage.now,
+    ):
+        with pytest.raises(StorageUnreachable):
+            call()
+    line.toxic.refuse = False
+    assert storage.stat("there").size_bytes == 1
+
+
+def test_a_slow_line_delays_and_breaks_nothing(line: Line) -> None:
+    line.toxic.delay_seconds = 0.005
+    storage = line.poisoned()
+    began = time.monotonic()
+    storage.put("slow", [CONTENT[:MIB]])
+    assert read(storage, "slow") == CONTENT[:MIB]
+    assert time.monotonic() > began
+    assert line.toxic.passed > 2 * MIB
