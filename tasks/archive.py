@@ -8,12 +8,13 @@ from uuid import UUID
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
+from seawall import retention
 from seawall.archive.arrival import wait_for
 from seawall.archive.continuity import Window, switch_wal, windows
 from seawall.catalog.facts import Facts
 from seawall.catalog.recording import ExecutionRecord, Result
 from seawall.errors import WalGap
-from seawall.events import Observer
+from seawall.events import Noticed, Observer
 from seawall.model import Head
 from seawall.postgres.connect import connect
 from seawall.postgres.inspect import inspect
@@ -44,8 +45,9 @@ def ship(settings: Settings, source: str, job_id: UUID) -> Facts:
         with opened(settings) as repository:
             area = repository.source(source)
             closed = _closed(chosen, area, around.observe)
-            heads = area.heads()
-            found = windows(area.wal, heads)
+            heads = _readable(area, around.observe)
+            window = retention.policy_for(settings, source).window
+            found = retention.promised(windows(area.wal, heads), heads, window, around.now)
         refuse_gaps(source, heads, found)
         until = max((window.until for window in found), default=None)
         return Result(
@@ -53,6 +55,16 @@ def ship(settings: Settings, source: str, job_id: UUID) -> Facts:
         )
 
     return execute(ExecutionRecord(job_id), verb, settings=settings, title="archive-wal", subject=source)
+
+
+def _readable(area: SourceArea, observe: Observer) -> tuple[Head, ...]:
+    """The heads that can be read; one that cannot must not hide a gap behind the others."""
+    heads, unreadable = area.readable_heads()
+    for label, error in unreadable.items():
+        observe.hear(
+            Noticed("high", "head-damaged", f"the head of {area.name} {label} cannot be read: {error.message}")
+        )
+    return heads
 
 
 def _closed(source: SourceSettings, area: SourceArea, observe: Observer) -> str | None:

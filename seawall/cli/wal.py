@@ -107,10 +107,13 @@ def _switch(options: argparse.Namespace, context: Context) -> None:
 
 def _status(options: argparse.Namespace, context: Context) -> int:
     from seawall.archive.continuity import windows
+    from seawall.retention import policy_for, promised
 
     area = context.repository.source(context.stored_source(options.source))
-    heads = area.heads()
+    heads, _ = area.readable_heads()
     found = windows(area.wal, heads)
+    if area.name in context.settings.sources:
+        found = promised(found, heads, policy_for(context.settings, area.name).window, context.now())
     value = [
         {
             "label": window.label,

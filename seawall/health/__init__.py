@@ -19,6 +19,7 @@ from seawall.health.result import CheckResult, Finding, Round, Status, good, ski
 from seawall.keys import KeyRing
 from seawall.model import BackupKind, Head
 from seawall.repository import Repository, SourceArea
+from seawall.retention import policy_of, promised
 from seawall.settings import Settings, SourceSettings
 
 __all__ = ["CheckResult", "Status", "check", "first_failure"]
@@ -177,16 +178,16 @@ class _Source:
         self._make("capacity", lambda: recoverability.storage_lasts(area.storage.free_bytes(), heads, self.now()))
         self._make("backup-age", lambda: recoverability.backup_is_young(heads, self.now()))
         self._make("verified", lambda: self._verified(heads))
-        found = self.made.learn("wal-continuity", lambda: _windows(area, heads), source.name)
+        found = self.made.learn("wal-continuity", lambda: self._windows(area, heads), source.name)
         if facts is not None and found is not None:
             self._make("rpo", lambda: recoverability.rpo_is_met(source, area, found, facts, rpo))
+
+    def _windows(self, area: SourceArea, heads: Sequence[Head]) -> tuple[tuple[Window, ...], Finding]:
+        window = policy_of(self.settings, self.source).window
+        found = promised(windows(area.wal, heads), heads, window, self.now()) if heads else ()
+        return found, recoverability.wal_is_continuous(found, [str(head.label) for head in heads])
 
     def _verified(self, heads: tuple[Head, ...]) -> Finding:
         if self.repository is None or not heads:
             return skipped("there is no backup yet")
         return recoverability.backup_was_verified(self.settings.catalog.url, self.repository.id, heads, self.now())
-
-
-def _windows(area: SourceArea, heads: Sequence[Head]) -> tuple[tuple[Window, ...], Finding]:
-    found = windows(area.wal, heads) if heads else ()
-    return found, recoverability.wal_is_continuous(found, [str(head.label) for head in heads])

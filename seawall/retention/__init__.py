@@ -13,7 +13,7 @@ from seawall.retention.copies import awaited
 from seawall.retention.decide import Decision, RetentionPlan, plan
 from seawall.retention.marks import expire, plan_for, unexpire
 from seawall.retention.policy import RetentionPolicy, policy_for, policy_of
-from seawall.retention.unneeded import WalRange
+from seawall.retention.unneeded import WalRange, promised
 
 __all__ = [
     "MINIMUM_GRACE",
@@ -29,5 +29,6 @@ __all__ = [
     "plan_for",
     "policy_for",
     "policy_of",
+    "promised",
     "unexpire",
 ]

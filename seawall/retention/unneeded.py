@@ -7,9 +7,10 @@ its timeline and on every later one. An older kept set needs only its own start 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 
+from seawall.archive.continuity import Window
 from seawall.model import Head, Health, Hold
 from seawall.wal import Segment
 
@@ -38,6 +39,27 @@ def window_bases(ordered: Sequence[Head], begins: datetime) -> list[Head]:
     return list(bases.values())
 
 
+def leads_into_window(ordered: Sequence[Head], begins: datetime) -> list[Head]:
+    """The sets from which moments of the window are restored; behind these alone, WAL must have no gap."""
+    return [head for head in ordered if head.stopped_at >= begins] + window_bases(ordered, begins)
+
+
+def promised(found: Iterable[Window], heads: Sequence[Head], window: timedelta, now: datetime) -> tuple[Window, ...]:
+    """Recoverability windows without the gaps that retention itself made.
+
+    Behind a backup that is older than the point-in-time window, WAL is let go: that no later moment can be reached from
+    it is what the policy says, and no loss.
+
+    Args:
+        found: of `archive.continuity.windows`.
+        heads: of the same sets.
+        window: of the policy.
+    """
+    ordered = sorted(heads, key=lambda head: head.stopped_at)
+    leading = {str(head.label) for head in leads_into_window(ordered, now - window)}
+    return tuple(one if one.label in leading else replace(one, gap=None) for one in found)
+
+
 def unneeded_wal(
     kept: Sequence[Head],
     holds: Sequence[Hold],
@@ -58,8 +80,7 @@ def unneeded_wal(
     if not kept:
         return
     begins = now - window
-    open_ended = [head for head in kept if head.stopped_at >= begins] + window_bases(kept, begins)
-    oldest = min(open_ended, key=lambda head: (head.timeline, head.start_lsn))
+    oldest = min(leads_into_window(kept, begins), key=lambda head: (head.timeline, head.start_lsn))
     first = Segment.containing(oldest.start_lsn, oldest.timeline, oldest.segment_bytes)
     needed = Needed([*kept, *waiting], holds)
     run: list[str] = []

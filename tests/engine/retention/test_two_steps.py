@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from seawall import retention
+from seawall.archive.continuity import windows
 from seawall.audit import AuditLog
 from seawall.errors import BackupMissing, LeaseHeld, LeaseLost, ObjectExists, ObjectMissing, SeawallError
 from seawall.events import silent
@@ -372,6 +373,28 @@ def test_one_mark_that_cannot_be_read_does_not_keep_the_rest(life: Life) -> None
     assert "cannot be read" in done.left[damaged]
     assert str(life.heads[1].label) in done.sets
     assert life.heads[0].label in life.area.labels(with_expired=True)
+
+
+def test_wal_that_was_let_go_is_no_gap_and_wal_that_was_lost_is(life: Life) -> None:
+    kept = replace(ONE_DAY, monthly_years=1)
+    life.backup(FULL)
+    for _ in range(3):
+        life.now += timedelta(days=32)
+        life.backup(FULL)
+    life.backup(FULL)
+    life.segment += 1
+    last = life.backup(FULL)
+    assert last
+    at = life.now
+    life.clean(kept)
+    heads, _ = life.area.readable_heads()
+    assert [head.label for head in heads] == [head.label for head in life.heads]
+    found = windows(life.area.wal, heads)
+    assert [window.gap is not None for window in found] == [True] * 5 + [False]
+    told = [window.gap for window in retention.promised(found, heads, kept.window, at)]
+    lost = Segment(1, life.segment - 2)
+    # The third begins the window of a day; from there on, WAL must have no gap.
+    assert told == [None, None, lost, lost, lost, None]
 
 
 class TestHeads:
