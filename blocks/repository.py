@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import ClassVar
 
 from prefect.blocks.core import Block
 from pydantic import Field
 
+from blocks.credentials import Credentials
 from seawall.errors import SettingsError
+from seawall.model import LockMode
 from seawall.settings import RepositorySettings
-
-# Which block class holds the credentials of which storage; imported only for a repository that lies there.
-CREDENTIALS_OF = {
-    "s3": ("prefect_aws", "AwsCredentials"),
-    "azure": ("prefect_azure", "AzureBlobStorageCredentials"),
-    "gcs": ("prefect_gcp", "GcpCredentials"),
-}
 
 
 class BackupRepository(Block):
@@ -25,32 +21,61 @@ class BackupRepository(Block):
     _block_type_slug: ClassVar[str] = "seawall-repository"
     _description: ClassVar[str] = "A storage location for backups."
 
-    url: str = Field(default="", description="an absolute path or file:///absolute/path")
-    credentials: str = Field(default="", description="name of a credentials block, for storage in a cloud")
+    url: str = Field(default="", description="an absolute path, s3://, azure://, gs:// or sftp://")
+    credentials: str = Field(default="", description="name of a credentials block, for remote storage")
+    endpoint: str = Field(default="", description="https address of the service, where it is not the vendor's own")
+    region: str = Field(default="", description="of an S3 bucket")
+    ca_file: str = Field(default="", description="certificates of an authority of your own, on the worker's host")
+    known_hosts_file: str = Field(default="", description="public keys of SFTP servers, on the worker's host")
+    lock_mode: LockMode = Field(default=LockMode.COMPLIANCE, description="how objects are locked where they are")
     bandwidth_bytes_per_second: int = Field(default=0, ge=0, description="0 for no limit")
     concurrency: int = Field(default=8, ge=1)
     attempts: int = Field(default=5, ge=1)
 
 
-def repository_settings(block: BackupRepository) -> RepositorySettings:
-    """The engine's settings of the repository that a block describes.
+def scheme_of(block: BackupRepository) -> str:
+    """The kind of storage that a block names.
 
     Raises:
-        SettingsError: it has no URL, or lies in a storage that this version has no driver for.
+        SettingsError: it has no URL.
     """
     if not block.url:
         raise SettingsError("the repository block has no url")
-    scheme = block.url.partition("://")[0] if "://" in block.url else "file"
-    if scheme in CREDENTIALS_OF:
-        raise SettingsError(
-            f"the repository block names {scheme} storage, and this version writes local storage only",
-            hint="Use an absolute path, such as a mounted share; cloud drivers come with a later version.",
-        )
-    if block.credentials:
-        raise SettingsError("the repository block names credentials, which local storage does not take")
+    return "file" if block.url.startswith("/") else block.url.partition(":")[0]
+
+
+def repository_settings(
+    block: BackupRepository, *, credentials: Credentials | None = None, file: Path | None = None
+) -> RepositorySettings:
+    """The engine's settings of the repository that a block describes.
+
+    Args:
+        credentials: what the credentials block says, if one is named.
+        file: where its text was written.
+
+    Raises:
+        SettingsError: it has no URL, or a path in it is not absolute.
+    """
+    scheme_of(block)
+    said = credentials
     return RepositorySettings(
         url=block.url,
+        endpoint=block.endpoint or (said.endpoint if said else ""),
+        region=block.region or (said.region if said else ""),
+        credentials_file=file,
+        ca_file=_path(block.ca_file or (said.ca_file if said else ""), "ca_file"),
+        known_hosts_file=_path(block.known_hosts_file, "known_hosts_file"),
+        lock_mode=block.lock_mode,
         bandwidth_bytes_per_second=block.bandwidth_bytes_per_second,
         concurrency=block.concurrency,
         attempts=block.attempts,
     )
+
+
+def _path(text: str, what: str) -> Path | None:
+    if not text:
+        return None
+    path = Path(text)
+    if not path.is_absolute():
+        raise SettingsError(f"the repository block's {what} = {text!r}: an absolute path is wanted")
+    return path

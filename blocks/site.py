@@ -15,8 +15,9 @@ from pathlib import Path
 from pydantic import BaseModel, Field, SecretStr
 
 from blocks.cluster import PostgresCluster, passfile_line, source_settings
+from blocks.credentials import credentials_of, kind_of
 from blocks.loading import loaded
-from blocks.repository import BackupRepository, repository_settings
+from blocks.repository import BackupRepository, repository_settings, scheme_of
 from blocks.sealing import SealingKeys, sealing_settings
 from seawall.model import checked_name
 from seawall.settings import RepositorySettings, SealingSettings, Settings, SourceSettings, load
@@ -47,7 +48,7 @@ def settings_for(source: str, settings_file: str | None = None, blocks: BlockNam
     return with_blocks(
         settings,
         source=_cluster(names.cluster, source, secrets) if names.cluster else None,
-        repository=repository_settings(loaded(BackupRepository, names.repository)) if names.repository else None,
+        repository=_repository(names.repository, secrets) if names.repository else None,
         sealing=_sealing(names.sealing, secrets) if names.sealing else None,
     )
 
@@ -78,6 +79,16 @@ def _cluster(name: str, source: str, secrets: Path) -> SourceSettings:
         line = passfile_line(block.password.get_secret_value())
         passfile = secret_file(secrets / f"{checked_name(source, what='source name')}.pgpass", SecretStr(line))
     return source_settings(block, source, passfile=passfile)
+
+
+def _repository(name: str, secrets: Path) -> RepositorySettings:
+    block = loaded(BackupRepository, name)
+    if not block.credentials:
+        return repository_settings(block)
+    scheme = scheme_of(block)
+    found = credentials_of(scheme, loaded(kind_of(scheme), block.credentials))
+    file = secret_file(secrets / f"storage-{checked_name(block.credentials)}.credentials", found.text)
+    return repository_settings(block, credentials=found, file=file)
 
 
 def _sealing(name: str, secrets: Path) -> SealingSettings:

@@ -6,10 +6,14 @@ import sys
 from pathlib import Path
 
 import pytest
+from asyncssh import generate_private_key
+from prefect_aws import AwsCredentials
+from prefect_azure import AzureBlobStorageCredentials
 from pydantic import SecretStr
 from pydantic_core import PydanticUndefined
 
 from blocks.cluster import PostgresCluster, passfile_line, source_settings
+from blocks.credentials import SftpKey, credentials_of, kind_of
 from blocks.notification import NotificationChannel, send, wanted
 from blocks.repository import BackupRepository, repository_settings
 from blocks.sealing import SealingKeys, sealing_settings
@@ -17,9 +21,10 @@ from blocks.site import secret_file, with_blocks
 from seawall.catalog import Severity
 from seawall.errors import NameRefused, SettingsError
 from seawall.model import CopyMode
-from seawall.settings import Settings, SourceSettings
+from seawall.settings import RepositorySettings, Settings, SourceSettings
+from seawall.storage import open_driver
 
-BLOCKS = (PostgresCluster, BackupRepository, SealingKeys, NotificationChannel)
+BLOCKS = (PostgresCluster, BackupRepository, SealingKeys, NotificationChannel, SftpKey)
 ROOT = Path(__file__).parent.parent.parent
 
 
@@ -58,16 +63,70 @@ def test_a_password_is_in_no_representation_of_its_block():
     assert "hunter2" not in repr(block) + str(block) + block.model_dump_json()
 
 
-def test_a_repository_block_in_a_cloud_says_that_its_driver_comes_later():
-    with pytest.raises(SettingsError, match="local storage only"):
-        repository_settings(BackupRepository(url="s3://bucket/prefix", credentials="aws"))
-
-
 def test_a_local_repository_block_becomes_settings_and_takes_no_credentials():
     assert repository_settings(BackupRepository(url="/backup", concurrency=3)).concurrency == 3
-    for wrong in (BackupRepository(), BackupRepository(url="/backup", credentials="aws")):
-        with pytest.raises(SettingsError):
-            repository_settings(wrong)
+    with pytest.raises(SettingsError, match="no url"):
+        repository_settings(BackupRepository())
+    with pytest.raises(SettingsError, match="does not take"):
+        kind_of("file")
+
+
+def test_a_repository_block_takes_what_its_credentials_block_knows_of_the_place():
+    block = AwsCredentials(
+        aws_access_key_id="a",
+        aws_secret_access_key="hunter2",
+        region_name="eu-central-1",
+        aws_client_parameters={"endpoint_url": "https://minio.example.com"},
+    )
+    found = credentials_of("s3", block)
+    settings = repository_settings(
+        BackupRepository(url="s3://bucket/prefix", credentials="aws"), credentials=found, file=Path("/w/aws")
+    )
+    assert (settings.endpoint, settings.region) == ("https://minio.example.com", "eu-central-1")
+    assert settings.credentials_file == Path("/w/aws")
+    assert "hunter2" not in repr(settings) + repr(found)
+
+
+@pytest.mark.parametrize(
+    ("scheme", "block"),
+    [
+        ("s3", AwsCredentials(aws_access_key_id="a", aws_secret_access_key="hunter2")),
+        ("azure", AzureBlobStorageCredentials(connection_string="AccountName=a;AccountKey=aHVudGVyMg==")),
+        (
+            "azure",
+            AzureBlobStorageCredentials(
+                account_url="https://a.blob.core.windows.net", tenant_id="t", client_id="c", client_secret="hunter2"
+            ),
+        ),
+        ("sftp", SftpKey(private_key=generate_private_key("ssh-ed25519").export_private_key().decode())),
+    ],
+)
+def test_the_engine_reads_the_file_that_a_credentials_block_becomes(tmp_path, scheme, block):
+    assert isinstance(block, kind_of(scheme))
+    found = credentials_of(scheme, block)
+    known_hosts = tmp_path / "known_hosts"
+    known_hosts.touch()
+    settings = RepositorySettings(
+        endpoint=found.endpoint,
+        credentials_file=secret_file(tmp_path / "secrets" / "file", found.text),
+        known_hosts_file=known_hosts if scheme == "sftp" else None,
+    )
+    opened = open_driver(f"{scheme}://box/prefix", settings)
+    assert opened.url.startswith(f"{scheme}://box/prefix")
+    opened.close()
+
+
+@pytest.mark.parametrize(
+    ("scheme", "block"),
+    [
+        ("s3", AwsCredentials(profile_name="default")),
+        ("azure", AzureBlobStorageCredentials(account_url="https://a.blob.core.windows.net")),
+        ("sftp", SftpKey()),
+    ],
+)
+def test_a_credentials_block_without_a_secret_of_its_own_is_refused(scheme, block):
+    with pytest.raises(SettingsError):
+        credentials_of(scheme, block)
 
 
 def test_a_sealing_block_becomes_settings():
