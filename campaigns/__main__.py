@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from campaigns import agents, damage, faults, fuzz, kill, live, sample, scenes
+from campaigns import agents, damage, faults, fuzz, kill, live, sample, scenes, victims
 from campaigns.sample import QuickRing
 from seawall.model import Compression, CopyMode, SealingMode
 from seawall.postgres.binaries import Account
@@ -81,6 +81,7 @@ def _print_damage(title: str, tally: damage.Tally) -> None:
 
 def run_kill(place: Path, options: argparse.Namespace) -> Figures:
     tally = kill.Tally()
+    victims.import_worker()
     with QuickRing(place / "ring") as ring:
         for mode in (SealingMode.AES_256_GCM, SealingMode.NONE):
             base, made = scenes.still(place / f"still-{mode.value}", place, mode, options.seed)
@@ -92,7 +93,8 @@ def run_kill(place: Path, options: argparse.Namespace) -> Figures:
         with scenes.live(place / "live", place, SealingMode.AES_256_GCM) as (scene, instance):
             beside = live.Live(scene, instance, ring)
             for copy_mode in CopyMode:
-                _timed(f"backup, {copy_mode.value}", lambda m=copy_mode: beside.kill_backups(m, options.points, tally))  # type: ignore[misc] # as above
+                _timed(f"full, {copy_mode.value}", lambda m=copy_mode: beside.kill_backups(m, options.points, tally))  # type: ignore[misc] # as above
+            _timed("incremental", lambda: beside.kill_incrementals(options.points, tally))
             _timed("receiver", lambda: beside.kill_receivers(options.points, tally))
             _timed("worker", lambda: beside.kill_workers(options.points, tally))
             _timed("PostgreSQL", lambda: beside.kill_servers(max(options.points // 6, 2), tally))

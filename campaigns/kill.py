@@ -91,7 +91,7 @@ class Trial:
         if code != 0:
             raise RuntimeError(f"{self.verb.__name__} ended with {code}: {self._error()}")
 
-    def run(self, number: int, seconds: float = 120.0) -> int:
+    def run(self, number: int, seconds: float = 300.0) -> int:
         process = victims.start(self.verb, self.scene, *self.arguments(), number=number, report=self.report)
         process.join(seconds)
         if process.exitcode is None:

@@ -99,12 +99,20 @@ class Live:
     # ---- the engine
 
     def kill_backups(self, copy_mode: CopyMode, points: int, tally: Tally) -> None:
-        """Kill a backup at so many boundaries; a receiver carries WAL meanwhile."""
-        name = f"backup, {copy_mode.value}"
-        scene = replace(self.scene, copy_mode=copy_mode)
+        """Kill a full backup at so many boundaries; a receiver carries WAL meanwhile."""
+        trial = Trial(victims.back_up, replace(self.scene, copy_mode=copy_mode), self._free_label)
+        self._kill_each(f"full backup, {copy_mode.value}", trial, points, tally)
+
+    def kill_incrementals(self, points: int, tally: Tally) -> None:
+        """Kill an incremental at so many boundaries; each one that ends is the prior of the next."""
+        trial = Trial(victims.increment, self.scene, self._free_label)
+        self._kill_each("incremental backup", trial, points, tally)
+
+    def _kill_each(self, name: str, trial: Trial, points: int, tally: Tally) -> None:
         self.carry()
         try:
-            trial = Trial(victims.back_up, scene, self._free_label)
+            # The first incremental of all is a full backup, which has other boundaries.
+            trial.finish()
             tally.boundaries[name] = count = trial.count()
             for number in scenes.spread(count, points):
                 self._kill_one(name, trial, number, tally)
@@ -124,7 +132,8 @@ class Live:
         faults += looker.listed(before)
         faults += looker.without_gap()
         tally.add(name, number, point, faults)
-        self._thin_out()
+        if trial.verb is not victims.increment:
+            self._thin_out()
 
     def _free_label(self) -> tuple[str]:
         """A time that no backup, killed or not, has begun at."""

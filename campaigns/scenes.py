@@ -103,7 +103,7 @@ def age(root: Path, by: timedelta, only: Callable[[Path], bool] = lambda _path: 
             os.utime(path, (moment, moment), follow_symlinks=False)
 
 
-def until(condition: Callable[[], object], what: str, seconds: float = 60.0) -> None:
+def until(condition: Callable[[], object], what: str, seconds: float = 180.0) -> None:
     """Wait for a condition, and say what did not come."""
     end = time.monotonic() + seconds
     while not condition():

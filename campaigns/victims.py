@@ -24,7 +24,7 @@ from seawall.archive.receiver import Receiver
 from seawall.audit import AuditLog
 from seawall.errors import SeawallError
 from seawall.events import Observer
-from seawall.model import BackupLabel, Compression, CopyMode, SealingMode
+from seawall.model import BackupKind, BackupLabel, Compression, CopyMode, SealingMode
 from seawall.repository import Repository, Sealing
 from seawall.settings import SourceSettings
 from seawall.storage.local import LocalStorage
@@ -87,6 +87,20 @@ def now() -> datetime:
 def back_up(scene: Scene, at: str) -> None:
     """The engine: one backup, labelled with the time given."""
     backup.take(scene.source, scene.open(), scene.sealing(), now=datetime.fromisoformat(at), observe=Observer())
+
+
+def increment(scene: Scene, at: str) -> None:
+    """The engine: one incremental, whose prior's block map lies on this host."""
+    begin = datetime.fromisoformat(at)
+    backup.take(
+        scene.source,
+        scene.open(),
+        scene.sealing(),
+        kind=BackupKind.INCREMENTAL,
+        block_maps=scene.spool / "maps",
+        now=begin,
+        observe=Observer(),
+    )
 
 
 def receive(scene: Scene) -> None:
@@ -158,7 +172,6 @@ def rotate(scene: Scene, label: str) -> None:
 def work(scene: Scene, job: str) -> None:
     """The worker: the task that a flow runs, with its row in the catalog."""
     from seawall import settings  # noqa: PLC0415 - Prefect takes a second to import; only this victim needs it
-    from seawall.model import BackupKind  # noqa: PLC0415 - as above
     from tasks.backup import take  # noqa: PLC0415 - as above
 
     take.fn(settings.load(scene.settings_file), SOURCE, UUID(job), BackupKind.FULL)
@@ -184,6 +197,14 @@ def run(verb: Victim, scene: Scene, arguments: tuple[str, ...], number: int, rep
 
 _context = multiprocessing.get_context("forkserver")
 _context.set_forkserver_preload(["campaigns.victims"])
+
+
+def import_worker() -> None:
+    """Have the clean process import what the worker needs too; must come before the first victim.
+
+    Prefect takes seconds, which each worker that is to be killed would spend.
+    """
+    _context.set_forkserver_preload(["campaigns.victims", "tasks.backup"])
 
 
 def start(

@@ -56,11 +56,12 @@ def test_engine_receiver_and_server_are_killed_and_the_newest_backup_restores(pl
         beside = live.Live(scene, instance, ring)
         beside.kill_backups(CopyMode.DIRECT, 3, tally)
         beside.kill_backups(CopyMode.STREAM, 2, tally)
+        beside.kill_incrementals(3, tally)
         beside.kill_receivers(3, tally)
         beside.kill_servers(1, tally)
         assert list(beside.start_restored(Account.for_servers())) == []
     assert tally.faults == []
-    assert len(tally.kills) == 9
+    assert len(tally.kills) == 12
 
 
 def test_a_boundary_has_the_same_name_in_every_run() -> None:
