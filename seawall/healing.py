@@ -25,6 +25,7 @@ from seawall.errors import (
     Damaged,
     KeyMissing,
     LeaseHeld,
+    NotARepository,
     ObjectExists,
     ObjectMissing,
     ObjectTruncated,
@@ -195,7 +196,7 @@ class _Healing:
                 file = tempfile.SpooledTemporaryFile(max_size=_IN_MEMORY_BYTES)  # noqa: SIM115 - the caller closes it
                 try:
                     self.evidence.refuse_damaged(name, _into(file, donor.storage.get(stored_as)))
-                except (*_WRONG, StorageError):
+                except (*_WRONG, StorageError, NotARepository):
                     file.close()
                 else:
                     return donor, file

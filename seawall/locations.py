@@ -63,17 +63,24 @@ def opened(settings: Settings, name: str, observe: Observer) -> Storage:
 def check(location: LocationSettings, settings: Settings, observe: Observer) -> LocationReport:
     """Open a location, write a probe, read it back, see it refused a second time, and delete it.
 
-    What goes wrong is in the report; nothing but a probe's leftover stays behind.
+    What goes wrong is in the report; nothing but a probe's leftover stays behind. Nothing is written into a configured
+    location that holds no copy: what belongs there may not be mounted.
     """
     where = location.storage.url.partition("?")[0]
     try:
         with _closing(_open(location, settings, observe)) as storage:
+            found = _repository_id(storage)
+            if not found and _is_known(location, settings):
+                raise NotARepository(
+                    f"{storage.url} holds no copy of the repository",
+                    hint="Mount what belongs there, or begin a new copy with `seawall mirror --begin`.",
+                )
             written, came_back, gone = _probe(storage)
             return LocationReport(
                 location.name,
                 location.role,
                 storage.url,
-                repository_id=_repository_id(storage),
+                repository_id=found,
                 write_seconds=written,
                 read_seconds=came_back,
                 delete_seconds=gone,
@@ -85,9 +92,13 @@ def check(location: LocationSettings, settings: Settings, observe: Observer) -> 
 
 def _open(location: LocationSettings, settings: Settings, observe: Observer) -> Storage:
     """As `opened`, also for a location that the settings do not name yet."""
-    if location.name == PRIMARY or location.name in settings.locations:
+    if _is_known(location, settings):
         return opened(settings, location.name, observe)
     return open_storage(location.storage, sleep=cancellable_sleep(observe.cancel))
+
+
+def _is_known(location: LocationSettings, settings: Settings) -> bool:
+    return location.name == PRIMARY or location.name in settings.locations
 
 
 def _probe(storage: Storage) -> tuple[float, float, float]:

@@ -160,10 +160,28 @@ def own_wal(head: Head) -> list[str]:
     return [Segment(head.timeline, n, head.segment_bytes).name for n in range(first.number, last.number + 1)]
 
 
+def begin(repository: Repository, destination: Storage) -> None:
+    """Make an empty place a copy of this repository, by its identity; one that is a copy already stays as it is.
+
+    Raises:
+        ClusterMismatch: something else lies there.
+    """
+    try:
+        _refuse_other_repository(repository, destination)
+    except NotARepository:
+        if next(iter(destination.list()), None) is not None:
+            raise ClusterMismatch(
+                f"{destination.url} holds something that is no copy of this repository",
+                hint="A mirror begins in an empty place; give it a prefix of its own.",
+            ) from None
+        copy_object(IDENTITY, repository.storage, destination, Evidence([repository.storage]))
+
+
 def survey(repository: Repository, source: str, destination: Storage, evidence: Evidence) -> MirrorPlan:
     """Look at both places and plan.
 
     Raises:
+        NotARepository: it is no copy yet (see `begin`), or what held the copy is not mounted there.
         ClusterMismatch: another repository lies there.
         StorageError: a place does not answer; nothing is known.
     """
@@ -186,13 +204,13 @@ def survey(repository: Repository, source: str, destination: Storage, evidence: 
 def _refuse_other_repository(repository: Repository, destination: Storage) -> None:
     try:
         other = Repository.open(destination)
-    except NotARepository:
-        if next(iter(destination.list()), None) is not None:
-            raise ClusterMismatch(
-                f"{destination.url} holds something that is no copy of this repository",
-                hint="A mirror begins in an empty place; give it a prefix of its own.",
-            ) from None
-        return
+    except NotARepository as error:
+        # An empty place where a copy should be is most often one that is not mounted; writing there would fill
+        # another disk.
+        raise NotARepository(
+            f"{destination.url} holds no copy of this repository",
+            hint="Mount what belongs there, or begin a new copy with `seawall mirror --begin`.",
+        ) from error
     if other.id != repository.id:
         raise ClusterMismatch(
             f"{destination.url} is repository {other.id}, not a copy of {repository.id}",

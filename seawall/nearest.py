@@ -22,9 +22,19 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import IO, TypeVar
 
-from seawall.errors import Damaged, ObjectMissing, ObjectTruncated, StorageDenied, StorageError, StorageUnreachable
+from seawall.errors import (
+    Damaged,
+    NotARepository,
+    ObjectMissing,
+    ObjectTruncated,
+    RepositoryError,
+    StorageDenied,
+    StorageError,
+    StorageUnreachable,
+)
 from seawall.events import Noticed, Observer
 from seawall.repository.evidence import Evidence
+from seawall.settings import PRIMARY
 from seawall.storage.base import PIECE_BYTES, Bytes, Capabilities, Stat, Storage
 
 _T = TypeVar("_T")
@@ -34,7 +44,9 @@ REPAIRS = "repairs/"
 _IN_MEMORY_BYTES = 4 * 1024 * 1024
 _MARK = re.compile(r"sources/([^/]+)/expired/([^/]+)\.json")
 _DAMAGE = (Damaged, ObjectTruncated)
-_SILENT = (StorageUnreachable, StorageDenied)
+# A place that is not there, such as a folder that is not mounted, says nothing of its objects.
+_SILENT = (StorageUnreachable, StorageDenied, NotARepository)
+_TROUBLE = (StorageError, NotARepository)
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +58,7 @@ class Copy:
 
 
 class Nearest:
-    """The copies as one storage, for reading only.
+    """The copies as one storage, for reading only; the audit is written into the primary.
 
     Args:
         copies: the nearest first.
@@ -62,7 +74,7 @@ class Nearest:
         self._sound: dict[str, tuple[Storage, str]] = {}
         self._lock = threading.Lock()
         self._answered: set[str] = set()
-        self.found_wrong: dict[tuple[str, str], StorageError | Damaged] = {}
+        self.found_wrong: dict[tuple[str, str], RepositoryError | StorageError] = {}
 
     @property
     def url(self) -> str:
@@ -92,7 +104,7 @@ class Nearest:
             file = tempfile.SpooledTemporaryFile(max_size=_IN_MEMORY_BYTES)  # noqa: SIM115 - the caller closes it
             try:
                 self._evidence.refuse_damaged(name, _into(file, copy.storage.get(stored_as)))
-            except (StorageError, Damaged) as error:
+            except (*_TROUBLE, Damaged) as error:
                 file.close()
                 self._wrong(copy, name, error)
             else:
@@ -108,7 +120,7 @@ class Nearest:
         for copy, stored_as in self._places(name):
             try:
                 self._evidence.refuse_damaged(name, copy.storage.get(stored_as))
-            except (StorageError, Damaged) as error:
+            except (*_TROUBLE, Damaged) as error:
                 self._wrong(copy, name, error)
                 continue
             with self._lock:
@@ -123,7 +135,7 @@ class Nearest:
                     given += len(piece)
                     yield piece
                 return
-            except StorageError as error:
+            except _TROUBLE as error:
                 self._wrong(copy, name, error)
                 # Another copy cannot go on where this one broke off: nobody knows that they hold the same.
                 if given:
@@ -176,7 +188,15 @@ class Nearest:
 
     # ---- what reading does not need
 
-    def put(self, name: str, chunks: Iterable[Bytes]) -> Stat:  # noqa: ARG002 - the contract's signature
+    def put(self, name: str, chunks: Iterable[Bytes]) -> Stat:
+        """Only the audit can be written, and only into the primary, which is where its chain goes on.
+
+        Raises:
+            StorageDenied: anything else, or anywhere else.
+        """
+        first = self._copies[0]
+        if name.startswith("audit/") and first.name == PRIMARY and first.name not in self._silent:
+            return first.storage.put(name, chunks)
         raise StorageDenied(f"{name} is not written: several locations are open for reading only", hint="")
 
     def delete(self, name: str) -> None:
@@ -200,7 +220,7 @@ class Nearest:
         for copy in self._answering():
             try:
                 answer = ask(copy.storage)
-            except StorageError as error:
+            except _TROUBLE as error:
                 self._wrong(copy, name, error)
             else:
                 self._answered.add(copy.name)
@@ -220,7 +240,7 @@ class Nearest:
             raise StorageUnreachable(f"none of the locations answers: {', '.join(copy.name for copy in self._copies)}")
         return tuple(answers)
 
-    def _wrong(self, copy: Copy, name: str, error: StorageError | Damaged) -> None:
+    def _wrong(self, copy: Copy, name: str, error: RepositoryError | StorageError) -> None:
         if isinstance(error, _SILENT):
             with self._lock:
                 is_new = copy.name not in self._silent

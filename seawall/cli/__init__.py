@@ -36,6 +36,8 @@ VERBS: dict[str, tuple[str, str]] = {
     "verify": ("verify", "read a backup back and prove it"),
     "restore": ("restore", "restore a cluster, to a point in time if asked"),
     "restore-test": ("restoretest", "restore into a scratch instance, check it, and remove it"),
+    "location": ("location", "add, check, list and remove places that hold copies"),
+    "mirror": ("mirror", "bring the copies of backups in other locations up to date"),
     "expire": ("expire", "let backups go by policy, in two audited steps"),
     "hold": ("hold", "keep a backup whatever the policy says, or stop doing so"),
     "keys": ("keys", "create, list, rotate keys; export a recovery kit"),

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import pwd
 import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import cached_property
@@ -18,6 +20,7 @@ from seawall.model import checked_name
 from seawall.settings import Settings, SourceSettings, load
 
 if TYPE_CHECKING:
+    from seawall.catalog import Catalog
     from seawall.keys import KeyRing
     from seawall.repository import Repository, Sealing
 
@@ -55,6 +58,8 @@ class Context:
         """
         if name is None and len(self.settings.sources) == 1:
             return next(iter(self.settings.sources))
+        if name is not None and name in self.settings.sources:
+            return name
         known = sorted({*self.settings.sources, *self.repository.sources()})
         if name is None and len(known) == 1:
             return known[0]
@@ -92,6 +97,21 @@ class Context:
         from seawall.repository import sealing_of
 
         return sealing_of(self.settings.sealing)
+
+    @contextmanager
+    def catalog_if_any(self) -> Iterator[Catalog | None]:
+        """The catalog, or None with a note where there is none that can be used: the deed counts without it."""
+        from seawall.catalog import Catalog
+        from seawall.errors import CatalogError
+
+        try:
+            catalog = Catalog.open(self.settings.catalog.url)
+        except CatalogError as error:
+            self.console.note(f"not recorded: {error.message}")
+            yield None
+            return
+        with catalog:
+            yield catalog
 
     def agent_socket(self, source: str) -> Path:
         """Where the agent of a source listens; reachable for the server's account."""

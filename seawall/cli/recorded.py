@@ -10,7 +10,7 @@ import socket
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Any, TypeVar
 from uuid import UUID
 
@@ -84,8 +84,8 @@ class Recording:
     def end(self, end: End) -> None:
         """Record how it ended, raise or resolve alerts, and remember where the repository's audit ends."""
         self._over.set()
-        record, now, repository = self._record, self._context.now(), self._context.repository
-        self.tell(lambda catalog, _: watched(catalog, repository, self.observe, now=now))
+        record, now = self._record, self._context.now()
+        self._watch_audit(now)
         notices = [{"severity": n.severity, "code": n.code, "message": n.message} for n in self._notices]
         facts = {**end.result.facts, "actor": self._context.actor, "notices": notices}
         told = End(end.status, Result(facts, end.result.outcome), end.error)
@@ -94,6 +94,15 @@ class Recording:
         self.tell(lambda catalog, _: raise_alerts(catalog, self._title, self._subject, end, self._notices, now=now))
         if self._catalog is not None:
             self._catalog.close()
+
+    def _watch_audit(self, now: datetime) -> None:
+        try:
+            repository = self._context.repository
+        except SeawallError as error:
+            # A restore from other locations goes well also where the primary is lost.
+            self.observe.hear(Noticed("medium", "audit-unread", f"the audit could not be read: {error.message}"))
+            return
+        self.tell(lambda catalog, _: watched(catalog, repository, self.observe, now=now))
 
     def value(self) -> dict[str, Any]:
         """What JSON output says of the record."""

@@ -85,7 +85,7 @@ def run(options: argparse.Namespace, context: Context) -> None:
     from seawall.postgres.binaries import Account, find
 
     plan = restore.plan(
-        context.repository,
+        context.copies,
         options.source,
         target_of(options),
         options.into.expanduser().absolute(),
@@ -107,7 +107,7 @@ def run(options: argparse.Namespace, context: Context) -> None:
     with recorded(context, "restore", options.source, lambda catalog: _row(catalog, context, plan)) as record:
         report = restore.run(
             plan,
-            context.repository,
+            context.copies,
             ring=context.ring,
             binaries=binaries,
             account=account,
@@ -127,7 +127,7 @@ def run(options: argparse.Namespace, context: Context) -> None:
 def _row(catalog: Catalog, context: Context, plan: RestorePlan) -> RecoveryRecord:
     from seawall.catalog.recording import RecoveryRecord
 
-    return RecoveryRecord.of(plan, catalog.find_backup_file(context.repository.id, plan.source, plan.head.label))
+    return RecoveryRecord.of(plan, catalog.find_backup_file(context.copies.id, plan.source, plan.head.label))
 
 
 def _tablespaces(pairs: list[str]) -> dict[str, Path]:

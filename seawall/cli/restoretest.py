@@ -47,29 +47,27 @@ def run(options: argparse.Namespace, context: Context) -> int:
     from seawall.postgres.binaries import Account, find
 
     source = context.stored_source(options.source)
-    identity = context.repository.source(source).identity()
+    identity = context.copies.source(source).identity()
     parent = options.scratch or context.settings.server.work_directory / "scratch"
     parent.mkdir(mode=0o755, parents=True, exist_ok=True)
     seed = options.seed if options.seed is not None else secrets.randbelow(1 << 32)
     randomness = random.Random(seed)  # noqa: S311 - chooses where to look, guards nothing
     named = BackupLabel.parse(options.label) if options.label else None
     target = (
-        restoretest.random_target(context.repository, source, randomness, named)
-        if options.random
-        else target_of(options)
+        restoretest.random_target(context.copies, source, randomness, named) if options.random else target_of(options)
     )
     # Which backup it starts from must be known before it begins, because the record says so.
     label = restore.plan(
-        context.repository, source, target, parent.absolute() / f"plan-{seed}", label=named, now=context.now()
+        context.copies, source, target, parent.absolute() / f"plan-{seed}", label=named, now=context.now()
     ).head.label
 
     def row(catalog: Catalog) -> VerificationRecord | None:
-        file = catalog.find_backup_file(context.repository.id, source, label)
+        file = catalog.find_backup_file(context.copies.id, source, label)
         return None if file is None else VerificationRecord(file.id, VerificationType.RESTORE_TEST)
 
     with recorded(context, "restore-test", source, row) as record:
         report = restoretest.run(
-            context.repository,
+            context.copies,
             source,
             ring=context.ring,
             binaries=find(identity.major_version if identity else None, options.bin_directory),

@@ -7,11 +7,20 @@ from typing import TYPE_CHECKING, Any
 
 from seawall.cli.console import size, span
 from seawall.cli.context import Context
-from seawall.errors import BackupMissing, VerificationFailed
+from seawall.errors import (
+    BackupMissing,
+    NotARepository,
+    SeawallError,
+    StorageError,
+    UsageError,
+    VerificationFailed,
+)
 from seawall.model import BackupLabel, Proof, Verdict
+from seawall.settings import PRIMARY
 
 if TYPE_CHECKING:
     from seawall.catalog import Catalog
+    from seawall.upkeep import Proved
 
 _LEVELS = (Proof.PRESENT, Proof.HASH_GOOD, Proof.DECRYPTABLE, Proof.WAL_CONTINUOUS)
 
@@ -26,10 +35,22 @@ def arguments(parser: argparse.ArgumentParser, _verb: str) -> None:
         default=Proof.WAL_CONTINUOUS.value,
         help="how far (default: wal-continuous); up to hash-good no private key is needed",
     )
+    parser.add_argument(
+        "--budget", metavar="AMOUNT", help="objects of all backups, the oldest proof first: 50GB of them, or for 30m"
+    )
+    parser.add_argument(
+        "--location", action="append", default=[], metavar="NAME",
+        help="the copy that lies there instead of the primary, object by object; may be repeated; `all` for every one",
+    )  # fmt: skip
+    parser.add_argument(
+        "--heal", action="store_true", help="replace what is damaged or missing by a proved copy from another location"
+    )
 
 
 def run(options: argparse.Namespace, context: Context) -> int:
     source = context.stored_source(options.source)
+    if options.budget or options.location or options.heal:
+        return _objects(options, context, source)
     labels = context.repository.source(source).labels()
     if options.label:
         chosen = [BackupLabel.parse(options.label)]
@@ -47,6 +68,67 @@ def run(options: argparse.Namespace, context: Context) -> int:
         return failure.exit_code
     context.console.result(value, lines)
     return 0
+
+
+def _objects(options: argparse.Namespace, context: Context, source: str) -> int:
+    """Object by object, in one location or several; what one of them does not answer keeps no other from being read."""
+    from seawall import locations, upkeep
+    from seawall.catalog import Catalog
+    from seawall.proofs import Budget
+
+    if options.label or options.all:
+        raise UsageError("a budget, a location or healing concerns all backups", hint="Leave LABEL and --all out.")
+    budget = Budget.parse(options.budget) if options.budget else Budget()
+    names = locations.in_order(context.settings) if "all" in options.location else options.location or [PRIMARY]
+    up_to = Proof.HASH_GOOD if Proof(options.up_to) is Proof.HASH_GOOD else Proof.DECRYPTABLE
+    results: list[Proved] = []
+    silent: list[SeawallError] = []
+    with Catalog.open(context.settings.catalog.url) as catalog, context.ring as ring:
+        for name in names:
+            try:
+                results.append(
+                    upkeep.prove(
+                        context.settings, source, ring, catalog, budget, location=name, up_to=up_to,
+                        heal=options.heal, actor=context.actor, now=context.now(), observe=context.observer,
+                    )
+                )  # fmt: skip
+            except (StorageError, NotARepository) as error:
+                context.console.note(f"{source} in {name}: {error.message}")
+                silent.append(error)
+    value = {"source": source, "locations": [proved_value(result) for result in results]}
+    lines = [line for result in results for line in proved_lines(result)]
+    failure = upkeep.proof_failure(results) or next(iter(silent), None)
+    if failure is None:
+        context.console.result(value, lines)
+        return 0
+    context.console.failed(failure, value, lines)
+    return failure.exit_code
+
+
+def proved_value(result: Proved) -> dict[str, Any]:
+    """What was proved in a location, as JSON output shows it."""
+    return {
+        "location": result.location,
+        "good": result.good,
+        "objects": len(result.report.proved),
+        "stored_bytes": result.report.stored_bytes,
+        "took_seconds": result.report.took,
+        "left": result.left,
+        "wrong": dict(result.report.wrong),
+        "healed": [{"name": one.name, "from": one.donor, "beside": one.beside} for one in result.healed.healed],
+        "not_healed": dict(result.healed.left),
+    }
+
+
+def proved_lines(result: Proved) -> list[str]:
+    """The same for people."""
+    report = result.report
+    how = f"{len(report.proved)} objects, {size(report.stored_bytes)} read in {span(report.took)}"
+    verdict = "good" if result.good else "BAD"
+    lines = [f"{result.source} in {result.location}: {verdict}; {how}; {result.left} wait for another time"]
+    lines += [f"  {name}: {why}" for name, why in report.wrong.items()]
+    lines += [f"  {one.name}: replaced from {one.donor}" for one in result.healed.healed]
+    return lines + [f"  {name}: not healed: {why}" for name, why in result.healed.left.items()]
 
 
 def prove(context: Context, source: str, label: BackupLabel, up_to: Proof) -> tuple[Verdict, dict[str, Any]]:

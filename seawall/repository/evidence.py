@@ -120,7 +120,7 @@ class Evidence:
             except (Damaged, ObjectMissing, FormatTooNew) as error:
                 # A flip in the version looks like a later one; what truly is of a later one is so in every copy.
                 wrong = wrong or Damaged(error.message)
-            except StorageError:
+            except (StorageError, NotARepository):
                 continue
             else:
                 return

@@ -56,6 +56,7 @@ def mirrored(site: Any, there: Storage, *, ring: bool = True, origin: Storage | 
     origin = origin or site.storage
     repository = Repository.open(origin)
     evidence = Evidence([origin], site.ring if ring else None)
+    mirror.begin(repository, there)
     plan = mirror.survey(repository, "shop", there, evidence)
     return mirror.run(plan, origin, there, evidence, observe=Observer(), workers=2)
 

@@ -1,0 +1,252 @@
+"""`seawall location`: places that hold copies; each is tried before it is saved."""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import tomllib
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from seawall.cli.console import size
+from seawall.cli.context import Context
+from seawall.errors import ClusterMismatch, SettingsError, UsageError
+from seawall.model import checked_name
+from seawall.settings import PRIMARY, LocationRole, Settings, parse
+
+if TYPE_CHECKING:
+    from seawall.locations import LocationReport
+
+_ROLES = [role.value for role in LocationRole if role is not LocationRole.PRIMARY]
+
+
+def arguments(parser: argparse.ArgumentParser, _verb: str) -> None:
+    commands = parser.add_subparsers(dest="action", metavar="COMMAND", required=True)
+    add = commands.add_parser("add", help="try a new location, and add it to the settings file if it works")
+    add.add_argument("name", help="1 to 63 characters of a-z, 0-9, - and _")
+    add.add_argument("--url", required=True, help="where it is; never with a secret in it")
+    add.add_argument("--role", choices=_ROLES, default=LocationRole.OFFSITE.value)
+    add.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE", help="any other setting that [repository] has"
+    )
+    check = commands.add_parser("check", help="write, read back and delete a probe in a location, or in all")
+    check.add_argument("name", nargs="?", help="which (default: all)")
+    commands.add_parser("list", help="show all locations, and what the catalog knows of them")
+    remove = commands.add_parser("remove", help="take a location out of the settings file; what lies there stays")
+    remove.add_argument("name")
+
+
+def run(options: argparse.Namespace, context: Context) -> int:
+    return {"add": _add, "check": _check, "list": _list, "remove": _remove}[options.action](options, context)
+
+
+def _add(options: argparse.Namespace, context: Context) -> int:
+    from contextlib import closing
+
+    from seawall import locations, mirror, upkeep
+    from seawall.cli.recorded import told
+
+    name, file = checked_name(options.name, what="location name"), _file(context)
+    if name in context.settings.locations or name == PRIMARY:
+        raise UsageError(f"there is a location {name!r} already", hint="`seawall location list` shows all.")
+    text = file.read_text(encoding="utf-8").rstrip("\n") + "\n\n" + "\n".join(_section(name, options)) + "\n"
+    wanted = parse(tomllib.loads(text), origin=str(file))
+    location = wanted.location(name)
+    _refuse_absent(location.storage.url)
+    report = locations.check(location, context.settings, context.observer)
+    _refuse(report, context)
+    # From now on it is known as a copy; without that, an unmounted disk could not be told from a new one.
+    with closing(locations.opened(wanted, name, context.observer)) as storage:
+        mirror.begin(context.repository, storage)
+    # Only what works is saved.
+    _save(file, text)
+    record = told(
+        context,
+        f"location {name}",
+        lambda catalog: upkeep.record_health(catalog, report, context.now()),
+    )
+    note = f'let a source use it: mirrors = ["{name}"] in [sources.NAME] of {file}'
+    context.console.result({"location": _value(report), **record}, [_line(report), note])
+    return 0
+
+
+def _refuse(report: LocationReport, context: Context) -> None:
+    """Stop at a location that does not work, or that holds something else.
+
+    Raises:
+        SeawallError: what was wrong with it; nothing is saved.
+    """
+    if report.error is not None:
+        raise report.error
+    if report.repository_id not in ("", context.repository.id):
+        raise ClusterMismatch(
+            f"{report.url} is repository {report.repository_id}, not a copy of {context.repository.id}",
+            hint="Give this repository a place of its own there.",
+        )
+
+
+def _refuse_absent(url: str) -> None:
+    """A directory that does not exist is more likely a typing error, or a disk that is not mounted."""
+    path = Path(url.removeprefix("file://"))
+    if path.is_absolute() and not path.is_dir():
+        raise UsageError(f"there is no directory {path}", hint="Make it, or mount what belongs there.")
+
+
+def _section(name: str, options: argparse.Namespace) -> list[str]:
+    url = options.url if ":" in options.url else str(Path(options.url).expanduser().absolute())
+    lines = [f"[locations.{name}]", f"role = {_text(options.role)}", f"url = {_text(url)}"]
+    for pair in options.set:
+        key, mark, value = pair.partition("=")
+        if not mark or not key.isidentifier() or key in ("url", "role", "limits"):
+            raise UsageError(f"--set {pair!r} is not KEY=VALUE with a setting of [repository]")
+        lines.append(f"{key} = {value if value.isdigit() else _text(value)}")
+    return lines
+
+
+def _text(value: str) -> str:
+    """A TOML basic string (TOML 1.0, section "String")."""
+    if any(ord(c) < 32 or ord(c) == 127 for c in value):
+        raise SettingsError(f"{value!r} has a control character")
+    return '"' + value.replace("\\", "\\\\").replace('"', '\\"') + '"'
+
+
+def _check(options: argparse.Namespace, context: Context) -> int:
+    from seawall import upkeep
+
+    names = [options.name] if options.name else []
+    with context.catalog_if_any() as catalog:
+        reports = upkeep.check_locations(context.settings, catalog, names, now=context.now(), observe=context.observer)
+    value, lines = {"locations": [_value(report) for report in reports]}, [_line(report) for report in reports]
+    failure = next((report.error for report in reports if report.error is not None), None)
+    if failure is None:
+        context.console.result(value, lines)
+        return 0
+    context.console.failed(failure, value, lines)
+    return failure.exit_code
+
+
+def _list(_options: argparse.Namespace, context: Context) -> int:
+    from seawall.locations import in_order
+
+    known = _known(context)
+    rows, values = [], []
+    for name in in_order(context.settings):
+        location = context.settings.location(name)
+        seen = known.get(name, {})
+        users = [one.name for one in context.settings.sources.values() if name == PRIMARY or name in one.mirrors]
+        value = {"name": name, "role": location.role.value, "url": location.storage.url, "sources": users, **seen}
+        values.append(value)
+        state = "not checked yet" if not seen.get("checked_at") else seen["problem"] or "good"
+        proved = seen.get("proved_at")
+        rows.append(
+            (name, location.role.value, location.storage.url, ", ".join(users) or "-", state,
+             f"{proved:%Y-%m-%d %H:%M}Z" if proved else "-")
+        )  # fmt: skip
+    columns = ("NAME", "ROLE", "URL", "SOURCES", "STATE", "LAST PROOF")
+    context.console.result({"locations": values}, context.console.table(columns, rows))
+    return 0
+
+
+def _known(context: Context) -> dict[str, dict[str, Any]]:
+    """What the catalog knows of each location; nothing where there is none."""
+    from seawall.upkeep import known_name
+
+    with context.catalog_if_any() as catalog:
+        if catalog is None:
+            return {}
+        rows = {row.name: row for row in catalog.storage_locations()}
+        url = context.repository.storage.url
+        names = {known_name(catalog, name, url): name for name in (PRIMARY, *context.settings.locations)}
+    return {
+        names[name]: {
+            "checked_at": row.last_health_check,
+            "problem": row.health_message,
+            "latency_ms": row.latency_ms,
+            "used_bytes": row.used_bytes,
+            "proved_at": row.last_proof_at,
+        }
+        for name, row in rows.items()
+        if name in names
+    }
+
+
+def _remove(options: argparse.Namespace, context: Context) -> int:
+    from seawall.cli.recorded import told
+
+    settings, file = context.settings, _file(context)
+    settings.location(options.name)
+    if options.name == PRIMARY:
+        raise UsageError("the primary location is the repository itself and stays")
+    users = [one.name for one in settings.sources.values() if options.name in one.mirrors]
+    if users:
+        raise UsageError(
+            f"location {options.name} is a mirror of {', '.join(users)}",
+            hint=f"Take it out of `mirrors` there first, in {file}.",
+        )
+    text = _without(file.read_text(encoding="utf-8"), options.name)
+    _refuse_other_change(settings, parse(tomllib.loads(text), origin=str(file)), options.name)
+    _save(file, text)
+    record = told(context, f"the removal of {options.name}", lambda c: c.retire_storage_location(options.name))
+    lines = [f"location {options.name} is removed from {file}; what lies there stays there"]
+    context.console.result({"removed": options.name, **record}, lines)
+    return 0
+
+
+def _without(text: str, name: str) -> str:
+    """The settings without the sections of one location, and everything else as it stands."""
+    kept, inside = [], False
+    for line in text.splitlines(keepends=True):
+        header = line.strip()
+        if header.startswith("["):
+            section = header.strip("[] \n").partition("#")[0].strip("[] ")
+            inside = section in (f"locations.{name}", f"locations.{name}.limits")
+        if not inside:
+            kept.append(line)
+    return "".join(kept)
+
+
+def _refuse_other_change(before: Settings, after: Settings, name: str) -> None:
+    others = {key: value for key, value in before.locations.items() if key != name}
+    if dict(after.locations) != others or after.sources != before.sources:
+        raise SettingsError(
+            f"[locations.{name}] is written in a way that this command does not edit; remove it by hand"
+        )
+
+
+def _file(context: Context) -> Path:
+    file = context.settings.file
+    if file is None:
+        raise SettingsError("there is no settings file to write to")
+    return file
+
+
+def _save(file: Path, text: str) -> None:
+    """Whole or not at all, with the owner's permissions."""
+    draft = file.with_name(f".{file.name}.new")
+    draft.write_text(text, encoding="utf-8")
+    shutil.copymode(file, draft)
+    draft.replace(file)
+
+
+def _value(report: LocationReport) -> dict[str, Any]:
+    return {
+        "name": report.name,
+        "role": report.role.value,
+        "url": report.url,
+        "good": report.good,
+        "problem": report.problem,
+        "repository": report.repository_id or None,
+        "write_seconds": round(report.write_seconds, 4),
+        "read_seconds": round(report.read_seconds, 4),
+        "delete_seconds": round(report.delete_seconds, 4),
+        "free_bytes": report.free_bytes,
+    }
+
+
+def _line(report: LocationReport) -> str:
+    if not report.good:
+        return f"{report.name}: {report.problem}"
+    times = f"write {1000 * report.write_seconds:.0f} ms, read {1000 * report.read_seconds:.0f} ms"
+    free = "" if report.free_bytes is None else f", {size(report.free_bytes)} free"
+    what = f"repository {report.repository_id}" if report.repository_id else "empty so far"
+    return f"{report.name}: good; {times}{free}; {what}"

@@ -1,0 +1,351 @@
+"""Upkeep of storage locations: copies brought there, proofs renewed there, damage healed, health looked at.
+
+Each location is worked on by itself. One that is down is an alert, and neither the others nor the backups themselves
+suffer from it; when it answers again, the next run brings it up to date and the alert is resolved.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+
+from seawall import healing, locations, mirror, proofs
+from seawall.audit import AuditLog
+from seawall.catalog import Catalog, LocationType, Severity
+from seawall.catalog.views import ObjectProof
+from seawall.errors import Cancelled, Damaged, NotARepository, Partial, SeawallError, StorageError, VerificationFailed
+from seawall.events import Noticed, Observer
+from seawall.healing import HealReport
+from seawall.keys import KeyRing
+from seawall.locations import LocationReport
+from seawall.mirror import MirrorPolicy, MirrorReport, Protection
+from seawall.model import BackupLabel, Proof
+from seawall.nearest import Copy
+from seawall.proofs import Budget, ProofReport
+from seawall.repository import Repository, SourceArea
+from seawall.repository.evidence import Evidence
+from seawall.settings import PRIMARY, Settings
+from seawall.storage.base import Storage
+
+Known = dict[str, tuple[Proof | None, datetime]]
+
+
+# ---- mirrors
+
+
+@dataclass(frozen=True, slots=True)
+class Mirrored:
+    """What became of one source's copies.
+
+    Args:
+        reports: by location.
+        failures: why a location could not be brought up to date.
+        protection: of every listed backup, oldest first.
+    """
+
+    source: str
+    reports: Mapping[str, MirrorReport]
+    failures: Mapping[str, SeawallError]
+    protection: tuple[Protection, ...]
+
+    @property
+    def unprotected(self) -> tuple[Protection, ...]:
+        return tuple(one for one in self.protection if not one.protected)
+
+
+def policy_of(settings: Settings, source: str) -> MirrorPolicy:
+    """How many copies a source's backups shall have; a source that is not configured here has no mirrors."""
+    configured = settings.sources.get(source)
+    if configured is None:
+        return MirrorPolicy(())
+    return MirrorPolicy(configured.mirrors, configured.copies, timedelta(hours=configured.copy_within_hours))
+
+
+def mirror_source(
+    settings: Settings,
+    repository: Repository,
+    source: str,
+    ring: KeyRing | None,
+    catalog: Catalog | None,
+    *,
+    only: Sequence[str] = (),
+    begin: bool = False,
+    now: datetime,
+    observe: Observer,
+) -> Mirrored:
+    """Bring a source's copies up to date in every location that its policy names, and judge how it stands.
+
+    Args:
+        ring: lets WAL be proved before it is copied, if it holds a private key.
+        catalog: is told what lies where, and of what is wrong; None tells nobody.
+        only: of these locations alone.
+        begin: whether an empty location becomes a copy; else it counts as down, because it may not be mounted.
+
+    Raises:
+        Cancelled: on request.
+    """
+    policy = policy_of(settings, source)
+    reports: dict[str, MirrorReport] = {}
+    failures: dict[str, SeawallError] = {}
+    held = {PRIMARY: frozenset(repository.source(source).labels())}
+    for name in only or policy.locations:
+        try:
+            with closing(locations.opened(settings, name, observe)) as storage:
+                if begin:
+                    mirror.begin(repository, storage)
+                reports[name] = _mirror_to(repository, source, storage, ring, observe)
+                held[name] = frozenset(SourceArea(storage, source).labels())
+        except Cancelled:
+            raise
+        except SeawallError as error:
+            failures[name] = error
+            observe.hear(Noticed("high", "mirror-failed", f"{source} is not copied to {name}: {error.message}"))
+    heads, _ = repository.source(source).readable_heads()
+    result = Mirrored(source, reports, failures, mirror.protection(policy, heads, held, now=now))
+    if catalog is not None:
+        _record_mirrored(catalog, repository, settings, result, held, now=now)
+    return result
+
+
+def _mirror_to(
+    repository: Repository, source: str, storage: Storage, ring: KeyRing | None, observe: Observer
+) -> MirrorReport:
+    evidence = Evidence([repository.storage], ring)
+    chosen = mirror.survey(repository, source, storage, evidence)
+    return mirror.run(chosen, repository.storage, storage, evidence, observe=observe)
+
+
+def _record_mirrored(
+    catalog: Catalog,
+    repository: Repository,
+    settings: Settings,
+    result: Mirrored,
+    held: Mapping[str, frozenset[BackupLabel]],
+    *,
+    now: datetime,
+) -> None:
+    for name, labels in held.items():
+        catalog.record_copies(repository.id, result.source, name, map(str, labels), now=now)
+    for name in (*result.reports, *result.failures):
+        subject = f"{result.source} {name}"
+        report, error = result.reports.get(name), result.failures.get(name)
+        wrong = error.message if error else "; ".join(report.left.values()) if report and report.left else ""
+        _judge(catalog, "mirror-failed", subject, wrong, now)
+        late = [str(one.label) for one in result.protection if name in one.late]
+        hours = settings.source(result.source).copy_within_hours if result.source in settings.sources else 0
+        text = f"{len(late)} backups of {result.source} are not in {name} after {hours} hours: {', '.join(late[:5])}"
+        _judge(catalog, "mirror-late", subject, text if late else "", now)
+
+
+def _judge(catalog: Catalog, kind: str, subject: str, wrong: str, now: datetime) -> None:
+    """Open or resolve an alert by whether something is wrong."""
+    if wrong:
+        catalog.raise_alert(kind, Severity.HIGH, wrong, subject=subject, now=now)
+    else:
+        catalog.resolve_alerts(kind, subject=subject, now=now)
+
+
+def mirror_failure(results: Sequence[Mirrored]) -> SeawallError | None:
+    """The error that stands for locations that could not be brought up to date; None if all were."""
+    failed = [f"{one.source} to {name}: {error.message}" for one in results for name, error in one.failures.items()]
+    failed += [
+        f"{one.source} to {name}: {len(report.left)} objects are left"
+        for one in results
+        for name, report in one.reports.items()
+        if report.left
+    ]
+    if not failed:
+        return None
+    return Partial(
+        f"not everything was copied: {'; '.join(failed)}",
+        hint="The backups themselves stand, and the next run goes on. `seawall location check` says what is wrong.",
+    )
+
+
+# ---- proofs and healing
+
+
+@dataclass(frozen=True, slots=True)
+class Proved:
+    """What one location's copy of a source proved to be, and what was healed in it."""
+
+    source: str
+    location: str
+    report: ProofReport
+    left: int
+    healed: HealReport = field(default_factory=HealReport)
+
+    @property
+    def good(self) -> bool:
+        """Whether everything that was read is sound now."""
+        return self.report.good or bool(self.healed.healed and not self.healed.left)
+
+
+def prove(
+    settings: Settings,
+    source: str,
+    ring: KeyRing,
+    catalog: Catalog,
+    budget: Budget,
+    *,
+    location: str = PRIMARY,
+    up_to: Proof = Proof.DECRYPTABLE,
+    heal: bool = True,
+    actor: str,
+    now: datetime,
+    observe: Observer,
+    workers: int = 2,
+) -> Proved:
+    """Renew the oldest proofs of a source in one location within a budget; heal what is found wrong, if told to.
+
+    Args:
+        catalog: remembers the proofs; without its memory everything counts as never proved.
+
+    Raises:
+        StorageError: the location does not answer; no proof is given.
+        Cancelled: on request.
+    """
+    until = None if budget.time is None else time.monotonic() + budget.time.total_seconds()
+    with closing(locations.opened(settings, location, observe)) as storage:
+        repository = Repository.open(storage)
+        area = repository.source(source)
+        known = known_proofs(catalog, repository.id, location)
+        objects = list(proofs.objects_of(area, known))
+        chosen = proofs.plan(objects, budget, now)
+        report = proofs.run(chosen, area, ring, up_to=up_to, until=until, now=now, observe=observe, workers=workers)
+        healed = HealReport()
+        if heal and not report.good:
+            healed = _heal(settings, area, Copy(location, storage), report, ring, actor=actor, now=now, observe=observe)
+        _remember(catalog, repository.id, location, report, healed, now=now)
+        gone = {name for name in known if name.startswith(area.layout.root)} - {one.name for one in objects}
+        catalog.forget_proofs(repository.id, location, gone)
+    result = Proved(source, location, report, chosen.left + report.skipped, healed)
+    _judge(catalog, "copy-damaged", f"{source} {location}", "" if result.good else _damage(report, healed), now)
+    return result
+
+
+def known_proofs(catalog: Catalog, repository_id: str, location: str) -> Known:
+    """What the catalog remembers of a location's objects."""
+    return {
+        name: (None if one.proof is None else Proof(one.proof), one.proved_at)
+        for name, one in catalog.object_proofs(repository_id, location).items()
+    }
+
+
+def _heal(
+    settings: Settings,
+    area: SourceArea,
+    at: Copy,
+    report: ProofReport,
+    ring: KeyRing,
+    *,
+    actor: str,
+    now: datetime,
+    observe: Observer,
+) -> HealReport:
+    names = set(report.wrong)
+    for verdict in report.verdicts:
+        if not verdict.good:
+            names |= set(healing.suspects(area, verdict))
+    return heal_objects(settings, at, sorted(names), ring, actor=actor, now=now, observe=observe)
+
+
+def heal_objects(
+    settings: Settings,
+    at: Copy,
+    names: Sequence[str],
+    ring: KeyRing | None,
+    *,
+    actor: str,
+    now: datetime,
+    observe: Observer,
+) -> HealReport:
+    """Replace what is damaged or missing of these objects in a location by proved copies from the other locations.
+
+    Raises:
+        StorageError: the location itself, or the primary with its audit, does not answer.
+    """
+    opened: list[Copy] = []
+    try:
+        for name in locations.in_order(settings):
+            if name != at.name:
+                _open_into(opened, settings, name, observe)
+        copies = [at, *opened]
+        primary = next((copy for copy in copies if copy.name == PRIMARY), None)
+        if primary is None:
+            raise StorageError("nothing is healed: the primary location, where the audit lies, cannot be opened")
+        evidence = Evidence([copy.storage for copy in copies], ring)
+        audit = AuditLog(primary.storage)
+        return healing.heal(at, copies, names, evidence, audit, actor=actor, now=now, observe=observe)
+    finally:
+        for copy in opened:
+            copy.storage.close()
+
+
+def _open_into(opened: list[Copy], settings: Settings, name: str, observe: Observer) -> None:
+    """A location that cannot be opened gives nothing; the others may."""
+    try:
+        opened.append(Copy(name, locations.opened(settings, name, observe)))
+    except (StorageError, NotARepository, Damaged) as error:
+        observe.hear(Noticed("high", "location-silent", f"location {name} cannot be opened: {error.message}"))
+
+
+def _remember(
+    catalog: Catalog, repository_id: str, location: str, report: ProofReport, healed: HealReport, *, now: datetime
+) -> None:
+    mended = {one.name: Proof.HASH_GOOD for one in healed.healed}
+    known = [ObjectProof(name, proof.value, now) for name, proof in {**report.proved, **mended}.items()]
+    known += [ObjectProof(name, None, now, why) for name, why in report.wrong.items() if name not in mended]
+    catalog.record_proofs(repository_id, location, known)
+
+
+def _damage(report: ProofReport, healed: HealReport) -> str:
+    wrong = healed.left or report.wrong or {finding.subject: finding.message for finding in report.findings}
+    return f"{len(wrong)} objects are wrong: " + "; ".join(f"{name}: {why}" for name, why in list(wrong.items())[:5])
+
+
+def proof_failure(results: Sequence[Proved]) -> VerificationFailed | None:
+    """The error that stands for copies that are not sound; None if all that was read is."""
+    bad = [f"{one.source} in {one.location}: {_damage(one.report, one.healed)}" for one in results if not one.good]
+    return VerificationFailed("; ".join(bad)) if bad else None
+
+
+# ---- health
+
+
+def check_locations(
+    settings: Settings, catalog: Catalog | None, names: Sequence[str] = (), *, now: datetime, observe: Observer
+) -> tuple[LocationReport, ...]:
+    """Probe locations, all of them unless some are named, and tell the catalog; one that is down is in its report."""
+    reports = tuple(
+        locations.check(settings.location(name), settings, observe) for name in names or locations.in_order(settings)
+    )
+    if catalog is not None:
+        for report in reports:
+            record_health(catalog, report, now)
+    return reports
+
+
+def record_health(catalog: Catalog, report: LocationReport, now: datetime) -> None:
+    """Keep what a check found, and open or resolve the location's alert."""
+    name = known_name(catalog, report.name, report.url)
+    catalog.ensure_storage_location(
+        name, LocationType.of(report.url), connection_config={"url": report.url}, role=report.role.value, now=now
+    )
+    catalog.observe_storage_location(
+        name,
+        now=now,
+        latency_ms=round(1000 * report.write_seconds) if report.good else None,
+        problem=report.problem or None,
+    )
+    _judge(catalog, "location-down", report.name, report.problem, now)
+
+
+def known_name(catalog: Catalog, name: str, url: str) -> str:
+    """A location's name in the catalog: the primary may have been recorded there under another before."""
+    if name != PRIMARY:
+        return name
+    return next((one.name for one in catalog.storage_locations() if one.connection_config.get("url") == url), name)

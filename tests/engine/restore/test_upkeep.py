@@ -1,0 +1,345 @@
+"""Locations on the command line and in the catalog: tried before saved, mirrored, proved, healed, restored from."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from seawall import mirror, upkeep, verify
+from seawall.catalog import Catalog
+from seawall.cli import run
+from seawall.events import Event, Noticed, Observer
+from seawall.model import BackupLabel, Head, Proof
+from seawall.proofs import Budget
+from seawall.repository import Repository
+from seawall.repository.evidence import Evidence
+from seawall.settings import PRIMARY, Settings, load
+from seawall.storage.local import LocalStorage
+
+
+@dataclass
+class Place:
+    """A repository in a directory with two backups, its settings, catalog, and room for locations."""
+
+    site: Any
+    root: Path
+    first: Head
+    second: Head
+
+    @property
+    def file(self) -> Path:
+        return self.root / "seawall.toml"
+
+    @property
+    def settings(self) -> Settings:
+        return load(self.file, {})
+
+    def catalog(self) -> Catalog:
+        return Catalog.open(self.settings.catalog.url)
+
+    def repository(self, name: str = PRIMARY) -> Repository:
+        return Repository.open(LocalStorage(self.root / name))
+
+    def mirrored(self, catalog: Catalog, **more: Any) -> upkeep.Mirrored:
+        return upkeep.mirror_source(
+            self.settings, self.repository(), "shop", self.site.ring, catalog,
+            **{"now": self.site.at(60), **more}, observe=Observer(),
+        )  # fmt: skip
+
+    def proved(self, catalog: Catalog, location: str, budget: Budget | None = None, **more: Any) -> upkeep.Proved:
+        return upkeep.prove(
+            self.settings, "shop", self.site.ring, catalog, budget or Budget(), location=location, actor="test",
+            **{"now": self.site.at(120), **more}, observe=Observer(),
+        )  # fmt: skip
+
+    def objects(self, location: str = PRIMARY) -> list[Path]:
+        return sorted(path for path in (self.root / location / "sources").rglob("*") if path.is_file())
+
+
+def flip(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.chmod(0o644)
+    path.write_bytes(bytes(data))
+
+
+@pytest.fixture
+def place(fresh_site: Callable[[], Any], tmp_path: Path) -> Place:
+    site = fresh_site()
+    site.wal(1, 3)
+    first = site.backup(0, 1, 3.5)
+    site.wal(4, 8)
+    second = site.backup(10, 5, 7.5)
+    for name in (PRIMARY, "offsite", "vault"):
+        (tmp_path / name).mkdir()
+        mirror.begin(site.repository, LocalStorage(tmp_path / name))
+    here = LocalStorage(tmp_path / PRIMARY)
+    evidence = Evidence([site.storage], site.ring)
+    plan = mirror.survey(site.repository, "shop", here, evidence)
+    mirror.run(plan, site.storage, here, evidence, observe=Observer())
+    (tmp_path / "seawall.toml").write_text(
+        f"""
+[repository]
+url = "{tmp_path}/{PRIMARY}"
+[sealing]
+mode = "none"
+keyring = "{site.ring.home if hasattr(site.ring, "home") else tmp_path / "keyring"}"
+[catalog]
+url = "sqlite:///{tmp_path}/catalog.db"
+[server]
+work_directory = "{tmp_path}/work"
+
+# copies
+[locations.offsite]
+url = "{tmp_path}/offsite"
+
+[[locations.offsite.limits]]
+bytes_per_second = 900_000_000
+
+[locations.vault]
+role = "secondary-offsite"
+url = "{tmp_path}/vault"
+
+[sources.shop]
+mirrors = ["offsite", "vault"]
+copies = 2
+copy_within_hours = 1
+""",
+        encoding="utf-8",
+    )
+    with Catalog.open(f"sqlite:///{tmp_path}/catalog.db", create=True):
+        pass
+    return Place(site, tmp_path, first, second)
+
+
+@pytest.fixture
+def seawall(place: Place, capsys: pytest.CaptureFixture[str]) -> Callable[..., dict[str, Any]]:
+    def runner(*arguments: str | Path) -> dict[str, Any]:
+        code = run(["--config", str(place.file), "--json", *map(str, arguments)])
+        value = json.loads(capsys.readouterr().out)
+        assert value["ok"] is (code == 0)
+        return value | {"code": code}
+
+    return runner
+
+
+def open_alerts(catalog: Catalog) -> set[tuple[str, str]]:
+    return {(alert.alert_type, alert.subject) for alert in catalog.alerts()}
+
+
+# -- scenarios
+
+
+def test_primary_location_destroyed_restores_from_the_secondary_without_catalog(
+    place: Place, seawall: Callable[..., dict[str, Any]], tmp_path: Path, content: dict[str, bytes]
+) -> None:
+    with place.catalog() as catalog:
+        assert place.mirrored(catalog).failures == {}
+    shutil.rmtree(tmp_path / PRIMARY)
+    shutil.rmtree(tmp_path / "offsite")
+    (tmp_path / "catalog.db").unlink()
+    into = tmp_path / "restored"
+    done = seawall("restore", "shop", "--into", into, "--no-start", "--immediate")
+    assert done["code"] == 0, done
+    assert done["plan"]["label"] == str(place.second.label)
+    for path, data in content.items():
+        if path.startswith("base/"):
+            assert (into / path).read_bytes() == data
+
+
+def test_one_bit_flipped_in_each_location_at_different_objects_is_healed_everywhere(place: Place) -> None:
+    with place.catalog() as catalog:
+        place.mirrored(catalog)
+        sound = {path.relative_to(place.root / "vault"): path.read_bytes() for path in place.objects("vault")}
+        bundles = [path for path in sound if "/bundles/" in str(path)]
+        segments = [path for path in sound if path.name.startswith("0000000100000000")]
+        flipped = {PRIMARY: bundles[0], "offsite": bundles[1], "vault": segments[4]}
+        for location, path in flipped.items():
+            flip(place.root / location / path)
+        for location, path in flipped.items():
+            result = place.proved(catalog, location)
+            assert result.good
+            assert [one.name for one in result.healed.healed] == [str(path)]
+            assert place.proved(catalog, location).report.good
+            assert ("copy-damaged", f"shop {location}") not in open_alerts(catalog)
+    for location in flipped:
+        for path, data in sound.items():
+            assert (place.root / location / path).read_bytes() == data
+    from seawall.audit import AuditLog
+
+    healed = [record for record in AuditLog(LocalStorage(place.root / PRIMARY)).records() if record.action == "heal"]
+    assert {record.details["location"] for record in healed} == set(flipped)
+
+
+def test_a_location_down_for_the_whole_window_leaves_the_backup_and_catches_up_later(place: Place) -> None:
+    away = place.root / "away"
+    (place.root / "vault").rename(away)
+    with place.catalog() as catalog:
+        result = place.mirrored(catalog)
+        assert set(result.failures) == {"vault"}
+        # The backups stand, and lie in enough other places to count as protected.
+        assert [one.locations for one in result.protection] == [("offsite", PRIMARY)] * 2
+        assert result.unprotected == ()
+        assert ("mirror-failed", "shop vault") in open_alerts(catalog)
+        assert ("mirror-late", "shop vault") not in open_alerts(catalog)
+        place.mirrored(catalog, now=place.site.at(60 * 5))
+        assert {("mirror-failed", "shop vault"), ("mirror-late", "shop vault")} <= open_alerts(catalog)
+        away.rename(place.root / "vault")
+        assert place.mirrored(catalog, now=place.site.at(60 * 6)).failures == {}
+        assert open_alerts(catalog) == set()
+        labels = {str(place.first.label), str(place.second.label)}
+        assert catalog.copies(place.repository().id, "shop") == dict.fromkeys(labels, ("offsite", PRIMARY, "vault"))
+    area = place.repository("vault").source("shop")
+    for head in (place.first, place.second):
+        assert verify.check(area, head.label, place.site.ring, now=place.site.at(60), observe=Observer()).good
+
+
+def test_an_empty_place_where_a_copy_should_be_is_not_filled_unless_told(
+    place: Place, seawall: Callable[..., dict[str, Any]]
+) -> None:
+    (place.root / "vault" / "seawall.json").unlink()
+    assert seawall("mirror")["sources"][0]["failures"]["vault"]["code"] == "not-a-repository"
+    assert not [path for path in (place.root / "vault").rglob("*") if path.is_file()]
+    assert not [one for one in seawall("location", "check")["locations"] if one["name"] == "vault" and one["good"]]
+    assert seawall("mirror", "--begin")["code"] == 0
+    assert place.repository("vault").source("shop").labels() == (place.first.label, place.second.label)
+
+
+def test_too_few_copies_leave_a_backup_unprotected(place: Place) -> None:
+    for name in ("offsite", "vault"):
+        shutil.rmtree(place.root / name)
+    with place.catalog() as catalog:
+        result = place.mirrored(catalog)
+        assert len(result.unprotected) == 2
+        failure = upkeep.mirror_failure([result])
+    assert failure is not None
+    assert "offsite" in failure.message
+
+
+# -- proofs in the catalog
+
+
+def test_what_was_proved_is_remembered_for_each_location_and_renewed_from_the_oldest(place: Place) -> None:
+    with place.catalog() as catalog:
+        place.mirrored(catalog)
+        repository = place.repository().id
+        nights = 0
+        while len(upkeep.known_proofs(catalog, repository, PRIMARY)) < 14:
+            nights += 1
+            place.proved(catalog, PRIMARY, Budget(stored_bytes=60_000), now=place.site.at(60 + nights))
+            assert nights < 20
+        assert nights >= 3
+        assert upkeep.known_proofs(catalog, repository, "offsite") == {}
+        known = upkeep.known_proofs(catalog, repository, PRIMARY)
+        assert {proof for proof, _ in known.values()} == {Proof.HASH_GOOD, Proof.DECRYPTABLE}
+
+
+def test_damage_that_cannot_be_healed_is_an_alert_until_it_is(place: Place) -> None:
+    bundle = next(path for path in place.objects() if "/bundles/" in str(path))
+    sound = bundle.read_bytes()
+    flip(bundle)
+    with place.catalog() as catalog:
+        result = place.proved(catalog, PRIMARY)
+        assert not result.good
+        assert ("copy-damaged", f"shop {PRIMARY}") in open_alerts(catalog)
+        assert upkeep.proof_failure([result]) is not None
+        bundle.write_bytes(sound)
+        assert place.proved(catalog, PRIMARY).good
+        assert open_alerts(catalog) == set()
+
+
+# -- the command line
+
+
+def test_mirror_and_verify_of_locations_on_the_command_line(
+    place: Place, seawall: Callable[..., dict[str, Any]]
+) -> None:
+    missing = seawall("mirror", "--dry-run")["missing"]
+    assert [one["location"] for one in missing] == ["offsite", "vault"]
+    assert missing[0]["objects"] > 10
+    assert not (place.root / "offsite" / "sources").exists()
+    done = seawall("mirror", "shop")
+    assert done["code"] == 0
+    assert [one["protected"] for one in done["sources"][0]["backups"]] == [True, True]
+    assert all(one["objects"] == 0 for one in seawall("mirror", "--dry-run")["missing"])
+    flip(next(path for path in place.objects("offsite") if "/bundles/" in str(path)))
+    bad = seawall("verify", "shop", "--location", "offsite", "--up-to", "hash-good")
+    assert (bad["code"], bad["locations"][0]["good"]) == (80, False)
+    healed = seawall("verify", "shop", "--location", "all", "--heal", "--budget", "1h", "--up-to", "hash-good")
+    assert healed["code"] == 0
+    assert [one["location"] for one in healed["locations"]] == [PRIMARY, "offsite", "vault"]
+    assert len(healed["locations"][1]["healed"]) == 1
+
+
+def test_a_location_is_tried_before_it_is_saved(place: Place, seawall: Callable[..., dict[str, Any]]) -> None:
+    before = place.file.read_text()
+    other = place.root / "other"
+    other.mkdir()
+    Repository.create(LocalStorage(other), now=place.site.now)
+    for url in (place.root / "absent", other):
+        refused = seawall("location", "add", "third", "--url", url)
+        assert refused["code"] != 0
+        assert place.file.read_text() == before
+    (place.root / "third").mkdir()
+    added = seawall("location", "add", "third", "--url", place.root / "third", "--set", "concurrency=3")
+    assert added["location"]["good"]
+    assert place.settings.location("third").storage.concurrency == 3
+    assert [path.name for path in (place.root / "third").rglob("*.json")] == ["seawall.json"]
+    assert {row["name"] for row in seawall("location", "list")["locations"]} == {
+        PRIMARY, "offsite", "third", "vault"
+    }  # fmt: skip
+    assert seawall("location", "add", "third", "--url", place.root / "third")["code"] == 2
+    assert seawall("location", "remove", "third")["code"] == 0
+    assert place.file.read_text().rstrip() == before.rstrip()
+
+
+def test_a_location_that_a_source_mirrors_to_is_not_removed_and_the_others_sections_stay(
+    place: Place, seawall: Callable[..., dict[str, Any]]
+) -> None:
+    assert seawall("location", "remove", "offsite")["code"] == 2
+    text = place.file.read_text().replace('mirrors = ["offsite", "vault"]', 'mirrors = ["vault"]')
+    place.file.write_text(text)
+    assert seawall("location", "remove", "offsite")["code"] == 0
+    assert set(place.settings.locations) == {"vault"}
+    assert "# copies" in place.file.read_text()
+
+
+def test_a_check_of_all_locations_names_the_one_that_is_down_and_the_alert_goes_when_it_is_back(
+    place: Place, seawall: Callable[..., dict[str, Any]]
+) -> None:
+    (place.root / "vault").rename(place.root / "away")
+    found = seawall("location", "check")
+    assert found["code"] != 0
+    assert {one["name"]: one["good"] for one in found["locations"]} == {PRIMARY: True, "offsite": True, "vault": False}
+    with place.catalog() as catalog:
+        assert open_alerts(catalog) == {("location-down", "vault")}
+    (place.root / "away").rename(place.root / "vault")
+    assert seawall("location", "check")["code"] == 0
+    with place.catalog() as catalog:
+        assert open_alerts(catalog) == set()
+        assert {one.name: one.role for one in catalog.storage_locations()} == {
+            PRIMARY: "primary", "offsite": "offsite", "vault": "secondary-offsite"
+        }  # fmt: skip
+    assert [one for one in seawall("location", "list")["locations"] if one["checked_at"] is None] == []
+
+
+def test_progress_of_a_mirror_is_heard_and_it_can_be_cancelled(place: Place) -> None:
+    heard: list[Event] = []
+    observer = Observer(hear=heard.append)
+    observer.cancel.set()
+    from seawall.errors import Cancelled
+
+    with pytest.raises(Cancelled):
+        upkeep.mirror_source(
+            place.settings, place.repository(), "shop", None, None, now=place.site.at(60), observe=observer
+        )
+    assert not [event for event in heard if isinstance(event, Noticed)]
+    assert BackupLabel.parse(str(place.first.label)) == place.first.label
+    assert timedelta(hours=1) == upkeep.policy_of(place.settings, "shop").within
