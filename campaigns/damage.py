@@ -351,8 +351,21 @@ class Tally:
         if verdict == "unseen":
             self.examples.append(f"unseen: {damage.sentence}")
 
-    def total(self, verdict: str = "") -> int:
-        return sum(count for key, count in self.counts.items() if not verdict or key[2] == verdict)
+    def total(self, verdict: str = "", what: str = "") -> int:
+        """How many trials, of one verdict, of one kind of object or way of damage."""
+        return sum(
+            count
+            for key, count in self.counts.items()
+            if (not verdict or key[2] == verdict) and (not what or what in key[:2])
+        )
+
+    def unnoticed_changes(self) -> Counter[str]:
+        """Kinds of objects whose bytes were changed, exchanged or cut without anybody's notice."""
+        found: Counter[str] = Counter()
+        for (kind, how, verdict), count in self.counts.items():
+            if verdict != "detected" and how not in ("drop", "stray"):
+                found[kind] += count
+        return found
 
 
 def _first_word(told: Mapping[str, str]) -> str:
