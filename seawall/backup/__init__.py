@@ -11,7 +11,7 @@ import os
 import socket
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -29,6 +29,7 @@ from seawall.events import Ended, Noticed, Observer
 from seawall.model import BackupKind, CopyMode, Head, Health
 from seawall.postgres import extensions
 from seawall.postgres.inspect import configuration, globals_of, inspect
+from seawall.postgres.session import switch_wal_at_primary
 from seawall.repository import BackupSetWriter, Lease, Repository, Sealing, SourceArea, blocks
 from seawall.settings import Settings, SourceSettings
 from seawall.storage.wrappers import TokenBucket, cancellable_sleep
@@ -143,19 +144,23 @@ class _Taking:
     def run(self, *, began_at: datetime) -> Head:
         with self._step("copy"):
             copied = self._copy()
+        with closing(copied.files):
+            return self._committed(copied, began_at)
+
+    def _committed(self, copied: Copied, began_at: datetime) -> Head:
+        # Before the wait: the last segment arrives meanwhile.
+        specials = {**copied.specials, **self._surroundings()}
         with self._step("wal"):
             self._wait_for_wal(copied)
         self._notice_bad_pages(copied)
-        specials = {**copied.specials, **self._surroundings()}
         self._refuse_prior_let_go()
-        known = (file.blocks for file in copied.files if file.blocks is not None)
         head = self.writer.commit(
             self._head(copied, began_at),
             objects=copied.objects,
             specials=specials,
-            files=(file.entry for file in copied.files),
+            files=copied.files.entries(),
             held=self.held,
-            block_map=blocks.encode(str(self.chosen.label), copied.listed_at_ns, known),
+            block_map=blocks.encode(str(self.chosen.label), copied.listed_at_ns, copied.files.maps()),
         )
         self._remember(head, copied)
         return head
@@ -221,7 +226,18 @@ class _Taking:
         first = Segment.containing(copied.start_lsn, copied.timeline, size)
         last = Segment.ending_at(copied.stop_lsn, copied.timeline, size)
         needed = [Segment(copied.timeline, number, size) for number in range(first.number, last.number + 1)]
+        if self.chosen.cluster.in_recovery and not self.area.wal.stored(last.name):
+            self._close_segment()
         wait_for(self.source, self.area, needed, observe=self.observe)
+
+    def _close_segment(self) -> None:
+        """Have the primary of a standby close its open segment; one that cannot is only slower to come to that."""
+        if self.source.primary_conninfo:
+            try:
+                switch_wal_at_primary(self.source, self.chosen.cluster)
+            except SeawallError as error:
+                message = f"the primary was not asked to close its WAL segment: {error.message}"
+                self.observe.hear(Noticed("medium", "wal-not-switched", message))
 
     def _surroundings(self) -> dict[str, str]:
         """Configuration outside the data directory, and what belongs to no database; a loss that is said aloud."""
@@ -241,7 +257,7 @@ class _Taking:
             return {}
 
     def _notice_bad_pages(self, copied: Copied) -> None:
-        bad = {file.entry.path: file.entry.bad_pages for file in copied.files if file.entry.bad_pages}
+        bad = copied.files.bad_pages
         if bad:
             named = "; ".join(f"{path} pages {', '.join(map(str, pages[:8]))}" for path, pages in list(bad.items())[:8])
             self.observe.hear(
@@ -250,7 +266,7 @@ class _Taking:
 
     def _head(self, copied: Copied, began_at: datetime) -> Head:
         cluster = self.chosen.cluster
-        degraded = any(file.entry.bad_pages for file in copied.files)
+        degraded = bool(copied.files.bad_pages)
         own = copied.objects[: copied.stored]
         return Head(
             label=self.chosen.label,
@@ -266,7 +282,7 @@ class _Taking:
             began_at=began_at,
             ended_at=self.clock(),
             stopped_at=copied.stopped_at,
-            plain_bytes=sum(file.entry.size_bytes for file in copied.files),
+            plain_bytes=copied.files.plain_bytes,
             stored_bytes=sum(stored.stored_bytes for stored in own),
             file_count=len(copied.files),
             object_count=len(own),

@@ -22,9 +22,11 @@ from seawall.backup.prior import Prior
 from seawall.backup.reading import opened
 from seawall.backup.told import Told
 from seawall.codec.runs import DIGEST_BYTES, digests_of
+from seawall.errors import Damaged
 from seawall.events import Advanced, Noticed
 from seawall.postgres.scan import CopyEntry
 from seawall.postgres.summaries import Runs
+from seawall.repository.blocks import FileBlocks
 from seawall.storage.wrappers import TokenBucket
 
 _PIECE_BYTES = 16 * 1024 * 1024
@@ -37,19 +39,21 @@ _WRITING_SECONDS = 0.005
 class _Suspect:
     """A file that is in the prior and may have changed since: its digests, as far as it was read.
 
+    What the prior knows of it is looked up whenever it is needed: of all files at once that would fill the memory.
     `told` are the runs that have to be read, None for all.
     """
 
     entry: CopyEntry
-    known: PriorFile
+    run_bytes: int
     told: Runs | None = None
     digests: dict[int, bytes] = field(default_factory=dict)
+    unread: int = 0
     vanished: bool = False
 
     @property
     def pieces(self) -> Iterator[Span]:
-        step = max(_PIECE_BYTES, self.known.blocks.run_bytes)
-        for offset in range(0, self.entry.size, step):
+        step = max(_PIECE_BYTES, self.run_bytes)
+        for offset in range(0, max(self.entry.size, 1), step):
             yield Span(offset, min(step, self.entry.size - offset))
 
     def stretches(self, piece: Span) -> Iterator[tuple[Span, bool]]:
@@ -57,14 +61,9 @@ class _Suspect:
         if self.told is None:
             yield piece, True
         else:
-            length, end = self.known.blocks.run_bytes, piece.offset + piece.length
+            length, end = self.run_bytes, piece.offset + piece.length
             first = piece.offset // length
             yield from stretches(self.told[first : -(-end // length)], length, end, first)
-
-    def known_digests(self, span: Span) -> bytes:
-        length = self.known.blocks.run_bytes
-        first, end = span.offset // length, -(-(span.offset + span.length) // length)
-        return self.known.blocks.digests[first * DIGEST_BYTES : end * DIGEST_BYTES]
 
 
 class Comparison:
@@ -90,27 +89,39 @@ class Comparison:
         self._workers, self._bucket, self._reread = workers, bucket, reread
         # The same sample whenever the same backup is looked at again.
         self._random = random.Random(str(output.writer.label))  # noqa: S311 - a sample, no secret
+        self._parts: list[Part] = []
 
     def parts(self, files: Sequence[CopyEntry]) -> list[Part]:
         """What has to be stored of files; all else is taken over."""
-        new: list[Part] = []
-        same: list[_Suspect] = []
+        self._parts = []
+        same: list[CopyEntry] = []
         suspects: list[_Suspect] = []
         for entry in files:
             known = self._prior.get(entry.path)
             if known is None:
-                new.append(Part.whole(entry))
+                self._parts.append(Part.whole(entry))
+            elif self._is_same(entry, known):
+                same.append(entry)
             else:
-                (same if self._is_same(entry, known) else suspects).append(_Suspect(entry, known))
+                suspects.append(_Suspect(entry, known.blocks.run_bytes))
+        told = self._told
         if self._deceives(same):
-            suspects += same
-            same = []
-        for each in same:
-            self._keep(each, (Span(0, each.entry.size),))
-        if self._told is not None:
-            self._believe(self._told, suspects)
+            # Who writes past the times of files may write past WAL as well.
+            suspects += [_Suspect(entry, self._known(entry).blocks.run_bytes) for entry in same]
+            same, told = [], None
+        for entry in same:
+            self._output.keep_whole(entry.path)
+            self._output.observe.hear(Advanced("copy", entry.size))
+        if told is not None:
+            self._believe(told, suspects)
         self._read(suspects)
-        return new + [part for suspect in suspects for part in self._differing(suspect)]
+        return self._parts
+
+    def _known(self, entry: CopyEntry) -> PriorFile:
+        known = self._prior.get(entry.path)
+        if known is None:
+            raise Damaged(f"{self._prior.head.label} had {entry.path!r} a moment ago and does not know it now")
+        return known
 
     def _is_same(self, entry: CopyEntry, known: PriorFile) -> bool:
         if self._reread or entry.size != known.entry.size_bytes:
@@ -118,52 +129,52 @@ class Comparison:
         listed_at_ns = self._prior.listed_at_ns
         return unchanged_by_times(times_of(entry), known.blocks, listed_at_ns, settle_ns=changes.SETTLE_NS)
 
-    def _keep(self, suspect: _Suspect, spans: Sequence[Span]) -> None:
-        self._output.keep(suspect.known, spans)
-        self._output.observe.hear(Advanced("copy", sum(span.length for span in spans)))
-
     # ---- files that are not read
 
-    def _deceives(self, same: Sequence[_Suspect]) -> bool:
+    def _deceives(self, same: Sequence[CopyEntry]) -> bool:
         """Whether a file has other content although its times say that nothing was written to it."""
-        filled = [each for each in same if each.entry.size]
+        filled = [entry for entry in same if entry.size]
         if not filled:
             return False
-        chosen = self._random.choices(filled, [each.entry.size for each in filled], k=_SAMPLED_RUNS)
-        for each in chosen:
-            if self._is_other(each, self._random.randrange(each.known.blocks.runs)):
+        chosen = self._random.choices(filled, [entry.size for entry in filled], k=_SAMPLED_RUNS)
+        for entry in chosen:
+            known = self._known(entry).blocks
+            if self._is_other(entry, known, self._random.randrange(known.runs)):
                 self._output.observe.hear(
                     Noticed(
                         "critical",
                         "times-deceive",
-                        f"{each.entry.path} changed without a change of its times; all files are read and compared",
+                        f"{entry.path} changed without a change of its times; all files are read and compared",
                     )
                 )
                 return True
         return False
 
-    def _is_other(self, each: _Suspect, run: int) -> bool:
-        length = each.known.blocks.run_bytes
-        descriptor = opened(each.entry)
+    def _is_other(self, entry: CopyEntry, known: FileBlocks, run: int) -> bool:
+        length = known.run_bytes
+        descriptor = opened(entry)
         if descriptor < 0:
             return False
         try:
-            found = os.pread(descriptor, min(length, each.entry.size - run * length), run * length)
+            found = os.pread(descriptor, min(length, entry.size - run * length), run * length)
             self._bucket.take(len(found))
             status = os.fstat(descriptor)
         finally:
             os.close(descriptor)
         # What was written since the files were listed is replayed, and shows in the times by now.
-        if Times(status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino) != times_of(each.entry):
+        if Times(status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino) != times_of(entry):
             return False
-        return digests_of(found, length) != each.known.blocks.digests[run * DIGEST_BYTES : (run + 1) * DIGEST_BYTES]
+        return digests_of(found, length) != known.digests[run * DIGEST_BYTES : (run + 1) * DIGEST_BYTES]
 
     # ---- runs that are not read
 
     def _believe(self, told: Told, suspects: Sequence[_Suspect]) -> None:
         """Have only those runs read that the server says changed, unless a sample of the others proves it wrong."""
         for each in suspects:
-            each.told = told.runs(each.entry, each.known)
+            known = self._known(each.entry)
+            # WAL tells nothing of a file that was put in the place of another: a copied or exchanged data directory.
+            if each.entry.inode == known.blocks.inode:
+                each.told = told.runs(each.entry, known)
         sampled = [(each, each.told) for each in suspects if each.told is not None and each.entry.size]
         if not sampled:
             return
@@ -177,10 +188,10 @@ class Comparison:
                 return
 
     def _is_missed(self, told: Told, each: _Suspect, run: int) -> bool:
-        length = each.known.blocks.run_bytes
+        length = each.run_bytes
         span = Span(run * length, min(length, each.entry.size - run * length))
         found = self._pread(each, span)
-        if found is None or digests_of(found, length) == each.known_digests(span):
+        if found is None or digests_of(found, length) == _digests_of_span(self._known(each.entry), span):
             return False
         time.sleep(_WRITING_SECONDS)  # so that a write in progress ends
         return self._pread(each, span) == found and told.contradicts(found)
@@ -203,6 +214,7 @@ class Comparison:
         loads: queue.SimpleQueue[tuple[_Suspect, Span]] = queue.SimpleQueue()
         for suspect in sorted(suspects, key=lambda suspect: -suspect.entry.size):
             for piece in suspect.pieces:
+                suspect.unread += 1
                 loads.put((suspect, piece))
 
         def work() -> None:
@@ -213,6 +225,7 @@ class Comparison:
                 except queue.Empty:
                     return
                 self._digest(suspect, piece, buffer)
+                self._count(suspect)
 
         run_together([work] * self._workers, self._output)
 
@@ -228,9 +241,10 @@ class Comparison:
         suspect.digests[piece.offset] = found
 
     def _digests(self, descriptor: int, suspect: _Suspect, piece: Span, buffer: memoryview) -> Iterator[bytes]:
+        known = None if suspect.told is None else self._known(suspect.entry)
         for span, wanted in suspect.stretches(piece):
-            if not wanted:
-                yield suspect.known_digests(span)
+            if known is not None and not wanted:
+                yield _digests_of_span(known, span)
                 continue
             end = span.offset + span.length
             for offset in range(span.offset, end, len(buffer)):
@@ -238,22 +252,39 @@ class Comparison:
                 part = buffer[: min(len(buffer), end - offset)]
                 _fill(descriptor, part, offset)
                 self._bucket.take(len(part))
-                yield digests_of(part, suspect.known.blocks.run_bytes)
+                yield digests_of(part, suspect.run_bytes)
 
-    def _differing(self, suspect: _Suspect) -> Iterator[Part]:
-        entry = suspect.entry
+    def _count(self, suspect: _Suspect) -> None:
+        """One piece more of a file was read; after the last, decide what of it has to be stored."""
+        with self._output.lock:
+            suspect.unread -= 1
+            if suspect.unread:
+                return
         if suspect.vanished:
-            self._output.vanished.add(entry.path)
-            return
+            self._output.vanished.add(suspect.entry.path)
+        else:
+            self._decide(suspect)
+
+    def _decide(self, suspect: _Suspect) -> None:
+        entry, known = suspect.entry, self._known(suspect.entry)
         digests = b"".join(suspect.digests[offset] for offset in sorted(suspect.digests))
-        spans = changed_spans(suspect.known, digests, entry.size)
+        suspect.digests.clear()
+        spans = changed_spans(known, digests, entry.size)
         if spans and not entry.is_relation:
             # Such a file may be replaced by another as a whole: of two of them no third one may be made.
             spans = (Span(0, entry.size),)
         kept = complement(spans, entry.size)
-        if kept:
-            self._keep(suspect, kept)
-        yield from (Part(entry, span.offset, span.length) for span in spans)
+        with self._output.lock:
+            if kept:
+                self._output.keep(known, kept)
+            self._parts += [Part(entry, span.offset, span.length) for span in spans]
+        self._output.observe.hear(Advanced("copy", sum(span.length for span in kept)))
+
+
+def _digests_of_span(known: PriorFile, span: Span) -> bytes:
+    length = known.blocks.run_bytes
+    first, end = span.offset // length, -(-(span.offset + span.length) // length)
+    return known.blocks.digests[first * DIGEST_BYTES : end * DIGEST_BYTES]
 
 
 def _fill(descriptor: int, part: memoryview, offset: int) -> None:

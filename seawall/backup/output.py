@@ -7,11 +7,13 @@ import threading
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
+from contextlib import closing
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import TypeAlias
 
 from seawall.backup.changes import PriorFile, Span, Times, joined_digests, kept_extents
+from seawall.backup.ledger import CopiedFile, Extents, Ledger
 from seawall.backup.prior import Prior
 from seawall.codec import BundleWriter, ExtentSource, Scratch, run_bytes
 from seawall.errors import Cancelled
@@ -34,7 +36,7 @@ class Copied:
     Args:
         objects: the bundles of this backup, then those of earlier ones that its files refer to.
         stored: how many of these are its own.
-        files: every file, directory and link, in the order of paths; those with a block map have it.
+        files: every file, directory and link, with the block map of each file; to be closed.
         listed_at_ns: when the files were listed; 0 if their times are not known.
     """
 
@@ -44,17 +46,9 @@ class Copied:
     stopped_at: datetime
     objects: list[StoredObject]
     stored: int
-    files: list[CopiedFile]
+    files: Ledger
     listed_at_ns: int
     specials: dict[str, str]
-
-
-@dataclass(frozen=True, slots=True)
-class CopiedFile:
-    """A file, directory or link of a manifest; `blocks` is None for what is no file."""
-
-    entry: FileEntry
-    blocks: FileBlocks | None
 
 
 @dataclass
@@ -77,7 +71,8 @@ class Output:
     vanished: set[str] = field(default_factory=set)
     failed: threading.Event = field(default_factory=threading.Event)
     lock: threading.Lock = field(default_factory=threading.Lock)
-    _stored: dict[str, list[tuple[int, Extent, bytes]]] = field(default_factory=lambda: defaultdict(list))
+    _stored: Extents = field(default_factory=Extents)
+    _whole: set[str] = field(default_factory=set)
     _kept: dict[str, tuple[Span, ...]] = field(default_factory=dict)
     _run_bytes: dict[str, int] = field(default_factory=dict)
     _numbers: Iterator[int] = field(default_factory=lambda: itertools.count(1))
@@ -91,6 +86,10 @@ class Output:
         self._run_bytes[known.entry.path] = known.blocks.run_bytes
         self._kept[known.entry.path] = tuple(spans)
 
+    def keep_whole(self, path: str) -> None:
+        """Take a file over from the prior as it was stored there."""
+        self._whole.add(path)
+
     def put(self, sources: Callable[[BundleWriter], Iterable[ExtentSource]], scratch: Scratch) -> None:
         """Make and store one bundle from the extents that `sources` gives for its writer."""
         with self.lock:
@@ -100,7 +99,7 @@ class Output:
         with self.lock:
             self.objects.append(stored)
             for (path, offset, extent), digests in zip(bundle.extents(name), bundle.digests, strict=True):
-                self._stored[path].append((offset, extent, digests))
+                self._stored.add(path, offset, extent, digests)
 
     def _observed(self, chunks: Iterator[Bytes], bundle: BundleWriter) -> Iterator[Bytes]:
         plain = stored = 0
@@ -118,13 +117,18 @@ class Output:
         if self.failed.is_set():
             raise Cancelled("another worker failed")
 
-    def files(self, listed: Iterable[Listed]) -> list[CopiedFile]:
-        """What the manifest says of everything that was listed and did not vanish, in the order of paths."""
-        found = (self._file(each) for each in listed if each.path not in self.vanished)
-        return sorted(found, key=lambda file: file.entry.path)
+    def files(self, listed: Iterable[Listed]) -> Ledger:
+        """What the manifest says of everything that was listed and did not vanish; ends the output.
+
+        Args:
+            listed: in the order of paths.
+        """
+        objects = [*self.objects, *(self.prior.objects if self.prior is not None else ())]
+        with closing(self._stored):
+            return Ledger((self._file(each) for each in listed if each.path not in self.vanished), objects)
 
     def _file(self, listed: Listed) -> CopiedFile:
-        extents, digests = self._content(listed.path)
+        extents, digests, runs = self._content(listed)
         entry = FileEntry(
             path=listed.path,
             kind=listed.kind,
@@ -138,28 +142,31 @@ class Output:
         if listed.kind != "file":
             return CopiedFile(entry, None)
         known = times_of(listed)
-        runs = self.run_bytes(listed)
         return CopiedFile(
             entry, FileBlocks(listed.path, known.size, known.mtime_ns, known.ctime_ns, known.inode, runs, digests)
         )
 
-    def _content(self, path: str) -> tuple[tuple[Extent, ...], bytes]:
-        """The extents of a file, stored and taken over, and the digests of its runs."""
-        stored = sorted(self._stored.get(path, ()), key=lambda row: row[0])
+    def _content(self, listed: Listed) -> tuple[tuple[Extent, ...], bytes, int]:
+        """The extents of a file, stored and taken over, the digests of its runs, and how long these are."""
+        path = listed.path
         spans = self._kept.get(path, ())
-        known = self.prior.get(path) if self.prior is not None and spans else None
+        known = self.prior.get(path) if self.prior is not None and (spans or path in self._whole) else None
+        stored = self._stored.of(path)
         if known is None:
-            return tuple(extent for _, extent, _ in stored), b"".join(digests for _, _, digests in stored)
-        rows = [*kept_extents(known, spans), *((offset, extent) for offset, extent, _ in stored)]
+            digests = b"".join(row.digests for row in stored)
+            return tuple(row.extent for row in stored), digests, self.run_bytes(listed)
+        if path in self._whole:
+            return known.entry.extents, known.blocks.digests, known.blocks.run_bytes
+        rows = [*kept_extents(known, spans), *((row.offset, row.extent) for row in stored)]
         extents = tuple(extent for _, extent in sorted(rows, key=lambda row: row[0]))
-        return extents, joined_digests(known, spans, ((offset, digests) for offset, _, digests in stored))
+        digests = joined_digests(known, spans, ((row.offset, row.digests) for row in stored))
+        return extents, digests, known.blocks.run_bytes
 
-    def needed(self, files: Iterable[CopiedFile]) -> list[StoredObject]:
+    def needed(self, files: Ledger) -> list[StoredObject]:
         """What was stored, then the objects of earlier backups that files refer to."""
         if self.prior is None:
             return list(self.objects)
-        used = {extent.object for file in files for extent in file.entry.extents}
-        return [*self.objects, *(stored for stored in self.prior.objects if stored.name in used)]
+        return [*self.objects, *(stored for stored in self.prior.objects if stored.name in files.used)]
 
 
 def times_of(listed: Listed) -> Times:

@@ -70,7 +70,7 @@ def copy_stream(
         specials = {"backup_label": stream.backup_label}
         if stream.tablespace_map:
             specials["tablespace_map"] = stream.tablespace_map
-        files = output.files(listed)
+        files = output.files(sorted(listed, key=lambda file: file.path))
         return Copied(
             stream.start_lsn,
             stream.stop_lsn,

@@ -1,0 +1,74 @@
+"""What a copy noted of extents and files comes back as it was, in order, as often as it is asked for."""
+
+from __future__ import annotations
+
+import random
+from contextlib import closing
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from seawall.backup.ledger import CopiedFile, Extents, Ledger
+from seawall.model import Extent, FileEntry, StoredObject
+from seawall.repository.blocks import FileBlocks
+
+OBJECTS = [StoredObject(f"sources/a/backups/{n}", 10, "00" * 32, 20) for n in range(3)]
+HASHES = st.binary(min_size=32, max_size=32).map(bytes.hex)
+ROWS = st.lists(
+    st.tuples(
+        st.sampled_from(["one", "two", "caf\udce9"]),
+        st.integers(0, 2**50),
+        st.builds(
+            Extent,
+            st.sampled_from([stored.name for stored in OBJECTS]),
+            st.integers(0, 2**50),
+            st.integers(1, 2**40),
+            HASHES,
+            st.sampled_from([8192, 32768]),
+        ),
+        st.binary(max_size=64),
+    ),
+    unique_by=lambda row: (row[0], row[1]),
+)
+
+
+@given(rows=ROWS, seed=st.integers(0, 9))
+def test_extents_come_back_in_the_order_of_their_file_whatever_order_they_were_stored_in(
+    rows: list[tuple[str, int, Extent, bytes]], seed: int
+) -> None:
+    mixed = list(rows)
+    random.Random(seed).shuffle(mixed)
+    with closing(Extents()) as extents:
+        for row in mixed:
+            extents.add(*row)
+        for path in ("one", "two", "caf\udce9", "unknown"):
+            expected = sorted((offset, extent, digests) for name, offset, extent, digests in rows if name == path)
+            assert [tuple(row) for row in extents.of(path)] == expected
+
+
+def files() -> list[CopiedFile]:
+    extents = (
+        Extent(OBJECTS[0].name, 0, 8192, "11" * 32, 8192),
+        Extent(OBJECTS[2].name, 0, 100, "22" * 32, 8192),
+    )
+    known = FileBlocks("base/1/2", 8292, 1, 2, 3, 8192, bytes(32))
+    return [
+        CopiedFile(FileEntry("base", "directory", 0o700), None),
+        CopiedFile(FileEntry("base/1/2", "file", 0o600, 8292, 1.5, extents, bad_pages=(1,)), known),
+        CopiedFile(FileEntry("pg_tblspc/5", "link", 0o777, link="/srv/space"), None),
+    ]
+
+
+def test_a_ledger_gives_every_file_again_and_again_and_knows_its_sums() -> None:
+    with closing(Ledger(iter(files()), OBJECTS)) as ledger:
+        assert list(ledger) == list(ledger) == files()
+        assert [file.path for file in ledger.entries()] == ["base", "base/1/2", "pg_tblspc/5"]
+        assert [known.path for known in ledger.maps()] == ["base/1/2"]
+        assert (len(ledger), ledger.plain_bytes) == (3, 8292)
+        assert ledger.bad_pages == {"base/1/2": (1,)}
+        assert ledger.used == {OBJECTS[0].name, OBJECTS[2].name}
+
+
+def test_two_go_through_a_ledger_by_turns() -> None:
+    with closing(Ledger(files(), OBJECTS)) as ledger:
+        assert list(zip(ledger.entries(), ledger, strict=True)) == [(file.entry, file) for file in files()]
