@@ -41,7 +41,7 @@ def restore_test(
 
     Args:
         source: its name.
-        label: which backup; the newest if omitted.
+        label: which backup; any moment of the recoverability window if omitted.
         expectations: queries that must answer what is expected.
         seed: repeats an earlier test; random if omitted, and always recorded.
         job_id: the job that this run belongs to, if it belongs to one.
@@ -51,10 +51,10 @@ def restore_test(
     settings = settings_for(source, settings_file, blocks)
     if refused := admission.refusal(settings, job_id):
         return refused
-    chosen = BackupLabel.parse(label) if label else restore_test_task.newest(settings, source)
     asserted = [Assertion(one.database, one.query, one.expected) for one in expectations or []]
     number = secrets.randbelow(1 << 32) if seed is None else seed
+    chosen, target = (BackupLabel.parse(label), None) if label else restore_test_task.drawn(settings, source, number)
     try:
-        return dict(restore_test_task.test(settings, source, chosen, asserted, number, job_id=job_id))
+        return dict(restore_test_task.test(settings, source, chosen, asserted, number, target=target, job_id=job_id))
     except AlreadyRunning as error:
         return admission.nothing_to_do(error.message)

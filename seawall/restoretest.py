@@ -20,13 +20,13 @@ from seawall import restore
 from seawall.errors import SeawallError
 from seawall.events import Began, Ended, Noticed, Observer
 from seawall.keys import KeyRing
-from seawall.model import BackupLabel, Finding, RecoveryTarget, TargetKind
+from seawall.model import BackupLabel, Finding, Head, RecoveryTarget, TargetKind
 from seawall.postgres.binaries import Account, Binaries
 from seawall.postgres.connect import Session
 from seawall.postgres.instance import Instance, scratch
 from seawall.postgres.pages import FRAME_BYTES, PageChecker
 from seawall.postgres.scan import scan
-from seawall.repository import Repository
+from seawall.repository import Repository, SourceArea
 from seawall.restore import RestorePlan, RestoreReport
 from seawall.wal import Lsn, Segment, contiguous_until
 
@@ -102,7 +102,7 @@ def run(
     """Restore into a scratch instance below `parent`, check it, and remove it.
 
     Args:
-        target: where to stop; a random position after the newest backup when omitted.
+        target: where to stop; a random position inside the recoverability window when omitted.
         assertions: queries of the administrator.
         randomness: chooses that position; seeded by the caller.
         budget: for counting rows and comparing indexes, the smallest first; what it does not suffice for is counted
@@ -148,25 +148,46 @@ def random_target(
     *,
     ring: KeyRing | None = None,
 ) -> RecoveryTarget:
-    """A random position between a backup's end and the last stored segment; `latest` if there is no room.
+    """A random position inside the recoverability window; `latest` if there is no room.
 
-    A position is always reachable, which a random time is not: on an idle server no commit may follow it.
+    A position is always reachable, which a random time is not: on an idle server no commit may follow it. Every
+    position that some listed backup and unbroken WAL lead to is as likely as any other.
 
     Args:
-        label: the backup; the newest when omitted.
+        label: only positions after this backup's end.
         ring: opens the manifest when the head is damaged.
     """
     area = repository.source(source)
-    labels = area.labels()
-    if not labels:
-        return RecoveryTarget(TargetKind.LATEST)
-    head = area.head(label or labels[-1], ring)
-    first = Segment.ending_at(head.stop_lsn, head.timeline, head.segment_bytes)
-    last = contiguous_until(first, area.wal.names(head.timeline))
-    if last is None or last.start <= head.stop_lsn:
+    stretches = _stretches(area, [area.head(label, ring)] if label else area.readable_heads()[0])
+    total = sum(end - begin for _, begin, end in stretches)
+    if not total:
         return RecoveryTarget(TargetKind.LATEST, timeline="current" if label else "latest")
-    position = randomness.randrange(head.stop_lsn.value, last.start.value)
-    return RecoveryTarget(TargetKind.LSN, str(Lsn(position)), timeline="current")
+    timeline, position = _at(stretches, randomness.randrange(total))
+    # The timeline's number, not `current`: which backup it starts from is for the plan to choose.
+    return RecoveryTarget(TargetKind.LSN, str(Lsn(position)), timeline="current" if label else str(timeline))
+
+
+def _at(stretches: Sequence[tuple[int, int, int]], number: int) -> tuple[int, int]:
+    """Timeline and value of the position with that number, counted through all stretches."""
+    for timeline, begin, end in stretches:
+        if number < end - begin:
+            return timeline, begin + number
+        number -= end - begin
+    raise ValueError("there are fewer positions than that")
+
+
+def _stretches(area: SourceArea, heads: Sequence[Head]) -> list[tuple[int, int, int]]:
+    """Positions that can be recovered to: timeline, first, and the one after the last; each position once."""
+    names = {timeline: area.wal.names(timeline) for timeline in {head.timeline for head in heads}}
+    found: dict[tuple[int, int], int] = {}
+    for head in heads:
+        first = Segment.ending_at(head.stop_lsn, head.timeline, head.segment_bytes)
+        last = contiguous_until(first, names[head.timeline])
+        if last is not None and last.start > head.stop_lsn:
+            # Backups whose WAL runs on to the same place share what comes after the later one of them.
+            place = (head.timeline, last.start.value)
+            found[place] = min(found.get(place, head.stop_lsn.value), head.stop_lsn.value)
+    return sorted((timeline, begin, end) for (timeline, end), begin in found.items())
 
 
 @contextmanager

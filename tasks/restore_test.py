@@ -10,16 +10,16 @@ from uuid import UUID
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
-from seawall import restoretest
+from seawall import restore, restoretest
 from seawall.catalog import Catalog, VerificationType
 from seawall.catalog.facts import Facts, restore_test_facts, restore_test_sentence
 from seawall.catalog.recording import Both, Result, VerificationRecord
 from seawall.errors import BackupMissing, VerificationFailed
-from seawall.model import BackupLabel
+from seawall.model import BackupLabel, RecoveryTarget
 from seawall.postgres.binaries import Account
 from seawall.restoretest import Assertion
 from seawall.settings import Settings
-from tasks.execution import Surroundings, execute
+from tasks.execution import Surroundings, execute, utc_now
 from tasks.opening import can_help, file_of, opened, ring_of
 from tasks.restore import binaries_of, workers_of
 
@@ -39,12 +39,14 @@ def test(
     assertions: Sequence[Assertion],
     seed: int,
     *,
+    target: RecoveryTarget | None = None,
     job_id: UUID | None = None,
 ) -> Facts:
     """Restore one backup to a random later position and look at everything in it.
 
     Args:
         seed: chooses the position; recorded, so that the same test can be repeated.
+        target: where to stop, if `drawn` chose that already.
         job_id: the job that this is a run of, if it is one.
 
     Raises:
@@ -64,6 +66,7 @@ def test(
                 binaries=binaries_of(settings, source, head.cluster.major_version),
                 account=Account.for_servers(settings.server.account),
                 parent=parent,
+                target=target,
                 label=label,
                 assertions=assertions,
                 now=around.now,
@@ -80,17 +83,19 @@ def test(
     return execute(record, verb, settings=settings, title="restore-test", subject=source)
 
 
-def newest(settings: Settings, source: str) -> BackupLabel:
-    """The label of the source's newest backup.
+def drawn(settings: Settings, source: str, seed: int) -> tuple[BackupLabel, RecoveryTarget]:
+    """A random position inside the recoverability window, and the backup from which it is reached.
 
     Raises:
-        BackupMissing: it has none.
+        BackupMissing: the source has none.
     """
+    randomness = random.Random(seed)  # noqa: S311 - chooses where to look, guards nothing
     with opened(settings) as repository:
-        labels = repository.source(source).labels()
-    if not labels:
-        raise BackupMissing(f"{source} has no backup that could be tested")
-    return labels[-1]
+        if not repository.source(source).labels():
+            raise BackupMissing(f"{source} has no backup that could be tested")
+        target = restoretest.random_target(repository, source, randomness)
+        place = settings.server.work_directory / "scratch" / f"plan-{seed}"
+        return restore.plan(repository, source, target, place, now=utc_now()).head.label, target
 
 
 def _record(settings: Settings, source: str, label: BackupLabel) -> VerificationRecord | None:

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 def arguments(parser: argparse.ArgumentParser, _verb: str) -> None:
     parser.add_argument("source", nargs="?", help="a source's name (default: the only one)")
     target_arguments(parser)
-    parser.add_argument("--random", action="store_true", help="stop at a random position after the newest backup")
+    parser.add_argument("--random", action="store_true", help="stop at a random position inside the window")
     parser.add_argument("--seed", type=int, help="makes --random repeatable; the one that was used is shown")
     parser.add_argument(
         "--assert",
@@ -58,7 +58,13 @@ def run(options: argparse.Namespace, context: Context) -> int:
     )
     # Which backup it starts from must be known before it begins, because the record says so.
     label = restore.plan(
-        context.copies, source, target, parent.absolute() / f"plan-{seed}", label=named, now=context.now()
+        context.repository,
+        source,
+        target,
+        parent.absolute() / f"plan-{seed}",
+        label=named,
+        now=context.now(),
+        ring=lambda: context.ring,
     ).head.label
 
     def row(catalog: Catalog) -> VerificationRecord | None:

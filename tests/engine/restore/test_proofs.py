@@ -184,3 +184,30 @@ def test_a_backup_is_proved_as_far_as_the_least_of_its_objects() -> None:
     assert proofs.state_of({"a", "c"}, known) == (None, None)
     assert proofs.state_of({"a", "unknown"}, known) == (None, None)
     assert proofs.state_of(set(), known) == (None, None)
+
+
+# -- where a restore test stops
+
+
+def test_a_random_position_lies_inside_the_window_and_every_part_of_it_is_drawn(fresh_site: Callable[[], Any]) -> None:
+    import random
+
+    from seawall.model import TargetKind
+    from seawall.restoretest import random_target
+    from seawall.wal import Lsn
+
+    site = fresh_site()
+    site.wal(1, 12)
+    # No segment 13: what comes after it is only reached from the third backup.
+    site.wal(14, 18)
+    site.backup(0, 1, 3.5)
+    site.backup(10, 5, 7.5)
+    site.backup(20, 14, 14.5)
+    drawn = [random_target(site.repository, "shop", random.Random(seed)) for seed in range(200)]
+    assert {target.kind for target in drawn} == {TargetKind.LSN}
+    places = [Lsn.parse(target.value) for target in drawn]
+    within = [(site.lsn(3.5), site.lsn(12)), (site.lsn(14.5), site.lsn(18))]
+    assert all(any(begin <= place < end for begin, end in within) for place in places)
+    for begin, end in ((3.5, 7.5), (7.5, 12), (14.5, 18)):
+        assert [place for place in places if site.lsn(begin) <= place < site.lsn(end)]
+    assert drawn == [random_target(site.repository, "shop", random.Random(seed)) for seed in range(200)]
