@@ -166,6 +166,7 @@ print(wins, flush=True)
 """
 
 
+@pytest.mark.slow
 def test_processes_that_race_to_take_over_never_run_a_job_twice(url: str, catalog: Catalog, job: UUID) -> None:
     processes = [
         subprocess.Popen(

@@ -213,6 +213,7 @@ with Catalog.open(sys.argv[1]) as catalog:
 """
 
 
+@pytest.mark.slow
 def test_processes_append_one_chain_and_a_reader_beside_them_never_sees_it_broken(url: str, catalog: Catalog) -> None:
     processes = [subprocess.Popen([sys.executable, "-c", PROCESS, url]) for _ in range(3)]
     while any(process.poll() is None for process in processes):

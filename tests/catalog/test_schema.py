@@ -282,6 +282,7 @@ def test_an_unreachable_server_can_be_tried_again() -> None:
     assert caught.value.retryable
 
 
+@pytest.mark.slow
 def test_processes_that_create_the_same_catalog_together_make_one(empty_url: str) -> None:
     program = "import sys; from seawall.catalog import Catalog; Catalog.open(sys.argv[1], create=True).close()"
     processes = [subprocess.Popen([sys.executable, "-c", program, empty_url]) for _ in range(3)]

@@ -21,7 +21,7 @@ def content(size: int) -> bytes:
     return hashlib.shake_128(size.to_bytes(4)).digest(size)
 
 
-@given(size=sizes, run=runs, cuts=st.lists(st.integers(0, 100_000), max_size=12))
+@given(size=sizes, run=runs, cuts=st.lists(st.integers(0, 100_000), max_size=6))
 @settings(deadline=None)
 def test_any_split_gives_the_same_digests(size: int, run: int, cuts: list[int]) -> None:
     data = content(size)

@@ -87,7 +87,8 @@ def healed(site: Any, at: str, places: dict[str, Storage], names: list[str] | No
     )
 
 
-@pytest.fixture(params=list(SealingMode))
+# Every object of mode openpgp takes a process of gpg: seconds for each of these tests.
+@pytest.fixture(params=[pytest.param(m, marks=[pytest.mark.slow] * (m is SealingMode.OPENPGP)) for m in SealingMode])
 def taken(fresh_site: Callable[[], Any], request: pytest.FixtureRequest) -> Iterator[tuple[Any, Head, Head]]:
     """A site with two backups and WAL, in every sealing mode."""
     site = fresh_site()

@@ -32,6 +32,7 @@ def expected(stops: list[datetime], now: datetime, policy: RetentionPolicy) -> s
     return {BackupLabel(stop) for stop in (*kept, *[s for s in past if s < now - policy.window][-1:])}
 
 
+@pytest.mark.slow
 def test_ten_years_leave_exactly_what_the_policy_says() -> None:
     policy = RetentionPolicy(
         timedelta(days=30), daily=timedelta(days=30), weekly_months=12, monthly_years=7, time_zone="Europe/Berlin"
