@@ -30,6 +30,8 @@ DEFAULT_TTL = timedelta(minutes=5)
 # Purpose of the lease under which retention lets backups go; the one that a backup waits for.
 CLEANUP = "cleanup"
 _POLL_SECONDS = 1.0
+# Longer than any lease that is made: nobody who still renews one is overtaken because it became unreadable.
+_UNKNOWN_TTL = timedelta(hours=1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,19 +56,26 @@ def newest(storage: Storage, layout: SourceLayout) -> LeaseRecord | None:
     if not tokens:
         return None
     token = max(tokens)
-    document = documents.get(storage, layout.lease(token))
+    holder, purpose, ttl = _stated(storage, layout.lease(token))
     own = [stat for name, stat in stats.items() if name.startswith(f"{token:012d}.")]
+    return LeaseRecord(
+        token=token,
+        holder=holder,
+        purpose=purpose,
+        ttl=ttl,
+        renewed_at=max(stat.modified_at for stat in own),
+        released=any(stat.name == layout.lease_end(token) for stat in own),
+    )
+
+
+def _stated(storage: Storage, name: str) -> tuple[str, str, timedelta]:
+    """Holder, purpose and time to live; of a damaged lease what is safe: one that ran out must not stop all writers."""
     try:
-        return LeaseRecord(
-            token=token,
-            holder=str(document["holder"]),
-            purpose=str(document["purpose"]),
-            ttl=timedelta(seconds=float(document["ttl_seconds"])),
-            renewed_at=max(stat.modified_at for stat in own),
-            released=any(stat.name == layout.lease_end(token) for stat in own),
-        )
-    except (KeyError, TypeError, ValueError, OverflowError) as error:
-        raise Damaged(f"{layout.lease(token)} is no lease: {error}") from error
+        document = documents.get(storage, name)
+        return str(document["holder"]), str(document["purpose"]), timedelta(seconds=float(document["ttl_seconds"]))
+    except (Damaged, KeyError, TypeError, ValueError, OverflowError) as error:
+        log.warning("%s is damaged and counts for %s: %s", name, _UNKNOWN_TTL, error)
+        return "an unknown writer (its lease is damaged)", "an unknown purpose", _UNKNOWN_TTL
 
 
 class Lease:

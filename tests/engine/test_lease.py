@@ -33,6 +33,23 @@ def repository(clock: MovableClock) -> Repository:
     return Repository.create(MemoryStorage(clock=clock), now=NOW)
 
 
+@pytest.mark.parametrize("content", [b"", b"noise", b'{"holder":"x"}'])
+def test_a_damaged_lease_counts_for_an_hour_and_then_lets_others_in(
+    repository: Repository, clock: MovableClock, content: bytes
+) -> None:
+    area = repository.source("shop")
+    with area.lease("host-a:1", "backup"):
+        name = area.layout.lease(1)
+        repository.storage.delete(name)
+        repository.storage.put(name, [content])
+        clock.now += timedelta(minutes=50)
+        with pytest.raises(LeaseHeld, match="unknown writer"):
+            area.lease("host-b:2", "backup")
+        clock.now += timedelta(minutes=11)
+        with area.lease("host-b:2", "backup") as second:
+            second.check()
+
+
 def test_a_second_writer_is_refused_and_told_who_is_at_work(repository: Repository) -> None:
     area = repository.source("shop")
     with area.lease("host-a:1", "backup"), pytest.raises(LeaseHeld, match="host-a:1 for backup"):
