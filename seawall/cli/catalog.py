@@ -50,8 +50,15 @@ def _rebuild(context: Context) -> None:
         catalog.upgrade()
         report = rebuild(catalog, context.repository, context.now())
     value = asdict(report)
-    lines = [f"{member.replace('_', ' ')}: {count}" for member, count in value.items()]
+    lines = [f"{member.replace('_', ' ')}: {_told(count)}" for member, count in value.items()]
     context.console.result({"rebuilt": value}, lines)
+
+
+def _told(found: object) -> str:
+    """A count as it is, a list of things one by one."""
+    if isinstance(found, list | tuple):
+        return "; ".join(str(one["message"] if isinstance(one, dict) else one) for one in found) or "none"
+    return str(found)
 
 
 def _verify_audit(context: Context) -> None:

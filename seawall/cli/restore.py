@@ -16,6 +16,7 @@ from seawall.wal import Lsn
 if TYPE_CHECKING:
     from seawall.catalog import Catalog
     from seawall.catalog.recording import RecoveryRecord
+    from seawall.postgres.recovery import Reached
     from seawall.restore import RestorePlan, RestoreReport
 
 
@@ -200,12 +201,18 @@ def report_lines(report: RestoreReport) -> list[str]:
     ]
     if report.reached is None:
         return [*lines, "recovery is set up; start `seawall wal agent`, then the server"]
-    last = report.reached.last_commit_at
     lines.append(
-        f"recovered to {report.reached.lsn}, last commit {last.isoformat() if last else 'none'}, "
+        f"recovered to {report.reached.lsn}, {_last_commit(report.reached)}, "
         f"timeline {report.reached.timeline}; {span(report.seconds['total'])} in all"
     )
     return [*lines, _left(report)]
+
+
+def _last_commit(reached: Reached) -> str:
+    if reached.last_commit_at is not None:
+        return f"last commit {reached.last_commit_at.isoformat()}"
+    # A server that shut down at its target can no longer be asked; its log says where it stopped.
+    return (reached.stopped or "at the target") if reached.outcome.value == "shutdown" else "no commit replayed"
 
 
 def _left(report: RestoreReport) -> str:

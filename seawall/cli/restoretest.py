@@ -58,7 +58,7 @@ def run(options: argparse.Namespace, context: Context) -> int:
     )
     # Which backup it starts from must be known before it begins, because the record says so.
     label = restore.plan(
-        context.repository,
+        context.copies,
         source,
         target,
         parent.absolute() / f"plan-{seed}",

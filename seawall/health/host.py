@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from datetime import datetime, timedelta
 from pathlib import Path
 
-from seawall.audit import AuditLog
+from seawall.audit import AuditEnd, AuditLog
 from seawall.catalog import Catalog, anchors
 from seawall.errors import (
     CatalogError,
@@ -228,9 +228,14 @@ def audit_is_whole(repository: Repository, url: str, now: datetime) -> Finding:
             end = anchors.compared(catalog, repository, now=now)
     except CatalogError as error:
         end = AuditLog(repository.storage).verify()
-        told = f"unbroken up to record {end.number} ({end.digest})"
-        return warning(f"{told}; whether its end was cut, only a catalog could tell: {error.message}", error.hint)
-    return good(f"unbroken, and nothing that was seen is gone; it ends with record {end.number} ({end.digest})")
+        return warning(
+            f"unbroken, {_end(end)}; whether its end was cut, only a catalog could tell: {error.message}", error.hint
+        )
+    return good(f"unbroken, and nothing that was seen is gone; {_end(end)}")
+
+
+def _end(end: AuditEnd) -> str:
+    return f"it ends with record {end.number} ({end.digest})" if end.number else "it has no record yet"
 
 
 def repository_has_script(repository: Repository) -> Finding:

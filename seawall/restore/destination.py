@@ -95,7 +95,9 @@ def refuse_repository(url: str, places: Iterable[Path]) -> None:
     repository = Path(unquote(parts.path)).resolve()
     for place in places:
         if _overlap(place.resolve(), repository):
-            raise DestinationInUse(f"{place} and the repository {repository} lie in each other")
+            raise DestinationInUse(
+                f"{place} and the repository {repository} lie in each other", hint="Choose a place outside of it."
+            )
 
 
 def _overlap(one: Path, other: Path) -> bool:
@@ -149,7 +151,7 @@ def refuse_tablespaces(moved: Sequence[Moved], destination: Path, *, delta: bool
             raise StorageDenied(f"{error.filename or place}: {error.strerror}") from error
         for other in taken:
             if _overlap(place.resolve(), other.resolve()):
-                raise DestinationInUse(f"{place} and {other} lie in each other")
+                raise DestinationInUse(f"{place} and {other} lie in each other", hint="Map it to a place of its own.")
         taken.append(place)
 
 

@@ -236,9 +236,11 @@ def _not_met(plan: RestorePlan, error: WalGap) -> TargetUnreachable:
     what = f"restore point {plan.target.value!r}" if plan.target.kind is TargetKind.NAME else f"xid {plan.target.value}"
     return TargetUnreachable(
         f"{what} was not met in the WAL up to {plan.wal_end} on timeline {plan.history.timeline}, "
-        f"from backup {plan.head.label} on: {error.message}",
-        hint="Is it written as it was made? It may also lie before this backup's end (name an earlier one with a "
-        "label), on another timeline, or in WAL that is not stored yet.",
+        # What follows the first line is the server's log; the line itself would call it a gap.
+        f"from backup {plan.head.label} on\n{error.message.partition(chr(10))[2]}",
+        hint=f"Is it written as it was made? If it lies before {plan.head.stopped_at.isoformat(timespec='seconds')}, "
+        "name an earlier backup (--label, see `seawall list`). It may also lie on another timeline, or in WAL that is "
+        "not stored yet.",
     )
 
 
