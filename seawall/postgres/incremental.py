@@ -305,10 +305,12 @@ def begin_increments(
     if timeline != prior.timeline:
         raise IncrementalRefused(f"the prior is of timeline {prior.timeline}, the server is on {timeline}")
     changes = changed_blocks(files.session, prior.start_lsn, start, timeline, observe=observe)
-    sampled = [
-        SampledFile(path, file.size_bytes, file.run_bytes, relation_block(path, layout.segment_blocks) or 0)
-        for path, file in prior.referable(layout.block_bytes)
-    ]
+
+    def sampled() -> Iterator[SampledFile]:
+        for path, file in prior.referable(layout.block_bytes):
+            first_block = relation_block(path, layout.segment_blocks) or 0
+            yield SampledFile(path, file.size_bytes, file.run_bytes, first_block)
+
     missed = cross_check(
         changes,
         sampled,

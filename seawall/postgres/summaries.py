@@ -42,7 +42,9 @@ _AVAILABLE: LiteralString = """
     SELECT start_lsn::text, end_lsn::text FROM pg_available_wal_summaries()
     WHERE tli = %s AND end_lsn > %s::pg_lsn AND start_lsn < %s::pg_lsn ORDER BY start_lsn
 """
-_SUMMARIZER: LiteralString = "SELECT pending_lsn::text, summarizer_pid FROM pg_get_wal_summarizer_state()"
+_SUMMARIZER: LiteralString = """
+    SELECT summarized_lsn::text, pending_lsn::text, summarizer_pid FROM pg_get_wal_summarizer_state()
+"""
 # Block numbers as four bytes each, most significant first: an array of millions would be as many Python objects.
 _CONTENTS: LiteralString = """
     SELECT reltablespace::int8, reldatabase::int8, relfilenode::int8,
@@ -174,19 +176,19 @@ def _covering(
     """Summaries of all WAL between two positions, once the summarizer got there."""
     pending, stands_since = "", time.monotonic()
     while True:
+        # Asked first: what was summarized by then is among the summaries that are listed now.
+        state = session.execute(_SUMMARIZER).fetchone()
         found = session.execute(_AVAILABLE, (timeline, str(prior_start), str(start))).fetchall()
         ranges = [(Lsn.parse(str(first)), Lsn.parse(str(last))) for first, last in found]
         reached = covered_to(ranges, prior_start)
         if reached >= start:
             return ranges
-        state = session.execute(_SUMMARIZER).fetchone()
-        if state is None or state[1] is None:
+        if state is None or state[2] is None:
             raise IncrementalRefused(f"WAL from {reached} to {start} is not summarized, and no summarizer runs")
-        if str(state[0]) != pending:
-            pending, stands_since = str(state[0]), time.monotonic()
-        # What the summarizer has passed already without leaving a summary of it will never come.
-        passed = reached == prior_start and ranges and ranges[0][0] > prior_start
-        if passed or time.monotonic() - stands_since > patience_seconds:
+        if str(state[1]) != pending:
+            pending, stands_since = str(state[1]), time.monotonic()
+        # What the summarizer has passed already without a summary of it will never come.
+        if Lsn.parse(str(state[0])) >= start or time.monotonic() - stands_since > patience_seconds:
             raise IncrementalRefused(f"WAL from {reached} to {start} on timeline {timeline} is not summarized")
         observe.checkpoint()
         time.sleep(_POLL_SECONDS)
@@ -227,7 +229,7 @@ class SampledFile:
 
 def cross_check(
     changes: WalChanges,
-    files: Sequence[SampledFile],
+    files: Callable[[], Iterable[SampledFile]],
     read: ReadRun,
     *,
     block_bytes: int,
@@ -241,7 +243,7 @@ def cross_check(
 
     Args:
         changes: what the summaries say.
-        files: relation files of the prior; all runs have the same chance.
+        files: gives relation files of the prior, the same each time; all their runs have the same chance.
         read: the content of a file of now, by path, offset and length in bytes; None if it is gone.
         block_bytes: the cluster's block size.
         runs: how many to look at.
@@ -259,13 +261,18 @@ def cross_check(
     return None
 
 
-def _drawn(files: Sequence[SampledFile], runs: int, randomness: random.Random) -> Iterator[tuple[SampledFile, int]]:
-    ends = np.cumsum([file.size_bytes // file.run_bytes for file in files], dtype=np.int64)
-    total = int(ends[-1]) if len(ends) else 0
-    for _ in range(runs if total else 0):
-        chosen = randomness.randrange(total)
-        at = int(np.searchsorted(ends, chosen, side="right"))
-        yield files[at], chosen - int(ends[at - 1] if at else 0)
+def _drawn(
+    files: Callable[[], Iterable[SampledFile]], runs: int, randomness: random.Random
+) -> Iterator[tuple[SampledFile, int]]:
+    total = sum(file.size_bytes // file.run_bytes for file in files())
+    chosen = sorted(randomness.randrange(total) for _ in range(runs if total else 0))
+    at = passed = 0
+    for file in files():
+        count = file.size_bytes // file.run_bytes
+        while at < len(chosen) and chosen[at] < passed + count:
+            yield file, chosen[at] - passed
+            at += 1
+        passed += count
 
 
 def is_missed(run: Bytes, prior_start: Lsn, start: Lsn, block_bytes: int) -> bool:

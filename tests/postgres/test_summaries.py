@@ -204,7 +204,7 @@ def test_a_sample_finds_what_summaries_forgot_and_nothing_else(cluster: PgCluste
         return None if content is None else content[offset : offset + length]
 
     def sampled(found: WalChanges) -> tuple[str, int] | None:
-        return cross_check(found, files, read, block_bytes=_BLOCK, runs=200, randomness=random.Random(3))
+        return cross_check(found, lambda: files, read, block_bytes=_BLOCK, runs=200, randomness=random.Random(3))
 
     assert sampled(changes) is None
     missed = sampled(forgetful)
