@@ -54,6 +54,7 @@ class Parser:
         parse: reads all of it.
         allowed: what may come out besides a result.
         changes: ways to change a seed.
+        proves: whether it must refuse everything but its seeds.
     """
 
     name: str
@@ -61,6 +62,7 @@ class Parser:
     parse: Callable[[bytes], object] = field(repr=False)
     allowed: tuple[type[Exception], ...] = field(default=(SeawallError,), repr=False)
     changes: Sequence[Callable[[bytes, random.Random], bytes]] = field(default=(), repr=False)
+    proves: bool = False
 
     def try_one(self, data: bytes) -> str:
         """How it ended: `read`, the name of an allowed error, or a sentence about one that is not."""
@@ -70,6 +72,8 @@ class Parser:
             return type(error).__name__
         except Exception as error:  # noqa: BLE001 - finding such failures is what this is for
             return f"! {self.name}: {type(error).__name__}: {error} from {data[:200]!r}"
+        if self.proves and data not in self.seeds:
+            return f"! {self.name}: read without a word from {data[:200]!r}"
         return "read"
 
 
@@ -178,8 +182,8 @@ def _of_the_codec(content: Mapping[str, bytes]) -> Iterator[Parser]:
     data = next(iter(bundles.values()))
     both = (some_bytes, noise)
     yield Parser("envelope", sealed, lambda data: read_envelope(data, "x"), changes=both)
-    yield Parser("frames", sealed, lambda data: open_bytes(data, "x", key_for), changes=both)
-    yield Parser("bundle", [data], lambda data: list(BundleReader([data], name, key_for)), changes=both)
+    yield Parser("frames", sealed, lambda data: open_bytes(data, "x", key_for), changes=both, proves=True)
+    yield Parser("bundle", [data], lambda data: list(BundleReader([data], name, key_for)), changes=both, proves=True)
     yield Parser("bundle index", [data], lambda data: _index(data, name, key_for), changes=both)
     index = json.dumps({"entries": [["a", 0, 0, 10, "0" * 64, 8192]], "frames": [[10, 10]]}).encode()
     yield Parser("index", [index], lambda data: decoded_index(data, "x"), changes=(*both, json_values))

@@ -208,6 +208,8 @@ def frames(data, logical, key_for):
         raise Unrecoverable("%s has a damaged header" % logical)
     if header["object"] != logical:
         raise Unrecoverable("%r lies where %r belongs" % (header["object"], logical))
+    if header["v"] != 1 or header["seal"] not in ("aes-256-gcm", "none"):
+        raise Unrecoverable("%s is of version %r and sealed by %r" % (logical, header["v"], header["seal"]))
     digest = hashlib.sha256(data[: 12 + length]).digest()
     cipher = None
     if header["seal"] == "aes-256-gcm":
