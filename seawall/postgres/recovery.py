@@ -235,7 +235,8 @@ def _target_settings(target: RecoveryTarget, action: TargetAction) -> dict[str, 
         return {"recovery_target_timeline": timeline}
     if target.kind is TargetKind.IMMEDIATE:
         # Consistency lies on the backup's own timeline, whatever came after it.
-        values = {"recovery_target": "immediate"}
+        # Behind an old backup its later WAL may have been let go; reading ahead would ask for it before the stop.
+        values = {"recovery_target": "immediate", "recovery_prefetch": "off"}
         timeline = "current" if timeline == "latest" else timeline
     else:
         values = {f"recovery_target_{target.kind.value}": target.value}
