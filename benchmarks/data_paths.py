@@ -1,10 +1,10 @@
-"""Which library carries the bytes to and from object storage: obstore against the vendors' own, on loopback servers.
+"""Which library carries the bytes to and from remote storage: candidates side by side, on the tests' loopback servers.
 
-python -m benchmarks.data_paths [--megabytes 512] [--node-modules DIRECTORY]
+python -m benchmarks.data_paths [--megabytes 512]
 
-It needs obstore beside what tests need, and the servers of the tests: moto (S3) and, below `--node-modules`, Azurite.
-Each line is one process of its own: wall seconds, the client's own CPU seconds, and its peak memory. The server shares
-the processors, so wall time says more about it than about the client; CPU seconds are the figure to compare.
+It needs obstore and paramiko beside what the tests need. Each line is one process of its own: wall seconds, the
+client's own CPU seconds, and its peak memory. The server shares the processors, so wall time says more about it than
+about the client; CPU seconds are the figure to compare.
 """
 
 from __future__ import annotations
@@ -13,17 +13,19 @@ import argparse
 import base64
 import hashlib
 import json
-import os
 import resource
-import socket
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote, urlsplit
+
+from seawall.settings import RepositorySettings
+from seawall.storage import open_driver
+from tools.storage_servers import Servers
 
 OBJECT_MIB = 64  # what a bundle holds
 PART = 16 << 20
@@ -90,7 +92,7 @@ class Obstore:
         from obstore.store import S3Store
 
         self._store: Any = S3Store(
-            BUCKET, endpoint=f"http://127.0.0.1:{port}", access_key_id="a", secret_access_key="b",  # noqa: S106 - a loopback server's
+            BUCKET, endpoint=f"http://127.0.0.1:{port}", access_key_id="a", secret_access_key="b",
             region="us-east-1", checksum_algorithm="SHA256", client_options={"allow_http": True},
         )  # fmt: skip
 
@@ -146,17 +148,73 @@ class ObstoreAzure(Obstore):
         )  # fmt: skip
 
 
-WAYS: dict[str, tuple[str, Callable[[int], Any]]] = {
+class Asyncssh:
+    """asyncssh, a few writes of a part at once."""
+
+    def __init__(self, settings: RepositorySettings) -> None:
+        self._storage = open_driver(settings.url, settings)
+
+    def put(self, name: str) -> None:
+        self._storage.put(name, chunks())
+
+    def get(self, name: str) -> int:
+        return sum(len(piece) for piece in self._storage.get(name))
+
+
+class Paramiko:
+    """paramiko with its own ways of writing and reading ahead."""
+
+    def __init__(self, settings: RepositorySettings) -> None:
+        import paramiko
+
+        place = urlsplit(settings.url)
+        self._root = unquote(place.path)
+        ssh = paramiko.SSHClient()
+        ssh.load_host_keys(str(settings.known_hosts_file))
+        ssh.connect(
+            place.hostname, place.port, place.username, key_filename=str(settings.credentials_file),
+            allow_agent=False, look_for_keys=False,
+        )  # fmt: skip
+        self._ssh, self._client = ssh, ssh.open_sftp()
+
+    def put(self, name: str) -> None:
+        with self._client.open(f"{self._root}/{name.replace('/', '-')}", "wxb") as file:
+            file.set_pipelined(True)
+            for chunk in chunks():
+                file.write(chunk)
+
+    def get(self, name: str) -> int:
+        total = 0
+        with self._client.open(f"{self._root}/{name.replace('/', '-')}", "rb") as file:
+            file.prefetch()
+            while piece := file.read(1 << 20):
+                total += len(piece)
+        return total
+
+
+class Driver(Asyncssh):
+    """Seawall's own driver, with all that it adds: conditions, checks, a look at what was stored, reading ahead."""
+
+
+WAYS: dict[str, tuple[str, Callable[..., Any]]] = {
     "boto3": ("s3", Boto3),
     "obstore-s3": ("s3", Obstore),
+    "driver-s3": ("s3", Driver),
     "azure-storage-blob": ("azure", AzureBlob),
     "obstore-azure": ("azure", ObstoreAzure),
+    "driver-azure": ("azure", Driver),
+    "driver-gs": ("gs", Driver),
+    "asyncssh": ("sftp", Asyncssh),
+    "paramiko": ("sftp", Paramiko),
 }
+_BY_SETTINGS = (Driver, Asyncssh, Paramiko)
 
 
-def measure(way: str, port: int, megabytes: int) -> None:
+def measure(way: str, megabytes: int, told: dict[str, Any]) -> None:
     """One way in this process; prints a line of JSON."""
-    client = WAYS[way][1](port)
+    make = WAYS[way][1]
+    paths = {name: Path(value) for name, value in told["settings"].items() if name.endswith("_file")}
+    client = make(RepositorySettings(**(told["settings"] | paths)) if make in _BY_SETTINGS else told["port"])
     figures: dict[str, float] = {}
     names = [f"{way}/{number}" for number in range(megabytes // OBJECT_MIB)]
     for verb, call in (("put", client.put), ("get", client.get)):
@@ -166,70 +224,37 @@ def measure(way: str, port: int, megabytes: int) -> None:
         figures[f"{verb}_seconds"] = time.perf_counter() - wall
         figures[f"{verb}_cpu_seconds"] = time.process_time() - cpu
     figures["peak_mib"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    print(json.dumps(figures))
+    print(json.dumps(figures), flush=True)
 
 
-@contextmanager
-def server(*command: str, port: int, place: str) -> Iterator[None]:
-    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd=place) as process:
-        try:
-            _wait(port)
-            yield
-        finally:
-            process.terminate()
+def compare(megabytes: int) -> None:
+    with tempfile.TemporaryDirectory() as place, Servers(Path(place)) as servers:
+        Boto3(servers["s3"].port).make()
+        AzureBlob(servers["azure"].port).make()
+        for way, (kind, _) in WAYS.items():
+            settings = servers[kind].settings()
+            about = {name: getattr(settings, name) for name in _TOLD if getattr(settings, name)}
+            told = {"port": servers[kind].port, "settings": {name: str(value) for name, value in about.items()}}
+            done = subprocess.run(
+                [sys.executable, "-m", "benchmarks.data_paths", "--way", way, "--megabytes", str(megabytes)],
+                check=True, stdout=subprocess.PIPE, text=True, input=json.dumps(told),
+            )  # fmt: skip
+            figures = json.loads(done.stdout)
+            print(f"{way:20}", *(f"{name} {value:7.2f}" for name, value in figures.items()), sep="  ", flush=True)
 
 
-def _wait(port: int) -> None:
-    for _ in range(300):
-        with socket.socket() as probe:
-            if probe.connect_ex(("127.0.0.1", port)) == 0:
-                return
-        time.sleep(0.1)
-    raise TimeoutError(f"no server on port {port}")
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
-def compare(megabytes: int, node_modules: Path) -> None:
-    ports = {"s3": _free_port(), "azure": _free_port()}
-    azurite = str(node_modules / ".bin" / "azurite-blob")
-    with tempfile.TemporaryDirectory() as place:
-        with (
-            server(sys.executable, "-m", "moto.server", "-p", str(ports["s3"]), port=ports["s3"], place=place),
-            server(
-                azurite, "--blobPort", str(ports["azure"]), "--location", place, "--silent", "--skipApiVersionCheck",
-                port=ports["azure"], place=place,
-            ),
-        ):  # fmt: skip
-            Boto3(ports["s3"]).make()
-            AzureBlob(ports["azure"]).make()
-            for way, (kind, _) in WAYS.items():
-                command = [sys.executable, "-m", "benchmarks.data_paths", "--way", way, "--port", str(ports[kind])]
-                done = subprocess.run(
-                    [*command, "--megabytes", str(megabytes)], check=True, capture_output=True, text=True
-                )
-                _show(way, json.loads(done.stdout))
-
-
-def _show(way: str, figures: dict[str, float]) -> None:
-    print(f"{way:20}", *(f"{name} {value:7.2f}" for name, value in figures.items()), sep="  ", flush=True)
+_TOLD = ("url", "endpoint", "region", "credentials_file", "known_hosts_file")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--megabytes", type=int, default=512)
-    parser.add_argument("--node-modules", type=Path, default=Path(os.environ.get("NODE_PATH", "node_modules")))
     parser.add_argument("--way", choices=WAYS)
-    parser.add_argument("--port", type=int, default=0)
     asked = parser.parse_args()
     if asked.way:
-        measure(asked.way, asked.port, asked.megabytes)
+        measure(asked.way, asked.megabytes, json.load(sys.stdin))
     else:
-        compare(asked.megabytes, asked.node_modules.absolute())
+        compare(asked.megabytes)
 
 
 if __name__ == "__main__":
