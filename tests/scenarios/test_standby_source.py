@@ -67,9 +67,15 @@ def test_backups_of_a_standby_restore_while_its_primary_is_idle(pair: Pair, mode
     pair.primary.query("CHECKPOINT")
     pair.caught_up()
     pair.standby.query("CHECKPOINT")
+    heard: list[Event] = []
+    moments.append((pair.backup(mode, BackupKind.INCREMENTAL, observe=Observer(heard.append)), pair.rows()))
+    assert [event for event in heard if isinstance(event, Noticed)] == []
+    # No restartpoint since the one before: it begins where that began, which a server of 17 and later refuses to
+    # send changes for; then all is compared.
     moments.append((pair.backup(mode, BackupKind.INCREMENTAL), pair.rows()))
-    assert moments[1][0].kind is BackupKind.INCREMENTAL
-    assert moments[1][0].stored_bytes < moments[0][0].stored_bytes
+    for head, _ in moments[1:]:
+        assert head.kind is BackupKind.INCREMENTAL
+        assert head.stored_bytes < moments[0][0].stored_bytes
     for head, wanted in moments:
         assert pair.site.verify(head.label).reached is Proof.WAL_CONTINUOUS
         with pair.site.restored(RecoveryTarget(TargetKind.IMMEDIATE), label=head.label) as instance:
