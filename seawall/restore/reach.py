@@ -100,7 +100,10 @@ class Reach:
         if target.moment is not None and target.moment > self._stored_at():
             self._refuse(f"the target {target.moment.isoformat()} lies after what is stored before it")
         if target.kind is TargetKind.LATEST and self.has_gap:
-            self._refuse("later segments are stored, so `latest` would silently lose what comes after the gap")
+            self._refuse(
+                "later segments are stored, so `latest` would silently lose what comes after the gap; the backup itself "
+                "can be restored to its own end (`--immediate`)"
+            )
 
     def _refuse(self, why: str) -> None:
         if self.has_gap:
