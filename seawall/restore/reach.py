@@ -101,8 +101,8 @@ class Reach:
             self._refuse(f"the target {target.moment.isoformat()} lies after what is stored before it")
         if target.kind is TargetKind.LATEST and self.has_gap:
             self._refuse(
-                "later segments are stored, so `latest` would silently lose what comes after the gap; the backup itself "
-                "can be restored to its own end (`--immediate`)"
+                "later segments are stored, so `latest` would silently lose what comes after the gap; the backup "
+                "itself can be restored to its own end (`--immediate`)"
             )
 
     def _refuse(self, why: str) -> None:
