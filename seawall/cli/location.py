@@ -25,7 +25,12 @@ def arguments(parser: argparse.ArgumentParser, _verb: str) -> None:
     add = commands.add_parser("add", help="try a new location, and add it to the settings file if it works")
     add.add_argument("name", help="1 to 63 characters of a-z, 0-9, - and _")
     add.add_argument("--url", required=True, help="where it is; never with a secret in it")
-    add.add_argument("--role", choices=_ROLES, default=LocationRole.OFFSITE.value)
+    add.add_argument(
+        "--role",
+        choices=_ROLES,
+        default=LocationRole.OFFSITE.value,
+        help=f"what it is for (default: {LocationRole.OFFSITE.value})",
+    )
     add.add_argument(
         "--set", action="append", default=[], metavar="KEY=VALUE", help="any other setting that [repository] has"
     )
@@ -33,7 +38,7 @@ def arguments(parser: argparse.ArgumentParser, _verb: str) -> None:
     check.add_argument("name", nargs="?", help="which (default: all)")
     commands.add_parser("list", help="show all locations, and what the catalog knows of them")
     remove = commands.add_parser("remove", help="take a location out of the settings file; what lies there stays")
-    remove.add_argument("name")
+    remove.add_argument("name", help="which; `seawall location list` shows them")
 
 
 def run(options: argparse.Namespace, context: Context) -> int:

@@ -126,9 +126,9 @@ class Recording:
             self._catalog.close()
         self._catalog = None
         hint = f" ({error.hint})" if error.hint else ""
-        self._context.observer.hear(
-            Noticed("high", "not-recorded", f"this {self._title} is not in the catalog: {error.message}{hint}")
-        )
+        later = "; `seawall catalog rebuild` makes it known there later" if self._title == "backup" else ""
+        message = f"this run of {self._title} is not in the catalog: {error.message}{hint}{later}"
+        self._context.observer.hear(Noticed("high", "not-recorded", message))
 
 
 @contextmanager

@@ -32,7 +32,9 @@ def arguments(parser: argparse.ArgumentParser, _verb: str) -> None:
         default=TargetAction.PROMOTE.value,
         help="at the target: promote (default); pause for a look, until somebody resumes; shut down unpromoted",
     )
-    parser.add_argument("--port", type=int, default=0, help="leave a server running there (default: stopped)")
+    parser.add_argument(
+        "--port", type=port, default=0, metavar="PORT", help="leave a server running there (default: stopped)"
+    )
     parser.add_argument("--no-start", action="store_true", help="lay files down only; you start and recover")
     parser.add_argument("--workers", type=int, default=2, metavar="N", help="parallel writers (default: 2)")
     parser.add_argument("--bin-directory", type=Path, help="where postgres of the right version lies")
@@ -51,6 +53,17 @@ def target_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--exclusive", action="store_true", help="stop just before the target, not after it")
     group.add_argument("--timeline", default="latest", help="a number, latest, or current")
     group.add_argument("--label", help="this backup and no other")
+
+
+def port(text: str) -> int:
+    """A TCP port; 0 for none.
+
+    Raises:
+        UsageError: it is none.
+    """
+    if not (text.isdigit() and int(text) < 1 << 16):
+        raise UsageError(f"--port {text!r} is no port", hint="A port is a number from 1 to 65535.")
+    return int(text)
 
 
 def target_of(options: argparse.Namespace) -> RecoveryTarget:

@@ -117,6 +117,12 @@ class TestOptions:
         assert done.code == 0
         assert done.json["keys"] == []
 
+    @pytest.mark.parametrize("wrong", ["70000", "x", "-1", ""])
+    def test_a_port_that_is_none_is_refused(self, seawall: Run, plain: Path, wrong: str) -> None:
+        done = seawall("restore", "shop", "--into", "/nowhere/else", f"--port={wrong}", "--config", plain, "--json")
+        assert (done.code, done.error["code"]) == (2, "usage")
+        assert "--port" in done.error["message"]
+
     def test_a_settings_file_may_be_named_like_a_verb(
         self, seawall: Run, plain: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:

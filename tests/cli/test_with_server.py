@@ -216,8 +216,8 @@ class TestRecords:
         config = site.variant("lost", (f"{site.config.parent}/catalog.db", str(lost)))
         told = site.run("backup", "--config", config)
         assert told.code == 0, told.out + told.err
-        assert "this backup is not in the catalog" in told.err
-        assert "seawall catalog" in told.err
+        assert "this run of backup is not in the catalog" in told.err
+        assert "`seawall catalog rebuild` makes it known" in told.err
         quiet = site.seawall("verify", config=config)
         assert (quiet.code, quiet.json["records"][0]["recorded"]) == (0, False)
         label = site.seawall("list", config=config).json["backups"][-1]["label"]
