@@ -95,6 +95,28 @@ SERVED = (
         # One run cleans all sources, so a second one has nothing to do.
         Limit(1, cancel_next=True),
     ),
+    Served(
+        "mirror",
+        "flows.mirror.mirror",
+        "maintenance",
+        "Bring the copies in other locations up to date.",
+        # One run serves all sources and goes on where the last one stopped.
+        Limit(1, cancel_next=True),
+    ),
+    Served(
+        "renew-proofs",
+        "flows.renew_proofs.renew_proofs",
+        "maintenance",
+        "Read what was proved longest ago, within a budget, and heal what is wrong.",
+        Limit(1, cancel_next=True),
+    ),
+    Served(
+        "location-health",
+        "flows.location_health.location_health",
+        "maintenance",
+        "Look whether every storage location works.",
+        Limit(1, cancel_next=True),
+    ),
 )
 
 

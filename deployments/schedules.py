@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 
 from seawall.catalog import Job, JobType
-from seawall.catalog.recording import RETENTION_JOB
+from seawall.catalog.recording import RETENTION_JOB, SITE_JOBS
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +56,9 @@ JOBS = (
     JobPlan("verify", JobType.VERIFY, "30 4 * * *", is_local=True),
     JobPlan("restore-test", JobType.RESTORE_TEST, "0 5 1 * *", is_local=True),
     JobPlan(RETENTION_JOB, JobType.RETENTION, "30 6 * * *", is_local=True, for_each_source=False),
+    JobPlan(SITE_JOBS[JobType.MIRROR], JobType.MIRROR, "20 * * * *", for_each_source=False),
+    JobPlan(SITE_JOBS[JobType.PROOFS], JobType.PROOFS, "30 3 * * *", is_local=True, for_each_source=False),
+    JobPlan(SITE_JOBS[JobType.LOCATION_HEALTH], JobType.LOCATION_HEALTH, "10 * * * *", for_each_source=False),
 )
 DEPLOYMENT_OF = {
     JobType.FULL: "backup",
@@ -64,7 +67,7 @@ DEPLOYMENT_OF = {
     JobType.TRANSACTION_LOG: "archive-wal",
     JobType.VERIFY: "verify",
     JobType.RESTORE_TEST: "restore-test",
-    JobType.RETENTION: "retention-cleanup",
+    **SITE_JOBS,
 }
 
 
@@ -89,7 +92,7 @@ def _source_of(job: Job) -> dict[str, str]:
 
 
 def _is_the_sites(job: Job) -> bool:
-    return job.job_type is JobType.RETENTION
+    return job.job_type in SITE_JOBS
 
 
 def next_runs(cron: str, time_zone: str, *, after: datetime, count: int) -> tuple[datetime, ...]:

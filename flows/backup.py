@@ -1,4 +1,4 @@
-"""Any backup job: take it, then read it back."""
+"""Any backup job: take it, read it back, copy it to its mirrors."""
 
 from __future__ import annotations
 
@@ -11,9 +11,10 @@ from prefect.client.schemas.objects import State
 
 from blocks.site import BlockNames, settings_for
 from seawall.catalog.recording import kind_of
-from seawall.errors import LeaseHeld
+from seawall.errors import LeaseHeld, SeawallError
 from seawall.model import BackupKind, BackupLabel, Proof
-from tasks import admission
+from seawall.settings import Settings
+from tasks import admission, upkeep
 from tasks import backup as backup_task
 from tasks import verify as verify_task
 from tasks.execution import AlreadyRunning
@@ -61,4 +62,14 @@ def backup(
         # Whatever holds the source's lease makes a backup that is newer than this one would have been.
         return admission.nothing_to_do(f"superseded: {error.message}")
     proved = verify_task.check(settings, source, BackupLabel.parse(str(taken["label"])), up_to) if verify else {}
-    return {"backup": dict(taken), "verification": dict(proved)}
+    return {"backup": dict(taken), "verification": dict(proved), "copies": _copied(settings, source)}
+
+
+def _copied(settings: Settings, source: str) -> dict[str, Any]:
+    """Copy what was taken to the source's mirrors. A location that fails is an alert, and the backup stands."""
+    if not settings.source(source).mirrors:
+        return {}
+    try:
+        return dict(upkeep.mirror(settings, [source], None))
+    except SeawallError as error:
+        return {"error": error.as_dict()}

@@ -155,7 +155,7 @@ def nearest(settings: Settings, observe: Observer, ring: KeyRing | None = None) 
         except SeawallError as error:
             failures.append(error)
             text = f"location {name} cannot be opened and is left out: {error.message}"
-            observe.hear(Noticed("high", "location-silent", text))
+            observe.hear(Noticed("medium", "location-silent", text))
     if not found:
         raise failures[0]
     return Nearest(found, Evidence([copy.storage for copy in found], ring), observe)

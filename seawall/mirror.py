@@ -310,7 +310,7 @@ class _Mirroring:
             wrong = {name: error for name, error in zip(wave, pool.map(self._copy, wave), strict=True) if error}
             for name, error in wrong.items():
                 self.left[name] = error.message
-                self.observe.hear(Noticed("high", "mirror-left", f"{name} is not copied: {error.message}"))
+                self.observe.hear(Noticed("medium", "mirror-left", f"{name} is not copied: {error.message}"))
             # What follows may only exist when all of this does.
             if wrong:
                 return

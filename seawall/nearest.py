@@ -247,7 +247,7 @@ class Nearest:
                 self._silent.add(copy.name)
             if is_new:
                 text = f"location {copy.name} does not answer and is left out: {error.message}"
-                self._observe.hear(Noticed("high", "location-silent", text))
+                self._observe.hear(Noticed("medium", "location-silent", text))
             return
         self.found_wrong.setdefault((copy.name, name), error)
         if isinstance(error, _DAMAGE):

@@ -102,7 +102,7 @@ def mirror_source(
             raise
         except SeawallError as error:
             failures[name] = error
-            observe.hear(Noticed("high", "mirror-failed", f"{source} is not copied to {name}: {error.message}"))
+            observe.hear(Noticed("medium", "mirror-failed", f"{source} is not copied to {name}: {error.message}"))
     heads, _ = repository.source(source).readable_heads()
     result = Mirrored(source, reports, failures, mirror.protection(policy, heads, held, now=now))
     if catalog is not None:
@@ -290,7 +290,7 @@ def _open_into(opened: list[Copy], settings: Settings, name: str, observe: Obser
     try:
         opened.append(Copy(name, locations.opened(settings, name, observe)))
     except (StorageError, NotARepository, Damaged) as error:
-        observe.hear(Noticed("high", "location-silent", f"location {name} cannot be opened: {error.message}"))
+        observe.hear(Noticed("medium", "location-silent", f"location {name} cannot be opened: {error.message}"))
 
 
 def _remember(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from uuid import UUID
 
-from seawall.catalog import Catalog, Job, JobType
+from seawall.catalog import Catalog, Job, JobType, recording
 from seawall.catalog.recording import job_of, job_type_of, retention_job
 from seawall.model import BackupKind
 from seawall.settings import Settings
@@ -44,3 +44,13 @@ def cleaning_job(settings: Settings, job_id: UUID | None) -> Job:
     """
     with Catalog.open(settings.catalog.url) as catalog:
         return catalog.job(job_id) if job_id else retention_job(catalog, settings, now=utc_now())
+
+
+def site_job(settings: Settings, job_id: UUID | None, job_type: JobType) -> Job:
+    """The job of a run for the whole site: the one that was named, else the site's own of that type.
+
+    Raises:
+        RecordMissing: there is no job of that id.
+    """
+    with Catalog.open(settings.catalog.url) as catalog:
+        return catalog.job(job_id) if job_id else recording.site_job(catalog, settings, job_type, now=utc_now())

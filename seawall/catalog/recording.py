@@ -43,6 +43,13 @@ KINDS = {
 }
 
 RETENTION_JOB = "retention-cleanup"
+# Jobs of the site as a whole, each named like its deployment.
+SITE_JOBS = {
+    JobType.RETENTION: RETENTION_JOB,
+    JobType.MIRROR: "mirror",
+    JobType.PROOFS: "renew-proofs",
+    JobType.LOCATION_HEALTH: "location-health",
+}
 SUSPECT = "suspect-backup"
 
 
@@ -241,12 +248,17 @@ def job_of(catalog: Catalog, settings: Settings, source: str, job_type: JobType,
 
 def retention_job(catalog: Catalog, settings: Settings, *, now: datetime) -> Job:
     """The site's job that applies every source's retention; a new one without a schedule if there is none."""
-    known = [job for job in catalog.jobs() if job.job_type is JobType.RETENTION]
+    return site_job(catalog, settings, JobType.RETENTION, now=now)
+
+
+def site_job(catalog: Catalog, settings: Settings, job_type: JobType, *, now: datetime) -> Job:
+    """The site's job of a type of `SITE_JOBS`; a new one without a schedule if there is none."""
+    known = [job for job in catalog.jobs() if job.job_type is job_type]
     if known:
         return known[0]
     made = catalog.ensure_job(
-        RETENTION_JOB,
-        JobType.RETENTION,
+        SITE_JOBS[job_type],
+        job_type,
         backup_targets={},
         destination_config={"repository": settings.repository.url},
         now=now,

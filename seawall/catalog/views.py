@@ -31,6 +31,9 @@ class JobType(StrEnum):
     VERIFY = "verify"
     RESTORE_TEST = "restore_test"
     RETENTION = "retention"
+    MIRROR = "mirror"
+    PROOFS = "proofs"
+    LOCATION_HEALTH = "location_health"
 
 
 class RunStatus(StrEnum):

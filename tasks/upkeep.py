@@ -1,0 +1,138 @@
+"""Upkeep of storage locations: copies, proofs, health."""
+
+from __future__ import annotations
+
+from uuid import UUID
+
+from prefect import task
+from prefect.cache_policies import NO_CACHE
+
+from seawall import upkeep
+from seawall.catalog.facts import Facts
+from seawall.catalog.recording import ExecutionRecord, Result
+from seawall.errors import NotARepository, SeawallError, StorageError
+from seawall.locations import in_order
+from seawall.model import Proof
+from seawall.proofs import Budget
+from seawall.settings import Settings
+from seawall.upkeep import Mirrored, Proved
+from tasks.execution import Surroundings, execute
+from tasks.opening import can_help, opened, ring_of
+from tasks.verify import deepest
+
+
+@task(name="mirror", cache_policy=NO_CACHE, persist_result=False)
+def mirror(settings: Settings, sources: list[str], job_id: UUID | None) -> Facts:
+    """Bring copies up to date in every location that sources name; the next run goes on where this one stopped.
+
+    Raises:
+        Partial: a location did not answer, or something could not be copied; the backups themselves stand.
+    """
+
+    def verb(around: Surroundings) -> Result:
+        with opened(settings) as repository, ring_of(settings) as ring:
+            results = [
+                upkeep.mirror_source(
+                    settings, repository, name, ring, around.catalog, now=around.now, observe=around.observe
+                )
+                for name in sources
+            ]
+        failure = upkeep.mirror_failure(results)
+        if failure is not None:
+            raise failure
+        return Result({one.source: _mirrored(one) for one in results})
+
+    record = None if job_id is None else ExecutionRecord(job_id)
+    return execute(record, verb, settings=settings, title="mirror", subject=",".join(sources))
+
+
+def _mirrored(result: Mirrored) -> dict[str, object]:
+    return {
+        "locations": {
+            name: {"objects": report.objects, "stored_bytes": report.stored_bytes, "committed": list(report.committed)}
+            for name, report in result.reports.items()
+        },
+        "unprotected": [str(one.label) for one in result.unprotected],
+    }
+
+
+@task(
+    name="renew-proofs",
+    cache_policy=NO_CACHE,
+    persist_result=False,
+    retries=1,
+    retry_delay_seconds=60,
+    retry_condition_fn=can_help,
+)
+def renew_proofs(settings: Settings, sources: list[str], budget: str, job_id: UUID | None) -> Facts:
+    """Read the objects whose proofs are oldest, in each location as much as the budget admits, and heal what is wrong.
+
+    Args:
+        budget: an amount such as `50GB` or a time such as `30m`, for each source in each location.
+
+    Raises:
+        VerificationFailed: something is wrong that could not be healed.
+        StorageError: a location did not answer; the others were read.
+    """
+    admitted = Budget.parse(budget)
+    up_to = Proof.HASH_GOOD if deepest(settings) is Proof.HASH_GOOD else Proof.DECRYPTABLE
+
+    def verb(around: Surroundings) -> Result:
+        results: list[Proved] = []
+        silent: list[SeawallError] = []
+        with ring_of(settings) as ring:
+            for source in sources:
+                mirrors = upkeep.policy_of(settings, source).locations
+                for location in (name for name in in_order(settings) if name in ("primary", *mirrors)):
+                    try:
+                        results.append(
+                            upkeep.prove(
+                                settings, source, ring, around.catalog, admitted, location=location, up_to=up_to,
+                                actor=around.actor, now=around.now, observe=around.observe,
+                                workers=settings.source(source).workers,
+                            )
+                        )  # fmt: skip
+                    except (StorageError, NotARepository) as error:
+                        silent.append(error)
+        failure = upkeep.proof_failure(results) or next(iter(silent), None)
+        if failure is not None:
+            raise failure
+        return Result({"proved": [_proved(one) for one in results]})
+
+    record = None if job_id is None else ExecutionRecord(job_id)
+    return execute(record, verb, settings=settings, title="renew-proofs", subject=",".join(sources))
+
+
+def _proved(result: Proved) -> dict[str, object]:
+    return {
+        "source": result.source,
+        "location": result.location,
+        "objects": len(result.report.proved),
+        "stored_bytes": result.report.stored_bytes,
+        "left": result.left,
+        "healed": [one.name for one in result.healed.healed],
+    }
+
+
+@task(name="check-locations", cache_policy=NO_CACHE, persist_result=False)
+def check_locations(settings: Settings, job_id: UUID | None) -> Facts:
+    """Write, read back and delete a probe in every location; one that is down is an alert of its own.
+
+    Raises:
+        SeawallError: what the first location that is down answered.
+    """
+
+    def verb(around: Surroundings) -> Result:
+        reports = upkeep.check_locations(settings, around.catalog, now=around.now, observe=around.observe)
+        for report in reports:
+            if report.error is not None:
+                raise report.error
+        return Result(
+            {
+                one.name: {"write_seconds": round(one.write_seconds, 4), "read_seconds": round(one.read_seconds, 4)}
+                for one in reports
+            }
+        )
+
+    record = None if job_id is None else ExecutionRecord(job_id)
+    return execute(record, verb, settings=settings, title="location-health", subject="site")
