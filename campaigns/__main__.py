@@ -11,10 +11,12 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from campaigns import agents, damage, faults, fuzz, kill, live, sample, scenes, victims
 from campaigns.sample import QuickRing
+from seawall.errors import SeawallError
 from seawall.model import Compression, CopyMode, SealingMode
 from seawall.postgres.binaries import Account
 
@@ -91,26 +93,32 @@ def run_kill(place: Path, options: argparse.Namespace) -> Figures:
             base, made = scenes.still(place / f"still-{mode.value}", place, mode, options.seed)
             life = kill.StillLife(place, base, made, ring)
             for verb in life.verbs():
-                _timed(verb, lambda verb=verb, life=life: life.kill(verb, options.points, tally))  # type: ignore[misc] # defaults bind the loop's values
-            archiving = agents.Archiving(place, base, made, ring)
-            _timed("agent", lambda archiving=archiving: archiving.kill(options.points, tally))  # type: ignore[misc] # as above
+                _timed(verb, partial(life.kill, verb, options.points, tally), tally)
+            if mode is SealingMode.AES_256_GCM:
+                _timed("agent", partial(agents.Archiving(place, base, made, ring).kill, options.points, tally), tally)
         with scenes.live(place / "live", place, SealingMode.AES_256_GCM) as (scene, instance):
             beside = live.Live(scene, instance, ring)
             for copy_mode in CopyMode:
-                _timed(f"full, {copy_mode.value}", lambda m=copy_mode: beside.kill_backups(m, options.points, tally))  # type: ignore[misc] # as above
-            _timed("incremental", lambda: beside.kill_incrementals(options.points, tally))
-            _timed("receiver", lambda: beside.kill_receivers(options.points, tally))
-            _timed("worker", lambda: beside.kill_workers(options.points, tally))
-            _timed("PostgreSQL", lambda: beside.kill_servers(max(options.points // 6, 2), tally))
+                _timed(copy_mode.value, partial(beside.kill_backups, copy_mode, options.points, tally), tally)
+            _timed("incremental", partial(beside.kill_incrementals, options.points, tally), tally)
+            _timed("receiver", partial(beside.kill_receivers, options.points, tally), tally)
+            _timed("worker", partial(beside.kill_workers, options.points, tally), tally)
+            _timed("PostgreSQL", partial(beside.kill_servers, max(options.points // 6, 2), tally), tally)
             wrong = list(beside.start_restored(Account.for_servers()))
     _print_kill(tally)
     return {"kills": tally.by_verb(), "boundaries": dict(tally.boundaries), "faults": tally.faults + wrong}
 
 
-def _timed(what: str, do: Callable[[], None]) -> None:
+def _timed(what: str, do: Callable[[], None], tally: kill.Tally) -> None:
+    """Kill one verb, and say how far that is; what ended it is one more thing that was found."""
     begin = time.monotonic()
-    do()
-    print(f"  {what}: {time.monotonic() - begin:.0f} s", file=sys.stderr, flush=True)
+    try:
+        do()
+    except (RuntimeError, TimeoutError, SeawallError) as error:
+        tally.add(what, 0, "the campaign itself", [f"{type(error).__name__}: {error}"])
+    seconds = time.monotonic() - begin
+    far = f"{len(tally.kills)} kills, {len(tally.faults)} faults"
+    print(f"  {what}: {far}, {seconds:.0f} s", file=sys.stderr, flush=True)
 
 
 def _print_kill(tally: kill.Tally) -> None:
