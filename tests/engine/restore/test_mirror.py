@@ -567,3 +567,31 @@ def test_a_backup_that_shrank_beside_those_before_it_is_suspect(small: tuple[Any
     assert mark.usual > mark.value * 100
     found = suspicions(site.area.heads())
     assert [label for label, marks in found.items() if marks] == [str(shrunk.label)]
+
+
+# -- real services
+
+
+@pytest.mark.servers
+@pytest.mark.parametrize("kind", ["s3", "sftp", "azure"])
+def test_a_mirror_on_a_real_service_is_whole_found_damaged_and_healed(
+    sealed_site: Any, request: pytest.FixtureRequest, kind: str
+) -> None:
+    site = sealed_site
+    site.wal(1, 4)
+    head = site.backup(0, 1, 3.5)
+    there = request.getfixturevalue("servers")[kind].storage()
+    try:
+        assert mirrored(site, there).left == {}
+        assert mirrored(site, there).objects == 0
+        assert proved(site, there, head)
+        names = [stat.name for stat in there.list("sources/") if "/bundles/" in stat.name or "/wal/" in stat.name]
+        damage(there, names[0])
+        there.delete(names[-1])
+        assert not proved(site, there, head)
+        assert proved(site, nearest(site, there, site.storage), head)
+        report = healed(site, "cloud", {"cloud": there, "primary": site.storage}, names)
+        assert [one.name for one in report.healed] == [names[0], names[-1]]
+        assert proved(site, there, head)
+    finally:
+        there.close()
