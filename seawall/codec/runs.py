@@ -19,12 +19,12 @@ _MOST_RUN_BYTES = 1024 * _KIB
 def run_bytes(file_bytes: int) -> int:
     """How long the runs of a file are: short ones where much of a small file would be stored for one changed page.
 
+    Longer ones would make the map of a large file smaller, and every incremental of it larger (ADR 0010).
+
     Args:
         file_bytes: the file's size when it was listed.
     """
-    if file_bytes < 1024 * _KIB:
-        return 8 * _KIB
-    return 16 * _KIB if file_bytes < 64 * 1024 * _KIB else 32 * _KIB
+    return 8 * _KIB if file_bytes < 1024 * _KIB else 16 * _KIB
 
 
 def checked_run_bytes(value: object) -> int:
