@@ -103,7 +103,7 @@ class SealingSettings:
     Args:
         mode: `aes-256-gcm` (data keys wrapped by OpenPGP), `openpgp` (each object is what `gpg -d` opens), or `none`.
         compression: `zstd`, `lz4`, `gzip`, or `none`.
-        level: the codec's own level; higher is smaller and slower.
+        level: the codec's own level; higher is smaller and slower (of lz4, 0 and 1 are faster than its usual one).
         keyring: the GnuPG home that holds the keys, mode 0700.
         operations: the full OpenPGP fingerprint of the key for everyday restores.
         escrow: the full OpenPGP fingerprint of the key that is kept offline.
