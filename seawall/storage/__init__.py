@@ -1,7 +1,7 @@
 """One contract for every place that backups lie in.
 
 `open_storage` finds the driver by the scheme of the URL and imports nothing but that, so that the WAL path never pays
-for drivers it does not use. The drivers' modules fulfil `base.Storage` and offer `open_url(url, settings)`.
+for drivers it does not use. The drivers' modules fulfil `base.Storage` and offer `open_url(url, settings, sleep)`.
 """
 
 from __future__ import annotations
@@ -30,14 +30,15 @@ _REMOTE = ("endpoint", "region", "credentials_file", "ca_file", "known_hosts_fil
 
 
 class _Driver(Protocol):
-    def open_url(self, url: str, settings: RepositorySettings) -> Storage: ...
+    def open_url(self, url: str, settings: RepositorySettings, sleep: Sleep) -> Storage: ...
 
 
-def open_driver(url: str, settings: RepositorySettings | None = None) -> Storage:
+def open_driver(url: str, settings: RepositorySettings | None = None, sleep: Sleep = time.sleep) -> Storage:
     """The bare driver for a URL or an absolute path (which is taken as it is: `%20` in a path is no space).
 
     Args:
         settings: how the place is reached, where it is a remote one; their own `url` is not looked at.
+        sleep: called with seconds between attempts of a request inside a put; may raise to cancel.
 
     Raises:
         SettingsError: no driver knows the URL, or it cannot make use of a setting.
@@ -52,7 +53,7 @@ def open_driver(url: str, settings: RepositorySettings | None = None) -> Storage
     useless = [name for name in _REMOTE if getattr(settings, name)] if scheme in ("file", "memory") else []
     if useless:
         raise SettingsError(f"{', '.join(useless)} mean nothing to a {scheme}: storage", hint="Remove them.")
-    return cast(_Driver, import_module(DRIVERS[scheme])).open_url(url, settings)
+    return cast(_Driver, import_module(DRIVERS[scheme])).open_url(url, settings, sleep)
 
 
 def open_storage(
@@ -71,7 +72,7 @@ def open_storage(
     if settings.concurrency < 1 or settings.attempts < 1:
         raise SettingsError("[repository] concurrency and attempts must be at least 1")
     bucket = bucket or TokenBucket(settings.bandwidth_bytes_per_second, sleep=sleep)
-    limited = Limited(Throttled(open_driver(settings.url, settings), bucket), settings.concurrency)
+    limited = Limited(Throttled(open_driver(settings.url, settings, sleep), bucket), settings.concurrency)
     retrying = Retrying(limited, RetryPolicy(attempts=settings.attempts), sleep=sleep)
     return Confirming(retrying) if settings.confirm is Confirm.HASH else retrying
 

@@ -13,6 +13,7 @@ import contextlib
 import hashlib
 import json
 import secrets
+import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -54,7 +55,7 @@ from seawall.storage.answers import explained, server_time
 from seawall.storage.base import Capabilities, Stat
 from seawall.storage.objects import Fetched, ObjectStorage
 from seawall.storage.parts import AHEAD, PART_BYTES
-from seawall.storage.retry import RetryPolicy
+from seawall.storage.retry import RetryPolicy, Sleep
 
 _CONNECT_SECONDS = 10
 _READ_SECONDS = 60
@@ -75,7 +76,7 @@ _BY_CODE: dict[str, type[SeawallError]] = {
 }
 
 
-def open_url(url: str, settings: RepositorySettings) -> ObjectStorage:
+def open_url(url: str, settings: RepositorySettings, sleep: Sleep = time.sleep) -> ObjectStorage:
     """The storage at `azure://container/prefix`; nothing is asked of the service yet.
 
     Raises:
@@ -83,7 +84,7 @@ def open_url(url: str, settings: RepositorySettings) -> ObjectStorage:
     """
     place = bucket_place(url, "azure")
     bucket = AzureContainer(place, client(settings).get_container_client(place.bucket))
-    return ObjectStorage(bucket, RetryPolicy(attempts=settings.attempts))
+    return ObjectStorage(bucket, RetryPolicy(attempts=settings.attempts), sleep)
 
 
 def client(settings: RepositorySettings) -> BlobServiceClient:

@@ -14,6 +14,7 @@ import base64
 import contextlib
 import json
 import secrets
+import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -45,7 +46,7 @@ from seawall.storage.answers import explained, server_time
 from seawall.storage.base import Capabilities, Stat
 from seawall.storage.objects import Fetched, ObjectStorage
 from seawall.storage.parts import PART_BYTES
-from seawall.storage.retry import RetryPolicy
+from seawall.storage.retry import RetryPolicy, Sleep
 
 _ENDPOINT = "https://storage.googleapis.com"
 _SCOPE = "https://www.googleapis.com/auth/devstorage.read_write"
@@ -58,7 +59,7 @@ _LOCKED = frozenset({"retentionPolicyNotMet", "objectUnderActiveHold", "objectUn
 _BUSY = frozenset({"rateLimitExceeded", "userRateLimitExceeded", "usageLimitExceeded", "quotaExceeded"})
 
 
-def open_url(url: str, settings: RepositorySettings) -> ObjectStorage:
+def open_url(url: str, settings: RepositorySettings, sleep: Sleep = time.sleep) -> ObjectStorage:
     """The storage at `gs://bucket/prefix`; nothing is asked of the service yet.
 
     Raises:
@@ -66,7 +67,7 @@ def open_url(url: str, settings: RepositorySettings) -> ObjectStorage:
     """
     endpoint = secured_endpoint(settings)
     bucket = GcsBucket(bucket_place(url, "gs"), session(settings), endpoint or _ENDPOINT)
-    return ObjectStorage(bucket, RetryPolicy(attempts=settings.attempts))
+    return ObjectStorage(bucket, RetryPolicy(attempts=settings.attempts), sleep)
 
 
 def session(settings: RepositorySettings) -> AuthorizedSession:

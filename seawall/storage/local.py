@@ -29,7 +29,6 @@ from seawall.errors import (
     StorageFull,
     StorageUnreachable,
 )
-from seawall.settings import RepositorySettings
 from seawall.storage.base import (
     PIECE_BYTES,
     Bytes,
@@ -60,7 +59,7 @@ _UNREACHABLE = frozenset(
 )
 
 
-def open_url(url: str, _settings: RepositorySettings | None = None) -> LocalStorage:
+def open_url(url: str, *_how: object) -> LocalStorage:
     """The storage at `file:///absolute/path` (percent-encoded) or at a plain absolute path (taken as it is).
 
     Raises:

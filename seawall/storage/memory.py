@@ -13,7 +13,6 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 
 from seawall.errors import ObjectExists, ObjectLocked, ObjectMissing, ObjectTruncated, StorageFull
-from seawall.settings import RepositorySettings
 from seawall.storage.base import (
     PIECE_BYTES,
     Bytes,
@@ -30,7 +29,7 @@ _shared: dict[str, MemoryStorage] = {}
 _shared_lock = threading.Lock()
 
 
-def open_url(url: str, _settings: RepositorySettings | None = None) -> MemoryStorage:
+def open_url(url: str, *_how: object) -> MemoryStorage:
     """`memory:NAME` is one storage for the whole process; `memory:` alone is a new one each time."""
     name = url.removeprefix("memory:")
     if not name:

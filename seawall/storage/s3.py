@@ -14,6 +14,7 @@ import base64
 import configparser
 import contextlib
 import hashlib
+import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -44,7 +45,7 @@ from seawall.storage.base import Bytes, Capabilities, Stat, checked_object_name
 from seawall.storage.immutability import Retention
 from seawall.storage.objects import Fetched, ObjectStorage
 from seawall.storage.parts import AHEAD
-from seawall.storage.retry import RetryPolicy
+from seawall.storage.retry import RetryPolicy, Sleep
 
 _CONNECT_SECONDS = 10
 _READ_SECONDS = 60
@@ -70,14 +71,16 @@ _HINTS = (
 )
 
 
-def open_url(url: str, settings: RepositorySettings) -> S3Storage:
+def open_url(url: str, settings: RepositorySettings, sleep: Sleep = time.sleep) -> S3Storage:
     """The storage at `s3://bucket/prefix`; nothing is asked of the service yet.
 
     Raises:
         SettingsError: the URL, the endpoint or the credentials file is wrong.
     """
     place = bucket_place(url, "s3")
-    return S3Storage(S3Bucket(place, client(settings), settings.lock_mode), RetryPolicy(attempts=settings.attempts))
+    return S3Storage(
+        S3Bucket(place, client(settings), settings.lock_mode), RetryPolicy(attempts=settings.attempts), sleep
+    )
 
 
 def client(settings: RepositorySettings) -> Any:
@@ -126,6 +129,7 @@ class S3Bucket:
         self._mode = mode
         self._lock = {} if until is None else {"ObjectLockMode": mode.name, "ObjectLockRetainUntilDate": until}
         self._seen = False
+        self._lockable: bool | None = None
 
     def locking(self, until: datetime) -> S3Bucket:
         """The same bucket, in which everything that is written is locked until then."""
@@ -138,7 +142,12 @@ class S3Bucket:
     @property
     def capabilities(self) -> Capabilities:
         return Capabilities(
-            create_only=True, consistent_list=True, object_lock=True, free_space=False, checksums=True, folders=False
+            create_only=True,
+            consistent_list=True,
+            object_lock=self._can_lock(),
+            free_space=False,
+            checksums=True,
+            folders=False,
         )
 
     def create(self, name: str, content: bytearray) -> None:
@@ -286,6 +295,20 @@ class S3Bucket:
             raise ObjectLocked(f"{name} in {self.url} is under a legal hold")
         if until is not None and until > server_time(found["ResponseMetadata"]["HTTPHeaders"].get("date"), self.url):
             raise ObjectLocked(f"{name} in {self.url} is immutable until {until.astimezone(UTC):%Y-%m-%d %H:%M} UTC")
+
+    def _can_lock(self) -> bool:
+        """Whether Object Lock is on; not, as long as the service does not say so."""
+        if self._lockable is None:
+            try:
+                with self._translated("look at", "the bucket"):
+                    found = self._client.get_object_lock_configuration(Bucket=self._place.bucket)
+            except (StorageUnreachable, NotARepository):
+                return False
+            except StorageError:
+                self._lockable = False
+            else:
+                self._lockable = found["ObjectLockConfiguration"].get("ObjectLockEnabled") == "Enabled"
+        return self._lockable
 
     def _refuse_missing_bucket(self) -> None:
         if self._seen:

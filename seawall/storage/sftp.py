@@ -15,8 +15,9 @@ import contextlib
 import secrets
 import stat as modes
 import threading
+import time
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator
-from concurrent.futures import CancelledError, Future
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, TypeVar, cast
@@ -49,6 +50,7 @@ from seawall.storage.base import (
     is_object_name,
 )
 from seawall.storage.parts import PART_BYTES, cut, exactly, read_ahead, send_ahead
+from seawall.storage.retry import RetryPolicy, Sleep, repeated
 
 _T = TypeVar("_T")
 _Entries = list[tuple[str, asyncssh.SFTPAttrs]]
@@ -58,6 +60,7 @@ _CONNECT_SECONDS = 15
 _CALL_SECONDS = 120
 _KEEPALIVE_SECONDS = 15
 _GOODBYE_SECONDS = 5
+_THREADS = 8
 
 # How often `put` makes folders again that another client, cleaning up, removed before they held anything.
 _FOLDER_RACES = 16
@@ -66,7 +69,7 @@ _FOLDER_RACES = 16
 _NEARLY_FULL_BYTES = 1 << 20
 
 
-def open_url(url: str, settings: RepositorySettings) -> SftpStorage:
+def open_url(url: str, settings: RepositorySettings, sleep: Sleep = time.sleep) -> SftpStorage:
     """The storage at `sftp://user@host:port/absolute/path`; nothing is asked of the server yet.
 
     Raises:
@@ -80,7 +83,8 @@ def open_url(url: str, settings: RepositorySettings) -> SftpStorage:
     root = unquote(parts.path).rstrip("/")
     if "\0" in root or "/../" in f"{root}/":
         raise SettingsError("the path of an sftp URL must be absolute and without '..'")
-    return SftpStorage(Connection(parts.hostname, parts.port or 22, parts.username, settings), root)
+    connection = Connection(parts.hostname, parts.port or 22, parts.username, settings)
+    return SftpStorage(connection, root, RetryPolicy(attempts=settings.attempts), sleep)
 
 
 class Connection:
@@ -170,11 +174,18 @@ class SftpStorage:
 
     Args:
         root: absolute; the first `put` makes it if it does not exist.
+        policy: how often one request of a put is repeated.
+        sleep: called with seconds between these.
     """
 
-    def __init__(self, connection: Connection, root: str) -> None:
+    def __init__(
+        self, connection: Connection, root: str, policy: RetryPolicy | None = None, sleep: Sleep = time.sleep
+    ) -> None:
         self._connection = connection
         self._root = root
+        self._policy = policy or RetryPolicy()
+        self._sleep = sleep
+        self._executor = ThreadPoolExecutor(_THREADS, thread_name_prefix="sftp-part")
 
     @property
     def url(self) -> str:
@@ -186,17 +197,18 @@ class SftpStorage:
 
     def put(self, name: str, chunks: Iterable[Bytes]) -> Stat:
         checked_object_name(name)
-        file, draft = self._draft(name)
+        draft = self._again(f"begin {name}", lambda: self._draft(name))
         try:
-            if self._taken(name):
-                raise ObjectExists(f"{name} exists already in {self.url}")
-            self._send(file, name, chunks)
-            with self._translated("write", name):
-                self._connection.run(lambda client: self._publish(client, draft, name))
+            self._refuse_existing(name)
+            sent = send_ahead(
+                cut(chunks), lambda number, part: self._executor.submit(self._write, draft, name, number, part)
+            )
+            self._again(f"sync {name}", lambda: self._synced(draft, name))
+            self._settle(draft, name)
         finally:
             with contextlib.suppress(StorageError), self._translated("clean up after", name):
-                self._connection.run(lambda client: _dispose(client, file, draft))
-        return self.stat(name)
+                self._connection.run(draft.dispose)
+        return self._confirmed(name, sent)
 
     def get(self, name: str, offset: int = 0, length: int | None = None) -> Iterator[bytes]:
         checked_object_name(name)
@@ -262,22 +274,23 @@ class SftpStorage:
             return self._connection.run(lambda client: self._sweep(client, self._root, limit))
 
     def close(self) -> None:
+        self._executor.shutdown(wait=True, cancel_futures=True)
         self._connection.close()
 
     # -- writing
 
-    def _draft(self, name: str) -> tuple[SFTPClientFile, str]:
-        draft = f"{self._path(name).rpartition('/')[0]}/{TEMPORARY}{secrets.token_hex(12)}"
+    def _draft(self, name: str) -> _Draft:
+        path = f"{self._path(name).rpartition('/')[0]}/{TEMPORARY}{secrets.token_hex(12)}"
 
-        async def make(client: SFTPClient) -> SFTPClientFile:
+        async def make(client: SFTPClient) -> _Draft:
             for _ in range(_FOLDER_RACES):
                 with contextlib.suppress(asyncssh.SFTPNoSuchFile):
-                    return await client.open(draft, "xb")
+                    return _Draft(path, client, await client.open(path, "xb"))
                 await self._make_folders(client, name)
             raise StorageError(f"the folder of {name} in {self.url} is removed again and again")
 
         with self._translated("write", name):
-            return self._connection.run(make), draft
+            return self._connection.run(make)
 
     async def _make_folders(self, client: SFTPClient, name: str) -> None:
         """Make the root and the folders of a name; another client may remove one at any moment."""
@@ -294,20 +307,43 @@ class SftpStorage:
                 if await client.isfile(path):
                     raise ObjectExists(f"{name} in {self.url} would lie below another object") from error
 
-    def _send(self, file: SFTPClientFile, name: str, chunks: Iterable[Bytes]) -> None:
-        async def write(number: int, part: bytearray) -> None:
+    def _write(self, draft: _Draft, name: str, number: int, part: bytearray) -> None:
+        """Write a part where it belongs; again, after a lost connection, at the same place of the same draft."""
+
+        async def write(client: SFTPClient) -> None:
+            file = await draft.opened(client)
             await file.write(bytes(part), (number - 1) * PART_BYTES)
 
-        parts = _SourceFirst(cut(chunks))
-        try:
+        def attempt() -> None:
             with self._translated("write", name):
-                send_ahead(parts, lambda number, part: self._connection.start(write(number, part)))
-        except StorageError:
-            if parts.failed is not None:
-                raise parts.failed from None
-            raise
+                self._connection.run(write)
+
+        self._again(f"part {number} of {name}", attempt)
+
+    def _synced(self, draft: _Draft, name: str) -> None:
+        async def sync(client: SFTPClient) -> None:
+            await (await draft.opened(client)).fsync()
+
         with contextlib.suppress(_Unsupported), self._translated("write", name):
-            self._connection.run(lambda _client: file.fsync())
+            self._connection.run(sync)
+
+    def _settle(self, draft: _Draft, name: str) -> None:
+        """Give the draft its name; an answer that was lost is found out by reading what lies there."""
+        unanswered = False
+
+        def attempt() -> None:
+            nonlocal unanswered
+            try:
+                with self._translated("write", name):
+                    self._connection.run(lambda client: self._publish(client, draft.path, name))
+            except ObjectExists:
+                if not (unanswered and self._same(draft.path, self._path(name), name)):
+                    raise
+            except StorageError:
+                unanswered = True
+                raise
+
+        self._again(f"finish {name}", attempt)
 
     async def _publish(self, client: SFTPClient, draft: str, name: str) -> None:
         path = self._path(name)
@@ -318,9 +354,38 @@ class SftpStorage:
                 raise ObjectExists(f"{name} exists already in {self.url}") from error
             await client.rename(draft, path)
 
-    def _taken(self, name: str) -> bool:
-        with self._translated("write", name):
-            return self._connection.run(lambda client: client.lexists(self._path(name)))
+    def _same(self, draft: str, path: str, name: str) -> bool:
+        """Whether two files hold the same; not if one of them is gone."""
+
+        async def compare(client: SFTPClient) -> bool:
+            try:
+                async with client.open(draft, "rb") as ours, client.open(path, "rb") as theirs:
+                    while True:
+                        one, other = await ours.read(PART_BYTES), await theirs.read(PART_BYTES)
+                        if one != other or not one:
+                            return one == other
+            except asyncssh.SFTPNoSuchFile:
+                return False
+
+        with self._translated("read", name):
+            return self._connection.run(compare)
+
+    def _refuse_existing(self, name: str) -> None:
+        def taken() -> bool:
+            with self._translated("write", name):
+                return self._connection.run(lambda client: client.lexists(self._path(name)))
+
+        if self._again(f"look at {name}", taken):
+            raise ObjectExists(f"{name} exists already in {self.url}")
+
+    def _confirmed(self, name: str, sent: int) -> Stat:
+        stat = self._again(f"look at {name}", lambda: self.stat(name))
+        if stat.size_bytes != sent:
+            raise StorageError(f"{name} in {self.url} has {stat.size_bytes} bytes after {sent} were sent")
+        return stat
+
+    def _again(self, what: str, call: Callable[[], _T]) -> _T:
+        return repeated(what, call, self._policy, self._sleep)
 
     # -- reading
 
@@ -449,28 +514,29 @@ class _Unsupported(StorageError):
     """The server lacks an extension; never leaves this module."""
 
 
-class _SourceFirst:
-    """Parts whose source may fail: its own error must reach the caller as it is, not as one of the storage."""
+class _Draft:
+    """A file that has no name yet; it outlives the connection that it was begun over."""
 
-    def __init__(self, parts: Iterator[bytearray]) -> None:
-        self._parts = parts
-        self.failed: BaseException | None = None
+    def __init__(self, path: str, client: SFTPClient, file: SFTPClientFile) -> None:
+        self.path = path
+        self._client = client
+        self._file = file
+        self._opening = asyncio.Lock()
 
-    def __iter__(self) -> Iterator[bytearray]:
-        try:
-            yield from self._parts
-        except GeneratorExit:
-            raise
-        except BaseException as error:
-            self.failed = error
-            raise
+    async def opened(self, client: SFTPClient) -> SFTPClientFile:
+        """The file, over the connection that there is now."""
+        async with self._opening:
+            if client is not self._client:
+                self._file = await client.open(self.path, "r+b")
+                self._client = client
+            return self._file
 
-
-async def _dispose(client: SFTPClient, file: SFTPClientFile, draft: str) -> None:
-    with contextlib.suppress(asyncssh.SFTPError):
-        await file.close()
-    with contextlib.suppress(asyncssh.SFTPNoSuchFile):
-        await client.remove(draft)
+    async def dispose(self, client: SFTPClient) -> None:
+        if client is self._client:
+            with contextlib.suppress(asyncssh.SFTPError):
+                await self._file.close()
+        with contextlib.suppress(asyncssh.SFTPNoSuchFile):
+            await client.remove(self.path)
 
 
 async def _stamp(client: SFTPClient, probe: str) -> datetime:

@@ -42,6 +42,7 @@ def soon(storage: Storage, **span: int) -> datetime:
 
 
 def test_a_locked_object_is_read_but_not_deleted(locking: Any) -> None:
+    assert locking.capabilities.object_lock
     until = soon(locking)
     locking.put_locked("kept/a", [b"worth a lot"], until)
     with pytest.raises(ObjectLocked, match=f"{until:%Y-%m-%d %H:%M} UTC"):
@@ -149,6 +150,7 @@ def test_a_bucket_without_object_lock_says_so(s3: S3Server) -> None:
     settings = s3.settings()
     storage = open_driver(settings.url, settings)
     assert isinstance(storage, Lockable)
+    assert not storage.capabilities.object_lock
     with pytest.raises(StorageDenied) as caught:
         storage.put_locked("a", [b"1"], soon(storage))
     assert "Object Lock must be on" in caught.value.hint

@@ -341,7 +341,7 @@ def test_what_an_interrupted_upload_left_is_swept_when_it_is_old_enough(servers:
 def test_drafts_that_a_killed_client_left_on_an_sftp_server_are_swept(servers: Servers) -> None:
     storage = servers["sftp"].storage()
     storage.put("a/b", [b"1"])
-    _file, draft = storage._draft("a/c")
+    draft = storage._draft("a/c").path
     assert [stat.name for stat in storage.list()] == ["a/b"]
     assert storage.sweep(timedelta(hours=1)) == 0
     assert storage.sweep(timedelta(seconds=-5)) == 1
