@@ -37,8 +37,7 @@ class Behind:
     """
 
     def __init__(self) -> None:
-        # Made when they are first asked for: most objects are small, and one buffer or none is enough.
-        self._buffers = [memoryview(b""), memoryview(b"")]
+        self._buffers = [memoryview(mmap.mmap(-1, BUFFER_BYTES)) for _ in range(2)]
         self._under_way: list[Future[None] | None] = [None, None]
         self._turn = 0
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="write")
@@ -50,8 +49,6 @@ class Behind:
             OSError: that could not be written.
         """
         self._done(self._turn)
-        if not self._buffers[self._turn]:
-            self._buffers[self._turn] = memoryview(mmap.mmap(-1, BUFFER_BYTES))
         return self._buffers[self._turn]
 
     def write(self, direct: int, ordinary: int, length: int, offset: int) -> None:

@@ -15,14 +15,13 @@ import os
 from collections.abc import Callable, Sequence
 
 from seawall.storage.base import Bytes
-from seawall.storage.direct import Behind, open_direct
 from seawall.storage.folders import sync_folder
 
 TEMPORARY = ".tmp-"
 CLAIM = ".claim-"
 
-# Where nothing is written past the page cache, write-back is asked for after this many bytes, so that the fsync at the
-# end finds little left to do and a backup does not push the database's own pages out of the cache.
+# Write-back is asked for after this many bytes, so that the fsync at the end finds little left to do and a backup
+# does not push the database's own pages out of the cache.
 _WRITE_BACK_BYTES = 8 * 1024 * 1024
 
 # linux/fs.h: RENAME_NOREPLACE
@@ -110,10 +109,7 @@ class Draft:
         self._file = os.open(self._temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o640, dir_fd=folder)
         self._folder = folder
         self._leaf = leaf
-        self._behind = Behind()
-        self._direct = -1
-        # Bytes in the buffer, bytes handed on to be written, and those whose write-back was asked for.
-        self._held = self._written = self._asked_back = 0
+        self._asked_back = 0
         self.size_bytes = 0
 
     def taken(self) -> bool:
@@ -121,32 +117,17 @@ class Draft:
         return _exists(self._folder, self._leaf)
 
     def write(self, chunk: Bytes) -> None:
-        """Append a chunk. A failure to write it may be told by a later call, at the latest by `sync`."""
-        view = memoryview(chunk).cast("B")
-        self.size_bytes += len(view)
-        while view:
-            buffer = self._behind.buffer()
-            taken = min(len(view), len(buffer) - self._held)
-            buffer[self._held : self._held + taken] = view[:taken]
-            self._held, view = self._held + taken, view[taken:]
-            if self._held == len(buffer):
-                self._hand_on()
-
-    def _hand_on(self) -> None:
-        if self._written == 0:
-            self._direct = open_direct(self._temporary, os.O_WRONLY | os.O_CLOEXEC, dir_fd=self._folder)
-        self._behind.write(self._direct, self._file, self._held, self._written)
-        self._written, self._held = self._written + self._held, 0
-        if self._direct < 0 and self._written - self._asked_back >= _WRITE_BACK_BYTES:
+        """Append a chunk; the kernel may take it in several parts."""
+        size = chunk.nbytes if isinstance(chunk, memoryview) else len(chunk)
+        written = os.write(self._file, chunk)
+        while written < size:
+            written += os.write(self._file, memoryview(chunk).cast("B")[written:])
+        self.size_bytes += size
+        if self.size_bytes - self._asked_back >= _WRITE_BACK_BYTES:
             self._write_back()
 
     def sync(self) -> os.stat_result:
         """Make the content durable. A failure is final: after it the kernel may drop the pages it could not write."""
-        rest = self._behind.buffer()[: self._held]
-        while rest:
-            count = os.pwrite(self._file, rest, self._written)
-            self._written, rest = self._written + count, rest[count:]
-        self._behind.settle()
         os.fsync(self._file)
         return os.fstat(self._file)
 
@@ -178,10 +159,8 @@ class Draft:
     def close(self) -> None:
         """Remove what is left under the temporary name."""
         # What matters was synced before it was published, so no failure here takes anything away.
-        self._behind.close()
-        for descriptor in (self._file, self._direct):
-            with contextlib.suppress(OSError):
-                os.close(descriptor)
+        with contextlib.suppress(OSError):
+            os.close(self._file)
         with contextlib.suppress(OSError):
             os.unlink(self._temporary, dir_fd=self._folder)
         os.close(self._folder)
@@ -189,8 +168,8 @@ class Draft:
     def _write_back(self) -> None:
         # Advice: a file system that does not take it only syncs later.
         with contextlib.suppress(OSError):
-            os.posix_fadvise(self._file, 0, self._written, os.POSIX_FADV_DONTNEED)
-        self._asked_back = self._written
+            os.posix_fadvise(self._file, 0, self.size_bytes, os.POSIX_FADV_DONTNEED)
+        self._asked_back = self.size_bytes
 
 
 def _exists(folder: int, leaf: str) -> bool:
