@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -177,8 +177,20 @@ def begin(repository: Repository, destination: Storage) -> None:
         copy_object(IDENTITY, repository.storage, destination, Evidence([repository.storage]))
 
 
-def survey(repository: Repository, source: str, destination: Storage, evidence: Evidence) -> MirrorPlan:
+def survey(
+    repository: Repository,
+    source: str,
+    destination: Storage,
+    evidence: Evidence,
+    *,
+    unwanted: Collection[BackupLabel] = (),
+    unwanted_wal: Collection[str] = (),
+) -> MirrorPlan:
     """Look at both places and plan.
+
+    Args:
+        unwanted: sets that the location's own retention would let go again (`retention.unwanted`).
+        unwanted_wal: the same of segments.
 
     Raises:
         NotARepository: it is no copy yet (see `begin`), or what held the copy is not mounted there.
@@ -190,6 +202,8 @@ def survey(repository: Repository, source: str, destination: Storage, evidence: 
     heads, _ = area.readable_heads()
     sets = []
     for head in heads:
+        if head.label in unwanted:
+            continue
         try:
             sets.append(SetAtOrigin(head, frozenset(evidence.needs(source, head.label))))
         except Damaged:
@@ -197,6 +211,10 @@ def survey(repository: Repository, source: str, destination: Storage, evidence: 
             continue
     root = area.layout.root
     here = {stat.name: stat.size_bytes for stat in repository.storage.list(root)}
+    needed = {name for one in sets for name in own_wal(one.head)}
+    for segment, name in area.wal.objects():
+        if segment in unwanted_wal and segment not in needed:
+            here.pop(name, None)
     there = {stat.name: stat.size_bytes for stat in destination.list(root)}
     return plan(source, sets, here, there, _shared(repository.storage, destination))
 

@@ -12,7 +12,7 @@ from contextlib import closing
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 
-from seawall import healing, locations, mirror, proofs
+from seawall import healing, locations, mirror, proofs, retention
 from seawall.audit import AuditLog
 from seawall.catalog import Catalog, LocationType, Severity
 from seawall.catalog.views import ObjectProof
@@ -27,6 +27,7 @@ from seawall.nearest import Copy
 from seawall.proofs import Budget, ProofReport
 from seawall.repository import Repository, SourceArea
 from seawall.repository.evidence import Evidence
+from seawall.retention.copies import Unwanted
 from seawall.settings import PRIMARY, Settings
 from seawall.storage.base import Storage
 
@@ -96,7 +97,8 @@ def mirror_source(
             with closing(locations.opened(settings, name, observe)) as storage:
                 if begin:
                     mirror.begin(repository, storage)
-                reports[name] = _mirror_to(repository, source, storage, ring, observe)
+                useless = _unwanted(settings, repository, source, name, now)
+                reports[name] = _mirror_to(repository, source, storage, ring, observe=observe, useless=useless)
                 held[name] = frozenset(SourceArea(storage, source).labels())
         except Cancelled:
             raise
@@ -110,11 +112,24 @@ def mirror_source(
     return result
 
 
+def _unwanted(settings: Settings, repository: Repository, source: str, location: str, now: datetime) -> Unwanted:
+    """What the location's own retention would let go again at once."""
+    if source not in settings.sources:
+        return Unwanted()
+    return retention.unwanted(repository.source(source), retention.policy_for(settings, source, location), now=now)
+
+
 def _mirror_to(
-    repository: Repository, source: str, storage: Storage, ring: KeyRing | None, observe: Observer
+    repository: Repository,
+    source: str,
+    storage: Storage,
+    ring: KeyRing | None,
+    *,
+    observe: Observer,
+    useless: Unwanted,
 ) -> MirrorReport:
     evidence = Evidence([repository.storage], ring)
-    chosen = mirror.survey(repository, source, storage, evidence)
+    chosen = mirror.survey(repository, source, storage, evidence, unwanted=useless.sets, unwanted_wal=useless.segments)
     return mirror.run(chosen, repository.storage, storage, evidence, observe=observe)
 
 

@@ -12,7 +12,7 @@ from seawall.cli.context import Context
 from seawall.errors import SettingsError, UsageError
 from seawall.model import BackupLabel
 from seawall.retention import Collected, RetentionPlan, RetentionPolicy
-from seawall.settings import SourceSettings
+from seawall.settings import PRIMARY, SourceSettings
 
 if TYPE_CHECKING:
     from seawall.catalog import Catalog
@@ -28,6 +28,7 @@ def arguments(parser: argparse.ArgumentParser, _verb: str) -> None:
     parser.add_argument(
         "--at-rest", action="store_true", help="also if no new backup came for long: the source is not used any more"
     )
+    parser.add_argument("--location", metavar="NAME", help="clean the copies there, by the rules for that location")
     parser.add_argument("--undo", metavar="LABEL", help="take a mark back while the backup is still there")
     simulation.arguments(parser)
 
@@ -41,7 +42,8 @@ def run(options: argparse.Namespace, context: Context) -> None:
         simulation.show(options, context, source, _policy(context, source, options.days))
         return
     names = [context.stored_source(options.source)] if options.source is not None else sorted(context.settings.sources)
-    outcomes = [_expire(context, name, options) for name in names]
+    clean = _expire if options.location in (None, PRIMARY) else _expire_copy
+    outcomes = [clean(context, name, options) for name in names]
     lines = [line for outcome in outcomes for line in outcome["lines"]]
     for outcome in outcomes:
         del outcome["lines"]
@@ -94,6 +96,20 @@ def _expire(context: Context, name: str, options: argparse.Namespace) -> dict[st
         )
         return _outcome(name, plan, collected, marked=0, dry_run=True)
     return _done(context, name, plan)
+
+
+def _expire_copy(context: Context, name: str, options: argparse.Namespace) -> dict[str, Any]:
+    done = retention.clean_copy(
+        context.settings,
+        context.repository,
+        name,
+        options.location,
+        actor=context.actor,
+        now=context.now(),
+        observe=context.observer,
+        dry_run=options.dry_run,
+    )
+    return _outcome(name, done.plan, done.collected, marked=done.marked, dry_run=options.dry_run)
 
 
 def _done(context: Context, name: str, plan: RetentionPlan) -> dict[str, Any]:

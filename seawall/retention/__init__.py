@@ -9,7 +9,7 @@ set consistent, and WAL inside the point-in-time window. Order is by stop time, 
 """
 
 from seawall.retention.collect import MINIMUM_GRACE, Collected, collect
-from seawall.retention.copies import awaited
+from seawall.retention.copies import Cleaned, awaited, clean_copy, unwanted
 from seawall.retention.decide import Decision, RetentionPlan, plan
 from seawall.retention.marks import expire, plan_for, unexpire
 from seawall.retention.policy import RetentionPolicy, policy_for, policy_of
@@ -17,12 +17,14 @@ from seawall.retention.unneeded import WalRange, promised
 
 __all__ = [
     "MINIMUM_GRACE",
+    "Cleaned",
     "Collected",
     "Decision",
     "RetentionPlan",
     "RetentionPolicy",
     "WalRange",
     "awaited",
+    "clean_copy",
     "collect",
     "expire",
     "plan",
@@ -31,4 +33,5 @@ __all__ = [
     "policy_of",
     "promised",
     "unexpire",
+    "unwanted",
 ]

@@ -51,10 +51,17 @@ def collect(
     observe: Observer,
     grace: timedelta = MINIMUM_GRACE,
     dry_run: bool = False,
+    audit: AuditLog | None = None,
+    origin: SourceArea | None = None,
 ) -> Collected:
     """Remove what was marked at least `grace` ago, and sets never committed that are as old.
 
     An interrupted collection finishes next time: every deletion of something absent is success.
+
+    Args:
+        audit: where it is recorded, that of the primary location when this is another one; else the repository's own.
+        origin: the same source in the primary location when this is another one. What its sets refer to stays here:
+            a mirror may be bringing them at this moment.
 
     Raises:
         UsageError: a grace below 24 hours.
@@ -67,10 +74,10 @@ def collect(
     compare_clocks(repository, now)
     area = repository.source(source)
     if dry_run:
-        return _Collection(area, _Dry(), now=now, observe=observe, grace=grace).run()
+        return _Collection(area, _Dry(), origin, now=now, observe=observe, grace=grace).run()
     with area.lease(actor, CLEANUP) as held:
-        remover = _Remover(area, AuditLog(repository.storage), held, actor=actor, now=now)
-        done = _Collection(area, remover, now=now, observe=observe, grace=grace).run()
+        remover = _Remover(area, audit or AuditLog(repository.storage), held, actor=actor, now=now)
+        done = _Collection(area, remover, origin, now=now, observe=observe, grace=grace).run()
     swept = area.storage.sweep(grace)
     return Collected(done.sets, done.objects, done.freed_bytes, done.left, swept)
 
@@ -93,6 +100,7 @@ class _Remover:
 
     def announce(self, action: str, subject: str, details: Mapping[str, str]) -> None:
         self._held.check()
+        details = {**details, "location": self._area.storage.url}
         self._audit.append(self._actor, action, f"{self._area.name} {subject}", details, now=self._now)
 
     def remove(self, name: str) -> None:
@@ -106,11 +114,19 @@ class _Collection:
     """One run of the second step."""
 
     def __init__(
-        self, area: SourceArea, remover: _Dry | _Remover, *, now: datetime, observe: Observer, grace: timedelta
+        self,
+        area: SourceArea,
+        remover: _Dry | _Remover,
+        origin: SourceArea | None,
+        *,
+        now: datetime,
+        observe: Observer,
+        grace: timedelta,
     ) -> None:
         self._area, self._remover = area, remover
         self._now, self._observe, self._grace = now, observe, grace
-        self._references = _References(area)
+        self._coming = frozenset() if origin is None else frozenset(origin.labels())
+        self._references = _References(area, origin)
         self._holds = area.holds(now)
         self._sets: list[str] = []
         self._gone: set[BackupLabel] = set()
@@ -165,7 +181,9 @@ class _Collection:
         for label in self._area.begun():
             if label in committed or self._area.is_expired(label):
                 continue
-            if label in waiting:
+            if label in self._coming:
+                self._left[str(label)] = "its copy is not whole yet"
+            elif label in waiting:
                 self._left[str(label)] = "its manifest is missing, but its copy and its head are there"
             elif self._is_young(self._area.storage.list(self._area.layout.backup(label))):
                 self._left[str(label)] = "it was never committed, but its grace has not passed"
@@ -205,7 +223,7 @@ class _Collection:
 
     def _collect_keys(self) -> None:
         """Data keys of sets of which nothing is left: a writer stopped right after it made its key."""
-        begun = {str(label) for label in self._area.begun()}
+        begun = {str(label) for label in (*self._area.begun(), *self._coming)}
         for key_id in self._area.keychain.ids():
             # Keys of WAL periods have other ids, and stay for ever.
             if key_id in begun or not _is_label(key_id) or self._area.is_expired(BackupLabel.parse(key_id)):
@@ -265,8 +283,8 @@ class _Collection:
 class _References:
     """Which objects of earlier sets the sets that are there refer to, marked ones included: they can come back."""
 
-    def __init__(self, area: SourceArea) -> None:
-        self._area = area
+    def __init__(self, area: SourceArea, origin: SourceArea | None) -> None:
+        self._area, self._origin = area, origin
         self._foreign: dict[BackupLabel, frozenset[str]] = {}
         self._unknown: dict[BackupLabel, str] = {}
         self._read = False
@@ -293,16 +311,19 @@ class _References:
             self._read = True
             present = {*self._area.labels(with_expired=True), *(head.label for head in self._area.unfinished())}
             for label in sorted(present, key=lambda found: found.begun_at):
-                self._look_at(label)
+                self._look_at(label, self._area)
+            if self._origin is not None:
+                for label in set(self._origin.labels()) - present:
+                    self._look_at(label, self._origin)
         return self._foreign
 
-    def _look_at(self, label: BackupLabel) -> None:
+    def _look_at(self, label: BackupLabel, area: SourceArea) -> None:
         # A full backup refers to nothing but its own objects.
         if label.kind is BackupKind.FULL:
             return
         own = self._area.layout.backup(label)
         try:
-            names = self._area.needed_objects(label)
+            names = area.needed_objects(label)
         except (Damaged, FormatTooNew, NameRefused) as error:
             self._unknown[label] = str(error)
         else:

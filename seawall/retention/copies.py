@@ -1,20 +1,27 @@
-"""What other locations still wait for: a backup stays here until each location that would keep it longer has it.
+"""Retention where a repository has copies: each location keeps its sets by its own rules.
 
-Else a short retention here and a mirror that fails for as long would lose what the long retention there promised.
+A backup stays here until each location that would keep it longer has it: else a short retention here and a mirror that
+fails for as long would lose what the long retention there promised. What a location would let go again at once is not
+brought there. A cleanup there keeps whatever the primary's sets refer to, because a mirror may be bringing them.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from collections.abc import Set as AbstractSet
+from contextlib import closing
+from dataclasses import dataclass
 from datetime import datetime
 
 from seawall import locations
-from seawall.errors import NotARepository, StorageError
+from seawall.audit import AuditLog
+from seawall.errors import ClusterMismatch, NotARepository, StorageError
 from seawall.events import Noticed, Observer
 from seawall.model import BackupLabel, Head
-from seawall.repository import Repository
-from seawall.retention.decide import plan
+from seawall.repository import Repository, SourceArea
+from seawall.retention.collect import Collected, collect
+from seawall.retention.decide import RetentionPlan, plan
+from seawall.retention.marks import expire, plan_for
 from seawall.retention.policy import RetentionPolicy, policy_for
 from seawall.settings import Settings
 
@@ -60,10 +67,69 @@ def awaited(
 
 
 def _labels_in(settings: Settings, name: str, source: str, observe: Observer) -> frozenset[BackupLabel]:
-    storage = locations.opened(settings, name, observe)
-    try:
-        return frozenset(Repository.open(storage).source(source).labels(with_expired=True))
-    except NotARepository:
-        return frozenset()
-    finally:
-        storage.close()
+    with closing(locations.opened(settings, name, observe)) as storage:
+        try:
+            return frozenset(Repository.open(storage).source(source).labels(with_expired=True))
+        except NotARepository:
+            return frozenset()
+
+
+@dataclass(frozen=True, slots=True)
+class Unwanted:
+    """What a location would let go again at once: sets, and segments of WAL."""
+
+    sets: frozenset[BackupLabel] = frozenset()
+    segments: frozenset[str] = frozenset()
+
+
+def unwanted(area: SourceArea, policy: RetentionPolicy, *, now: datetime) -> Unwanted:
+    """What of a source a location with such a policy would not keep; reads the primary.
+
+    Args:
+        area: of the primary.
+    """
+    made = plan_for(area, policy, now=now, at_rest=True)
+    segments = area.wal.segments()
+    useless = {name for name in segments for wal in made.wal if wal.first <= name <= wal.last}
+    return Unwanted(frozenset(decision.label for decision in made.expire), frozenset(useless))
+
+
+@dataclass(frozen=True, slots=True)
+class Cleaned:
+    """What retention decided and did in one location; `marked` counts new marks."""
+
+    plan: RetentionPlan
+    marked: int
+    collected: Collected
+
+
+def clean_copy(
+    settings: Settings,
+    primary: Repository,
+    source: str,
+    location: str,
+    *,
+    actor: str,
+    now: datetime,
+    observe: Observer,
+    dry_run: bool = False,
+) -> Cleaned:
+    """Both steps of retention for a source's copies in another location, recorded in the primary's audit.
+
+    Raises:
+        NotARepository, ClusterMismatch: no copy of the primary lies there.
+        ClockWentBackwards, LeaseHeld, LeaseLost, RetentionRefused: nothing, or no more, is let go.
+        StorageError: a location does not answer.
+    """
+    with closing(locations.opened(settings, location, observe)) as storage:
+        copy = Repository.open(storage)
+        if copy.id != primary.id:
+            raise ClusterMismatch(f"{storage.url} is repository {copy.id}, not a copy of {primary.id}")
+        made = plan_for(copy.source(source), policy_for(settings, source, location), now=now)
+        audit = AuditLog(primary.storage)
+        marked = 0 if dry_run else expire(copy, made, actor=actor, now=now, audit=audit)
+        origin = primary.source(source)
+        collected = collect(
+            copy, source, actor=actor, now=now, observe=observe, dry_run=dry_run, audit=audit, origin=origin
+        )
+    return Cleaned(made, marked, collected)

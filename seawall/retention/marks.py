@@ -49,8 +49,13 @@ def plan_for(
     )
 
 
-def expire(repository: Repository, plan_: RetentionPlan, *, actor: str, now: datetime) -> int:
+def expire(
+    repository: Repository, plan_: RetentionPlan, *, actor: str, now: datetime, audit: AuditLog | None = None
+) -> int:
     """Mark what a plan lets go; returns how many marks are new.
+
+    Args:
+        audit: where it is recorded, that of the primary location when this is another one; else the repository's own.
 
     Raises:
         ClockWentBackwards: this host's clock and the storage's disagree.
@@ -65,20 +70,21 @@ def expire(repository: Repository, plan_: RetentionPlan, *, actor: str, now: dat
         heads, _ = area.readable_heads()
         refuse_unsafe(plan_, heads, area.holds(now))
         held.check()
-        return _mark_all(repository, area, plan_, actor, now)
+        return _mark_all(audit or AuditLog(repository.storage), area, plan_, actor, now)
 
 
-def _mark_all(repository: Repository, area: SourceArea, plan_: RetentionPlan, actor: str, now: datetime) -> int:
-    audit, marked = AuditLog(repository.storage), 0
+def _mark_all(audit: AuditLog, area: SourceArea, plan_: RetentionPlan, actor: str, now: datetime) -> int:
+    marked, where = 0, {"location": area.storage.url}
     # Newest first, so that an interruption never leaves a dependent whose base is already marked.
     for decision in reversed(plan_.expire):
         # The audit precedes the deed: a mark without a record cannot exist.
-        audit.append(actor, "expire", f"{plan_.source} {decision.label}", {"why": "; ".join(decision.reasons)}, now=now)
+        why = {"why": "; ".join(decision.reasons)} | where
+        audit.append(actor, "expire", f"{plan_.source} {decision.label}", why, now=now)
         marked += _mark(area, area.layout.expiry(decision.label), {"label": str(decision.label)}, actor, now)
     for wal in plan_.wal:
         name = f"{area.layout.expired}wal-{wal.first}-{wal.last}.json"
         details = {"timeline": wal.timeline, "first": wal.first, "last": wal.last, "count": wal.count}
-        text = {member: str(value) for member, value in details.items()}
+        text = {member: str(value) for member, value in details.items()} | where
         audit.append(actor, "expire-wal", f"{plan_.source} {wal.first}..{wal.last}", text, now=now)
         marked += _mark(area, name, details, actor, now)
     return marked

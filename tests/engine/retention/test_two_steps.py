@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from seawall import retention
+from seawall import mirror, retention
 from seawall.archive.continuity import windows
 from seawall.audit import AuditLog
 from seawall.errors import BackupMissing, LeaseHeld, LeaseLost, ObjectExists, ObjectMissing, SeawallError
@@ -19,7 +19,9 @@ from seawall.events import silent
 from seawall.keys import KeyRing
 from seawall.model import BackupKind, BackupLabel, Compression, Head, Health, SealingMode, StoredObject
 from seawall.repository import Repository, Sealing, SourceArea, documents
+from seawall.repository.evidence import Evidence
 from seawall.retention import RetentionPolicy
+from seawall.retention.copies import Unwanted
 from seawall.storage.memory import MemoryStorage
 from seawall.wal import Segment
 
@@ -468,3 +470,73 @@ def test_a_set_that_was_just_marked_still_finds_what_it_needs_when_it_is_taken_b
     retention.unexpire(life.repository, "shop", small.label, actor="ada", now=life.now)
     assert small.label in life.area.labels()
     life.prove()
+
+
+class TestCopies:
+    """The same source in another location, with rules of its own."""
+
+    @pytest.fixture
+    def there(self, life: Life) -> MemoryStorage:
+        return MemoryStorage("offsite", clock=lambda: life.now)
+
+    def mirror(self, life: Life, there: MemoryStorage, useless: Unwanted | None = None) -> list[str]:
+        """Bring everything there; the names that were brought."""
+        useless = useless or Unwanted()
+        evidence = Evidence([life.storage], None)
+        if not there.children(""):
+            mirror.begin(life.repository, there)
+        chosen = mirror.survey(
+            life.repository, "shop", there, evidence, unwanted=useless.sets, unwanted_wal=useless.segments
+        )
+        mirror.run(chosen, life.storage, there, evidence, observe=silent())
+        return [name for group in chosen.groups for name in group.names if name.startswith("sources/shop/backups/")]
+
+    def clean(self, life: Life, there: MemoryStorage, policy: RetentionPolicy) -> retention.Collected:
+        copy, audit = Repository.open(there), AuditLog(life.storage)
+        for wait in (timedelta(0), timedelta(hours=25)):
+            life.now += wait
+            plan = retention.plan_for(copy.source("shop"), policy, now=life.now, at_rest=True)
+            if not wait:
+                retention.expire(copy, plan, actor="ada", now=life.now, audit=audit)
+        return retention.collect(
+            copy, "shop", actor="ada", now=life.now, observe=silent(), audit=audit, origin=life.area
+        )
+
+    def test_a_location_keeps_less_and_is_not_brought_again_what_it_let_go(
+        self, life: Life, there: MemoryStorage
+    ) -> None:
+        for _ in range(6):
+            life.backup(FULL)
+            life.now += timedelta(days=2)
+        self.mirror(life, there)
+        copy = SourceArea(there, "shop")
+        assert copy.labels() == life.area.labels()
+        self.clean(life, there, ONE_DAY)
+        assert len(copy.labels()) == 1
+        assert len(life.area.labels()) == 6
+        assert not list(there.list("audit/")), "it is recorded where the primary is"
+        assert {record.details["location"] for record in AuditLog(life.storage).records()} == {there.url}
+        useless = retention.unwanted(life.area, ONE_DAY, now=life.now)
+        assert self.mirror(life, there, useless) == []
+        assert self.mirror(life, there) != [], "without knowing the rules there, it would come again"
+        life.prove()
+
+    def test_what_a_mirror_is_bringing_is_no_garbage_there(self, life: Life, there: MemoryStorage) -> None:
+        base, small = life.backup(FULL), life.backup(INCREMENTAL)
+        assert base and small
+        self.mirror(life, there)
+        copy = SourceArea(there, "shop")
+        # As if only the bundles had come so far, and those of the first set for the second one alone.
+        for label in (base.label, small.label):
+            for name in (copy.layout.manifest, copy.layout.manifest_copy, copy.layout.head, copy.layout.objects):
+                there.delete(name(label))
+        coming = {stat.name for stat in there.list("sources/")}
+        life.now += timedelta(hours=30)
+        copy_of_shop = Repository.open(there)
+        done = retention.collect(copy_of_shop, "shop", actor="ada", now=life.now, observe=silent(), origin=life.area)
+        assert {stat.name for stat in there.list("sources/")} == coming
+        assert done.left[str(small.label)] == "its copy is not whole yet"
+        assert self.mirror(life, there)
+        assert copy.labels() == life.area.labels()
+        for label in copy.labels():
+            assert copy.needed_objects(label) <= {stat.name for stat in there.list("sources/")}
