@@ -12,7 +12,9 @@ from prefect.tasks import Task
 
 from seawall.catalog import BackupFile, Catalog
 from seawall.errors import SeawallError
+from seawall.events import Observer
 from seawall.keys import KeyRing, open_ring
+from seawall.locations import nearest
 from seawall.model import BackupLabel
 from seawall.repository import Repository
 from seawall.settings import Settings
@@ -27,6 +29,20 @@ RETRY_SECONDS = [60.0, 300.0]
 def opened(settings: Settings) -> Iterator[Repository]:
     """The repository that settings name."""
     storage = open_storage(settings.repository, bucket=location_bucket(settings))
+    try:
+        yield Repository.open(storage)
+    finally:
+        storage.close()
+
+
+@contextmanager
+def opened_copies(settings: Settings, observe: Observer, ring: KeyRing | None = None) -> Iterator[Repository]:
+    """The repository to restore from: each object from the nearest location that has it sound."""
+    if not settings.locations:
+        with opened(settings) as repository:
+            yield repository
+        return
+    storage = nearest(settings, observe, ring)
     try:
         yield Repository.open(storage)
     finally:

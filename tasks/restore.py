@@ -15,13 +15,14 @@ from seawall.catalog import Catalog
 from seawall.catalog.facts import Facts, report_facts
 from seawall.catalog.recording import RecoveryRecord, Result
 from seawall.errors import TargetUnreachable, UsageError
+from seawall.events import silent
 from seawall.model import BackupLabel, RecoveryTarget, TargetAction, TargetKind
 from seawall.postgres.binaries import Account, Binaries, find
 from seawall.restore import RestorePlan
 from seawall.settings import Settings
 from seawall.wal import Lsn
 from tasks.execution import Surroundings, execute, utc_now
-from tasks.opening import file_of, opened, ring_of
+from tasks.opening import file_of, opened_copies, ring_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +71,7 @@ def plan(
     """Decide how the target is reached, or refuse with the reason; reads only."""
     if not destination.directory.is_absolute():
         raise UsageError(f"the destination {destination.directory} is not absolute")
-    with opened(settings) as repository, ExitStack() as rings:
+    with opened_copies(settings, silent()) as repository, ExitStack() as rings:
         return restore.plan(
             repository,
             source,
@@ -95,7 +96,7 @@ def run(settings: Settings, planned: RestorePlan, destination: Destination) -> F
     """
 
     def verb(around: Surroundings) -> Result:
-        with opened(settings) as repository, ring_of(settings) as ring:
+        with ring_of(settings) as ring, opened_copies(settings, around.observe, ring) as repository:
             report = restore.run(
                 planned,
                 repository,
@@ -127,6 +128,6 @@ def workers_of(settings: Settings, source: str) -> int:
 
 
 def _record(settings: Settings, planned: RestorePlan) -> RecoveryRecord:
-    with Catalog.open(settings.catalog.url) as catalog, opened(settings) as repository:
+    with Catalog.open(settings.catalog.url) as catalog, opened_copies(settings, silent()) as repository:
         file = file_of(catalog, repository, planned.source, planned.head.label)
     return RecoveryRecord.of(planned, file)
