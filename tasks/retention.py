@@ -10,6 +10,9 @@ from prefect.cache_policies import NO_CACHE
 from seawall import retention
 from seawall.catalog.facts import Facts, retention_facts
 from seawall.catalog.recording import ExecutionRecord, Result, record_collected
+from seawall.errors import Cancelled, SeawallError
+from seawall.events import Noticed
+from seawall.repository import Repository
 from seawall.settings import Settings
 from tasks.execution import Surroundings, execute
 from tasks.opening import can_help, opened
@@ -49,7 +52,35 @@ def clean(settings: Settings, source: str, job_id: UUID, *, dry_run: bool) -> Fa
             )
             if not dry_run:
                 record_collected(around.catalog, repository, source, collected.sets, actor=around.actor, now=around.now)
-        return Result(retention_facts(plan, collected, marked))
+            copies = _copies(settings, repository, source, around, dry_run=dry_run)
+        return Result({**retention_facts(plan, collected, marked), "locations": copies})
 
     record = None if dry_run else ExecutionRecord(job_id)
     return execute(record, verb, settings=settings, title="retention-cleanup", subject=source)
+
+
+def _copies(
+    settings: Settings, repository: Repository, source: str, around: Surroundings, *, dry_run: bool
+) -> dict[str, Facts]:
+    """Clean the copies in every other location; one that is down is told, and keeps no other from being cleaned."""
+    found: dict[str, Facts] = {}
+    for name in settings.source(source).mirrors:
+        try:
+            done = retention.clean_copy(
+                settings,
+                repository,
+                source,
+                name,
+                actor=around.actor,
+                now=around.now,
+                observe=around.observe,
+                dry_run=dry_run,
+            )
+            found[name] = retention_facts(done.plan, done.collected, done.marked)
+        except Cancelled:
+            raise
+        except SeawallError as error:
+            found[name] = error.as_dict()
+            text = f"{source} is not cleaned in {name}: {error.message}"
+            around.observe.hear(Noticed("medium", "location-not-cleaned", text))
+    return found

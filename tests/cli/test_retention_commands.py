@@ -145,3 +145,24 @@ def test_one_damaged_head_and_one_missing_manifest_are_listed_as_what_they_are(
     assert "manifest is missing while its copy is there" in told[str(bare)]
     verified = seawall("verify", "shop", bare, "--config", config, "--json")
     assert "its manifest is missing, while its copy is there" in verified.error["message"]
+
+
+def test_the_copies_in_a_location_are_cleaned_by_its_own_rules(
+    past: tuple[Path, SourceArea, list[BackupLabel]], seawall: Run, tmp_path: Path
+) -> None:
+    config, area, labels = past
+    text = config.read_text().replace("[sources.shop]\n", '[sources.shop]\nmirrors = ["offsite"]\n')
+    rules = "[sources.shop.retention.locations.offsite]\nwindow_days = 3\ndaily_days = 3\nfull_days = 3\n"
+    place = f'[locations.offsite]\nurl = "{tmp_path / "offsite"}"\n'
+    config.write_text(f"{text}\n{rules}weekly_months = 0\nmonthly_years = 0\n\n{place}")
+    (tmp_path / "offsite").mkdir()
+    shutil.copytree(Path(area.storage.url.removeprefix("file://")), tmp_path / "offsite", dirs_exist_ok=True)
+    what = ("expire", "shop", "--location", "offsite", "--config", config, "--json")
+    (dry,) = seawall(*what, "--dry-run").json["sources"]
+    assert {item["label"] for item in dry["keep"]} == {str(label) for label in labels[-4:]}
+    (done,) = seawall(*what).json["sources"]
+    assert done["marked"] >= len(done["expire"]) == len(labels) - 4
+    assert area.labels() == tuple(labels), "what lies here is not touched"
+    assert seawall("expire", "shop", "--location", "moon", "--config", config, "--json").code == 2
+    again = seawall("expire", "shop", "--dry-run", "--config", config, "--json").json["sources"][0]
+    assert not any("shall hold it" in why for item in again["keep"] for why in item["reasons"])
