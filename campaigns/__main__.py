@@ -14,7 +14,7 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-from campaigns import agents, damage, faults, fuzz, kill, live, sample, scenes, victims
+from campaigns import agents, damage, faults, fuzz, kill, live, sample, scenes, script, victims
 from campaigns.sample import QuickRing
 from seawall.errors import SeawallError
 from seawall.model import Compression, CopyMode, SealingMode
@@ -85,6 +85,21 @@ def _print_damage(title: str, tally: damage.Tally) -> None:
         print(f"  {line}")
 
 
+def run_script(place: Path, options: argparse.Namespace) -> Figures:
+    found, ends = list[str](), Counter[str]()
+    number = max(options.trials // 10, 1)
+    with QuickRing(place / "ring") as ring:
+        for mode in SealingMode:
+            into = place / f"script-{mode.value}"
+            into.mkdir()
+            tally = script.run(sample.make(ring, mode, Compression.LZ4, options.seed), ring, into, number, options.seed)
+            print(f"recover.py on {number} damaged repositories sealed as {mode.value}: {dict(tally.ends)}")
+            ends, found = ends + tally.ends, found + tally.wrong
+    for line in found:
+        print(f"  {line}")
+    return {"ends": dict(ends), "faults": found}
+
+
 def run_kill(place: Path, options: argparse.Namespace) -> Figures:
     tally = kill.Tally()
     victims.import_worker()
@@ -148,6 +163,7 @@ def run_fuzz(place: Path, options: argparse.Namespace) -> Figures:
 
 _CAMPAIGNS: dict[str, Callable[[Path, argparse.Namespace], Figures]] = {
     "damage": run_damage,
+    "script": run_script,
     "kill": run_kill,
     "faults": run_faults,
     "fuzz": run_fuzz,

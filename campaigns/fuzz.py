@@ -336,24 +336,30 @@ def _text(data: bytes) -> str:
 
 def _recover(made: sample.Sample) -> Iterator[Parser]:
     script = load_recover()
-    # What its `main` turns into a sentence and an exit code.
-    caught = (script.Unrecoverable, OSError, ValueError, LookupError, TypeError, AttributeError)
+    caught_ones = caught(script)
     content, layout, label = made.content(), SourceLayout("shop"), made.labels[-1]
     small = [data for name, data in content.items() if name.endswith(".json")]
-    yield Parser("recover.py document", small, lambda d: script.document(d, "x"), caught, (some_bytes, document_values))
+    yield Parser(
+        "recover.py document", small, lambda d: script.document(d, "x"), caught_ones, (some_bytes, document_values)
+    )
     sealed = [seal_bytes("wal", "x", b"bytes " * 90, compression=codec, key=key)
               for codec in Compression for key in (None, _KEY)]  # fmt: skip
     frames = lambda d: list(script.frames(memoryview(d), "x", lambda _: _KEY.secret))  # noqa: E731 - one line of a table
-    yield Parser("recover.py frames", sealed, frames, caught, (some_bytes, noise))
+    yield Parser("recover.py frames", sealed, frames, caught_ones, (some_bytes, noise))
     logical = layout.logical(layout.manifest(label))
     plain = open_bytes(content[layout.manifest(label)], logical, lambda _: _KEY)
     head = content[layout.head(label)]
     changes = (some_bytes, json_values, json_values)
-    yield Parser("recover.py manifest", [plain], partial(_manifest, script, head, logical), caught, changes)
+    yield Parser("recover.py manifest", [plain], partial(_manifest, script, head, logical), caught_ones, changes)
     yield Parser(
-        "recover.py time", [b"2026-11-23 14:05:00+00"], lambda d: script.moment(_text(d)), caught, (some_bytes,)
+        "recover.py time", [b"2026-11-23 14:05:00+00"], lambda d: script.moment(_text(d)), caught_ones, (some_bytes,)
     )
-    yield Parser("recover.py LSN", [b"16/B374D848"], lambda d: script.position(_text(d)), caught, (some_bytes,))
+    yield Parser("recover.py LSN", [b"16/B374D848"], lambda d: script.position(_text(d)), caught_ones, (some_bytes,))
+
+
+def caught(script: ModuleType) -> tuple[type[Exception], ...]:
+    """What the script's `main` turns into a sentence and an exit code."""
+    return (script.Unrecoverable, OSError, ValueError, LookupError, TypeError, AttributeError)
 
 
 def load_recover() -> ModuleType:

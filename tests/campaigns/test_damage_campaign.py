@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from campaigns import damage, sample
+from campaigns import damage, sample, script
 from seawall.keys import KeyRing
 from seawall.model import Compression, SealingMode
 
@@ -58,3 +58,15 @@ def test_the_examiner_sees_what_it_should_see(place: Path, ring: KeyRing, seed: 
     made.wal[next(iter(made.wal))] = b"something else"
     seen = examiner.examine(examiner.content)
     assert sorted(line.split(" ")[0] for line in seen.wrong) == ["WAL", "restore"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mode", list(SealingMode))
+def test_the_stand_alone_script_restores_the_very_bytes_or_refuses(
+    mode: SealingMode, place: Path, ring: KeyRing, seed: int
+) -> None:
+    into = place / f"script-{mode.value}"
+    into.mkdir()
+    tally = script.run(sample.make(ring, mode, Compression.LZ4, seed), ring, into, 70, seed)
+    assert tally.wrong == []
+    assert min(tally.ends["restored"], tally.ends["refused"]) > 10
