@@ -137,7 +137,7 @@ def _chains(
     for tool in tools:
         measured(tool, "full", tool.take("full"))
     for number in range(ROUNDS):
-        _change(instance, number)
+        change_rows(instance, number)
         for tool in tools:
             measured(tool, "rows", tool.take("incr"))
     for tool in tools:
@@ -161,7 +161,7 @@ def _restores(tool: Chain, full: str, last: str, measured: Callable[[Chain, str,
                 measured(tool, verb, result)
 
 
-def _change(instance: Instance, number: int) -> None:
+def change_rows(instance: Instance, number: int) -> None:
     """Change rows that lie evenly all over the tables, other ones in each round."""
     with instance.connect() as session:
         for table, change in _TABLES:
