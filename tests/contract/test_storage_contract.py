@@ -58,10 +58,6 @@ STORAGES: dict[str, Make] = {
 }
 
 
-def _opened(kind: str) -> MakeRemote:
-    return lambda servers: open_storage(servers[kind].settings())
-
-
 def _driver(kind: str) -> MakeRemote:
     return lambda servers: servers[kind].storage()
 
@@ -75,11 +71,7 @@ def _troubled(kind: str) -> MakeRemote:
 
 KINDS = ("s3", "azure", "gs", "sftp")
 DRIVERS = {kind: _driver(kind) for kind in KINDS}
-REMOTE = (
-    DRIVERS
-    | {f"opened {kind}": _opened(kind) for kind in KINDS}
-    | {f"troubled {kind}": _troubled(kind) for kind in KINDS}
-)
+REMOTE = DRIVERS | {f"troubled {kind}": _troubled(kind) for kind in KINDS}
 
 
 def _made(name: str, request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Storage]:
