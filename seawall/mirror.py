@@ -415,18 +415,26 @@ class Protection:
 
 
 def protection(
-    policy: MirrorPolicy, heads: Sequence[Head], held: Mapping[str, frozenset[BackupLabel]], *, now: datetime
+    policy: MirrorPolicy,
+    heads: Sequence[Head],
+    held: Mapping[str, frozenset[BackupLabel]],
+    *,
+    now: datetime,
+    unwanted: Mapping[str, Collection[BackupLabel]] | None = None,
 ) -> tuple[Protection, ...]:
     """Judge every listed backup; pure.
 
     Args:
         heads: of the sets listed in the primary.
         held: labels that are listed, by location; a location that did not answer is left out, and lacks everything.
+        unwanted: what a location's own retention would let go, by location: nobody waits for it there.
     """
     result = []
     for head in heads:
         where = tuple(name for name in sorted(held) if head.label in held[name])
-        missing = tuple(name for name in policy.locations if name not in where)
+        spared = {name for name, labels in (unwanted or {}).items() if head.label in labels}
+        missing = tuple(name for name in policy.locations if name not in where and name not in spared)
+        wanted = min(policy.copies, 1 + len(policy.locations) - len(spared - set(where)))
         is_due = now - head.ended_at > policy.within
-        result.append(Protection(head.label, where, len(where) >= policy.copies, missing if is_due else ()))
+        result.append(Protection(head.label, where, len(where) >= wanted, missing if is_due else ()))
     return tuple(result)

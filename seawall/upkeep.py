@@ -92,12 +92,14 @@ def mirror_source(
     reports: dict[str, MirrorReport] = {}
     failures: dict[str, SeawallError] = {}
     held = {PRIMARY: frozenset(repository.source(source).labels())}
+    unwanted: dict[str, frozenset[BackupLabel]] = {}
     for name in only or policy.locations:
         try:
             with closing(locations.opened(settings, name, observe)) as storage:
                 if begin:
                     mirror.begin(repository, storage)
                 useless = _unwanted(settings, repository, source, name, now)
+                unwanted[name] = useless.sets
                 reports[name] = _mirror_to(repository, source, storage, ring, observe=observe, useless=useless)
                 held[name] = frozenset(SourceArea(storage, source).labels())
         except Cancelled:
@@ -106,7 +108,7 @@ def mirror_source(
             failures[name] = error
             observe.hear(Noticed("medium", "mirror-failed", f"{source} is not copied to {name}: {error.message}"))
     heads, _ = repository.source(source).readable_heads()
-    result = Mirrored(source, reports, failures, mirror.protection(policy, heads, held, now=now))
+    result = Mirrored(source, reports, failures, mirror.protection(policy, heads, held, now=now, unwanted=unwanted))
     if catalog is not None:
         _record_mirrored(catalog, repository, settings, result, held, now=now)
     return result

@@ -521,6 +521,17 @@ class TestCopies:
         assert self.mirror(life, there) != [], "without knowing the rules there, it would come again"
         life.prove()
 
+    def test_nobody_waits_for_a_copy_that_the_locations_own_rules_let_go(self, life: Life) -> None:
+        old, new = life.backup(FULL), life.backup(FULL)
+        assert old and new
+        policy = mirror.MirrorPolicy(("offsite",), copies=2, within=timedelta(hours=1))
+        held = {"primary": frozenset({old.label, new.label}), "offsite": frozenset[BackupLabel]()}
+        unwanted = {"offsite": frozenset({old.label})}
+        at = life.now + timedelta(days=1)
+        first, second = mirror.protection(policy, [old, new], held, now=at, unwanted=unwanted)
+        assert (first.protected, first.late) == (True, ())
+        assert (second.protected, second.late) == (False, ("offsite",))
+
     def test_what_a_mirror_is_bringing_is_no_garbage_there(self, life: Life, there: MemoryStorage) -> None:
         base, small = life.backup(FULL), life.backup(INCREMENTAL)
         assert base and small
