@@ -25,14 +25,17 @@ LINTED = PYPROJECT["tool"]["importlinter"]["root_packages"]
 SHIPPED = PYPROJECT["tool"]["hatch"]["build"]["targets"]["wheel"]["packages"]
 PACKAGES = [name for name in SHIPPED if (ROOT / name).is_dir()]
 MODULES = sorted(path for name in PACKAGES for path in (ROOT / name).rglob("*.py"))
-PROGRAMS = sorted([*MODULES, *(ROOT / "tools").rglob("*.py"), *(ROOT / "benchmarks").rglob("*.py"), *(ROOT / "campaigns").rglob("*.py")])
+PROGRAMS = sorted(
+    [*MODULES, *(path for name in ("tools", "benchmarks", "campaigns") for path in (ROOT / name).rglob("*.py"))]
+)
 TESTS = sorted((ROOT / "tests").rglob("*.py"))
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
 
 LARGE, TOO_LARGE = 600, 900
 HEAVY = {
     "sqlmodel", "sqlalchemy", "pydantic", "pydantic_core", "psycopg", "apprise", "prefect", "boto3", "botocore",
-    "azure", "google", "numpy", "fastapi", "rich",
+    "azure", "google", "asyncssh", "requests", "numpy", "fastapi",
+    "rich",
 }  # fmt: skip
 WAL_CPU_SECONDS = 0.10
 

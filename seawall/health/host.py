@@ -103,7 +103,11 @@ def capabilities(storage: Storage) -> Finding:
     can = storage.capabilities
     needed = {"create-only writes": can.create_only, "consistent listing": can.consistent_list}
     missing = [name for name, there in needed.items() if not there]
-    wanted = {"object lock": can.object_lock, "free space": can.free_space}
+    wanted = {
+        "object lock": can.object_lock,
+        "free space": can.free_space,
+        "checksums of what arrives": can.checksums,
+    }
     without = [name for name, there in wanted.items() if not there]
     sentence = f"without {', '.join(without)}" if without else "everything that Seawall makes use of"
     if missing:
