@@ -153,9 +153,7 @@ class Looker:
         yield from (f"{name} was removed before its grace" for name in kept - self._names())
         self._age_leftovers(GRACE + timedelta(hours=1))
         self._collect()
-        # Head and copy without a manifest may be a backup whose manifest was lost: that is left to an administrator.
-        waiting = {head.label for head in self.area.unfinished()}
-        for label in self._uncommitted() - waiting:
+        for label in self._uncommitted() - self._kept_with_reason():
             yield f"{label} is still there after its grace"
         yield from (f"{path.name} is still there after its grace" for path in self._drafts())
 
@@ -174,6 +172,17 @@ class Looker:
     def _uncommitted(self) -> set[BackupLabel]:
         area = self.area
         return set(area.begun()) - set(area.labels(with_expired=True))
+
+    def _kept_with_reason(self) -> set[BackupLabel]:
+        """Sets that are not listed and stay all the same.
+
+        Head and copy without a manifest may be a backup whose manifest was lost: that is left to an administrator. Of
+        a set that was let go, what a listed incremental takes from it stays.
+        """
+        area = self.area
+        needed = {stored.name for label in area.labels() for stored in area.stored_objects(label)}
+        names = "\n".join(needed)
+        return {h.label for h in area.unfinished()} | {x for x in area.begun() if area.layout.backup(x) in names}
 
     def _drafts(self) -> Iterator[Path]:
         return (path for path in self.scene.place.rglob(".*") if path.name.startswith((TEMPORARY, CLAIM)))
