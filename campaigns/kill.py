@@ -196,7 +196,9 @@ class Looker:
         return {
             name
             for name in names
+            # A tail goes without a mark when a longer one or its segment is stored.
             if not name.startswith(("audit/", "leases/", "probes/", area.layout.expired))
+            and ".tail-" not in name
             and not let_go & set(name.split("/"))
             and not any(first <= name.rsplit("/", 1)[1][:24] <= last for first, last in runs if "/wal/" in name)
         }
