@@ -16,6 +16,7 @@ from seawall.errors import (
     KeyMissing,
     KeyUnusable,
     ObjectExists,
+    ObjectLocked,
     SettingsError,
     StorageError,
 )
@@ -82,10 +83,21 @@ def storage_keeps(storage: Storage) -> Finding:
             )
         _refuse_overwriting(storage, name, data)
     finally:
-        storage.delete(name)
+        locked = _removed_or_locked(storage, name)
+    if locked:
+        return good(f"a probe of {_PROBE_BYTES} bytes was written, read back, not overwritten, and is locked: {locked}")
     if next(iter(storage.list(name)), None) is not None:
         raise StorageError(f"the probe {name} was deleted but is still listed", hint="Retention cannot work so.")
     return good(f"a probe of {_PROBE_BYTES} bytes was written, read back, not overwritten, and deleted")
+
+
+def _removed_or_locked(storage: Storage, name: str) -> str:
+    """Delete a probe; what keeps it, where the storage locks all that is put, and nothing where it is gone."""
+    try:
+        storage.delete(name)
+    except ObjectLocked as error:
+        return error.message
+    return ""
 
 
 def _refuse_overwriting(storage: Storage, name: str, data: bytes) -> None:

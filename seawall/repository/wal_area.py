@@ -6,6 +6,7 @@ stored and never hidden: two servers write the same names, and only a person can
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import re
 import secrets
@@ -15,7 +16,7 @@ from datetime import datetime
 from typing import Literal
 
 from seawall.codec import DataKey, FrameReader, read_envelope
-from seawall.errors import Damaged, ObjectExists, ObjectMissing, WalConflict
+from seawall.errors import Damaged, ObjectExists, ObjectLocked, ObjectMissing, WalConflict
 from seawall.keys import KeyRing
 from seawall.model import SealingMode
 from seawall.repository import documents, sealed
@@ -148,14 +149,19 @@ class WalArea:
         done = self._put(self.layout.tail(segment, end.value), "wal", data, sealing)
         for older in self.tails(segment):
             if older < end:
-                self._storage.delete(self.layout.tail(segment, older.value))
+                self._forget_tail(segment, older)
         return done
 
     def forget_tails(self, segment: Segment) -> None:
         """Remove the tails of a segment that is stored complete; does nothing while it is not."""
         if self.stored(segment.name):
             for end in self.tails(segment):
-                self._storage.delete(self.layout.tail(segment, end.value))
+                self._forget_tail(segment, end)
+
+    def _forget_tail(self, segment: Segment, end: Lsn) -> None:
+        # A storage may lock whatever is put; then a tail stays until its WAL goes, and misleads nobody meanwhile.
+        with contextlib.suppress(ObjectLocked):
+            self._storage.delete(self.layout.tail(segment, end.value))
 
     def _put(self, name: str, kind: str, data: Bytes, sealing: sealed.Sealing, *, clear: str = "") -> Put:
         sha256 = hashlib.sha256(data).hexdigest()

@@ -14,12 +14,13 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from datetime import datetime
+from datetime import datetime, timedelta
 from enum import StrEnum
 from typing import TypeVar
 
-from seawall.errors import ObjectMissing, SeawallError, StorageFull, StorageUnreachable
+from seawall.errors import ObjectMissing, SeawallError, StorageFull, StorageUnreachable, UsageError
 from seawall.storage.base import Bytes, Capabilities, Stat, Storage
+from seawall.storage.immutability import lockable
 from seawall.storage.wrappers import Sleep, Wrapper
 
 _T = TypeVar("_T")
@@ -99,6 +100,26 @@ class KillPoint:
             self.passed.append((point, name))
         if self.reached:
             self._act()
+
+
+class Locking(Wrapper):
+    """As a bucket with a default retention: whatever is put is immutable for a while from that moment.
+
+    Args:
+        inner: can lock objects (`immutability.Lockable`), such as a `MemoryStorage`.
+        span: for how long.
+    """
+
+    def __init__(self, inner: Storage, span: timedelta) -> None:
+        super().__init__(inner)
+        locks = lockable(inner)
+        if locks is None:
+            raise UsageError(f"{inner.url} cannot lock objects")
+        self._locks = locks
+        self._span = span
+
+    def put(self, name: str, chunks: Iterable[Bytes]) -> Stat:
+        return self._locks.put_locked(name, chunks, self.inner.now() + self._span)
 
 
 class Faulty(Wrapper):

@@ -6,15 +6,22 @@ import os
 import signal
 import subprocess
 import sys
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
 
-from seawall.errors import StorageError, StorageFull, StorageUnreachable
+from seawall.errors import StorageError, StorageFull, StorageUnreachable, UsageError
+from seawall.health.host import storage_keeps
+from seawall.keys import KeyRing
+from seawall.model import Compression, SealingMode
+from seawall.repository import Repository
+from seawall.repository.sealed import Sealing
 from seawall.storage.base import Storage, read
-from seawall.storage.faulty import Fault, Faulty, Killed, KillPoint, Trouble
+from seawall.storage.faulty import Fault, Faulty, Killed, KillPoint, Locking, Trouble
 from seawall.storage.local import LocalStorage
 from seawall.storage.memory import MemoryStorage
+from seawall.wal import Segment
 
 
 @pytest.fixture(params=["memory", "local"])
@@ -134,3 +141,19 @@ def test_a_kill_point_can_end_a_real_process(tmp_path: Path) -> None:
     assert killed.returncode == -signal.SIGKILL
     assert list(LocalStorage(tmp_path).list()) == []
     assert len(os.listdir(tmp_path)) == 1  # noqa: PTH208 - the leftover is hidden from the storage, not from us
+
+
+def test_where_everything_is_locked_tails_and_probes_stay_and_nothing_fails(tmp_path: Path) -> None:
+    storage = Locking(MemoryStorage(), timedelta(days=1))
+    source = Repository.create(storage, now=storage.now()).source("shop")
+    assert "immutable until" in storage_keeps(storage).sentence
+    segment = Segment(1, 5)
+    sealing = Sealing(SealingMode.NONE, Compression.NONE, 0, (), KeyRing(tmp_path / "ring"))
+    for length in (8192, 16384):
+        source.wal.put_tail(segment, segment.start + length, b"x" * length, sealing)
+    assert len(source.wal.tails(segment)) == 2
+
+
+def test_only_a_storage_that_locks_can_lock_all_that_is_put(tmp_path: Path) -> None:
+    with pytest.raises(UsageError):
+        Locking(LocalStorage(tmp_path), timedelta(days=1))
