@@ -274,7 +274,7 @@ class TestRecords:
             assert catalog.backup_file(recovery.backup_file_id).label == done.json["plan"]["label"]
         assert (recovery.status, recovery.recovery_type) == (RunStatus.COMPLETED, RecoveryType.FULL)
         assert recovery.recovery_details["reached_lsn"] == done.json["report"]["reached"]["lsn"]
-        refused = site.seawall("restore", "shop", "--into", site.home / "pg" / "unmade", "--to-name", "never said")
+        refused = site.seawall("restore", "shop", "--into", site.home / "pg" / "misnamed", "--to-name", "never said")
         assert (refused.code, refused.error["code"]) == (71, "target-unreachable")
         assert "was not met" in refused.error["message"]
         tested = site.seawall("restore-test", "shop", "--random")
