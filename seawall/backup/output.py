@@ -16,7 +16,7 @@ from seawall.backup.changes import PriorFile, Span, Times, joined_digests, kept_
 from seawall.backup.ledger import CopiedFile, Extents, Ledger
 from seawall.backup.prior import Prior
 from seawall.codec import BundleWriter, ExtentSource, Scratch, run_bytes
-from seawall.errors import Cancelled
+from seawall.errors import Cancelled, Damaged
 from seawall.events import Advanced, Observer
 from seawall.model import Extent, FileEntry, StoredObject
 from seawall.postgres.scan import CopyEntry
@@ -158,7 +158,9 @@ class Output:
         if path in self._whole:
             return known.entry.extents, known.blocks.digests, known.blocks.run_bytes
         rows = [*kept_extents(known, spans), *((row.offset, row.extent) for row in stored)]
-        extents = tuple(extent for _, extent in sorted(rows, key=lambda row: row[0]))
+        rows.sort(key=lambda row: row[0])
+        _refuse_holes(listed, rows)
+        extents = tuple(extent for _, extent in rows)
         digests = joined_digests(known, spans, ((row.offset, row.digests) for row in stored))
         return extents, digests, known.blocks.run_bytes
 
@@ -167,6 +169,25 @@ class Output:
         if self.prior is None:
             return list(self.objects)
         return [*self.objects, *(stored for stored in self.prior.objects if stored.name in files.used)]
+
+
+def _refuse_holes(listed: Listed, rows: Sequence[tuple[int, Extent]]) -> None:
+    """The last look at what an incremental made of a file: a defect must not become a backup that lies.
+
+    Raises:
+        Damaged: what was stored and what is taken over is not all of the file.
+    """
+    end = 0
+    for offset, extent in rows:
+        if offset != end:
+            break
+        end += extent.length
+    else:
+        if end == listed.size:
+            return
+    raise Damaged(
+        f"{listed.path!r}: what was copied covers {end} of its {listed.size} bytes", hint="This is a defect in Seawall."
+    )
 
 
 def times_of(listed: Listed) -> Times:
