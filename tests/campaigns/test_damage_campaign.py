@@ -26,7 +26,7 @@ def test_damage_is_noticed_or_proved_harmless_and_nothing_wrong_is_restored(
     assert tally.total("detected") > 0.8 * tally.total()
     # An object that nothing else names can go without a trace in the repository; whatever is changed cannot.
     assert [line for line in tally.examples if not line.startswith("unseen: drop")] == []
-    # What only another recipient of an OpenPGP message needs can change unnoticed in WAL, whose stored bytes no hash names.
+    # What only another recipient of an OpenPGP message needs can change unnoticed in WAL: no hash is of what is stored.
     unseen = {"probe"} if mode is not SealingMode.OPENPGP else {"probe", "segment", "partial", "tail", "history"}
     assert set(tally.unnoticed_changes()) <= unseen
 
