@@ -12,7 +12,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from seawall.errors import Cancelled, ObjectExists, StorageDenied, StorageError, StorageFull, StorageUnreachable
+from seawall.errors import (
+    Cancelled,
+    ObjectExists,
+    StorageBusy,
+    StorageDenied,
+    StorageError,
+    StorageFull,
+    StorageUnreachable,
+)
 from seawall.events import Cancel
 from seawall.storage.base import Bytes, Replayable, Storage, read
 from seawall.storage.faulty import Fault, Faulty, Trouble
@@ -378,3 +386,33 @@ def test_a_read_only_storage_reads_and_refuses_every_change() -> None:
     assert read(storage, "one") == b"1"
     assert [stat.name for stat in storage.list()] == ["one"]
     assert storage.children("") == ("one",)
+
+
+def test_a_request_to_slow_down_is_obeyed_and_is_no_failure() -> None:
+    pauses: list[float] = []
+    busy = Faulty(MemoryStorage(), [Fault(Trouble.FAIL_BEFORE, "put", times=12, error=StorageBusy)])
+    storage = Retrying(busy, RetryPolicy(attempts=2), sleep=pauses.append, randomness=lambda: 1.0)
+    storage.put("one", [b"1"])
+    assert len(pauses) == 12
+    assert pauses[:4] == [1.0, 2.0, 4.0, 8.0]
+    assert max(pauses) == 15.0
+
+
+def test_a_storage_that_is_busy_for_ever_is_given_up_when_the_budget_is_spent() -> None:
+    pauses: list[float] = []
+    busy = Faulty(MemoryStorage(), [Fault(Trouble.FAIL_BEFORE, "stat", times=0, error=StorageBusy)])
+    with pytest.raises(StorageBusy):
+        Retrying(busy, RetryPolicy(busy_budget_seconds=60.0), sleep=pauses.append).stat("one")
+    assert 40 < sum(pauses) <= 60
+
+
+def test_what_was_repeated_below_until_patience_ended_is_not_repeated_above() -> None:
+    calls: list[str] = []
+    faulty = Faulty(
+        MemoryStorage(), [Fault(Trouble.FAIL_BEFORE, "stat", times=0)], at=lambda point, _name: calls.append(point)
+    )
+    inner = Retrying(faulty, RetryPolicy(attempts=3), sleep=lambda _seconds: None)
+    with pytest.raises(StorageUnreachable) as caught:
+        Retrying(inner, RetryPolicy(attempts=5), sleep=lambda _seconds: None).stat("one")
+    assert caught.value.exhausted
+    assert calls.count("stat.before") == 3
