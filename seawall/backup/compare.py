@@ -11,6 +11,7 @@ import os
 import queue
 import random
 import time
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
@@ -137,9 +138,10 @@ class Comparison:
         if not filled:
             return False
         chosen = self._random.choices(filled, [entry.size for entry in filled], k=_SAMPLED_RUNS)
-        for entry in chosen:
-            known = self._known(entry).blocks
-            if self._is_other(entry, known, self._random.randrange(known.runs)):
+        # One look-up for each file, however many of its runs were drawn: large ones are drawn most.
+        for entry, drawn in Counter(chosen).items():
+            known = self._prior.blocks(entry.path)
+            if any(self._is_other(entry, known, self._random.randrange(known.runs)) for _ in range(drawn)):
                 self._output.observe.hear(
                     Noticed(
                         "critical",
@@ -191,7 +193,7 @@ class Comparison:
         length = each.run_bytes
         span = Span(run * length, min(length, each.entry.size - run * length))
         found = self._pread(each, span)
-        if found is None or digests_of(found, length) == _digests_of_span(self._known(each.entry), span):
+        if found is None or digests_of(found, length) == _digests_of_span(self._prior.blocks(each.entry.path), span):
             return False
         time.sleep(_WRITING_SECONDS)  # so that a write in progress ends
         return self._pread(each, span) == found and told.contradicts(found)
@@ -241,7 +243,7 @@ class Comparison:
         suspect.digests[piece.offset] = found
 
     def _digests(self, descriptor: int, suspect: _Suspect, piece: Span, buffer: memoryview) -> Iterator[bytes]:
-        known = None if suspect.told is None else self._known(suspect.entry)
+        known = None if suspect.told is None else self._prior.blocks(suspect.entry.path)
         for span, wanted in suspect.stretches(piece):
             if known is not None and not wanted:
                 yield _digests_of_span(known, span)
@@ -281,10 +283,10 @@ class Comparison:
         self._output.observe.hear(Advanced("copy", sum(span.length for span in kept)))
 
 
-def _digests_of_span(known: PriorFile, span: Span) -> bytes:
-    length = known.blocks.run_bytes
+def _digests_of_span(known: FileBlocks, span: Span) -> bytes:
+    length = known.run_bytes
     first, end = span.offset // length, -(-(span.offset + span.length) // length)
-    return known.blocks.digests[first * DIGEST_BYTES : end * DIGEST_BYTES]
+    return known.digests[first * DIGEST_BYTES : end * DIGEST_BYTES]
 
 
 def _fill(descriptor: int, part: memoryview, offset: int) -> None:

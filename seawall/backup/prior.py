@@ -25,6 +25,7 @@ from seawall.errors import Damaged
 from seawall.keys import KeyRing
 from seawall.model import Head, StoredObject
 from seawall.repository import SourceArea, blocks, manifest
+from seawall.repository.blocks import FileBlocks
 
 _FORMAT = 1
 _SUFFIX = ".map"
@@ -65,6 +66,16 @@ class Prior:
             blocks.from_row(json.loads(block), name=self._name),
         )
         return found if found.blocks.describes(found.entry) else None
+
+    def blocks(self, path: str) -> FileBlocks:
+        """Only the digests of a file that `get` finds: the many extents of a large file take long to read.
+
+        Raises:
+            KeyError: there is no such file.
+        """
+        begin = self._places[path]
+        _, _, block = self._map[begin : self._map.find(b"\n", begin)].split(b"\t")
+        return blocks.from_row(json.loads(block), name=self._name)
 
     def paths(self) -> Iterator[str]:
         """The paths of all its files."""
