@@ -4,6 +4,8 @@
 PYTHON ?= python3
 VENV := .venv/bin
 SHELL := /bin/sh
+# Most tests wait for servers half of their time, so two processes are worth it also on one core.
+TEST_WORKERS ?= 2
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo up test test-fast lint format bench campaign reference lock clean
@@ -22,13 +24,13 @@ up: ## Start the same stack and stay; Ctrl-C stops all of it
 	@$(PYTHON) -m tools.setup demo
 	@$(VENV)/python -m deployments.demo --stay --place var/up
 
-test: ## Run every test
+test: ## Run every test, files side by side (TEST_WORKERS=0: one after the other)
 	@$(PYTHON) -m tools.setup test
-	@$(VENV)/python -m pytest
+	@$(VENV)/python -m pytest -n $(TEST_WORKERS) --dist loadfile
 
 test-fast: ## Run the tests that need no server, in under two minutes
 	@$(PYTHON) -m tools.setup lint
-	@$(VENV)/python -m pytest -m "not postgres and not prefect and not servers and not slow"
+	@$(VENV)/python -m pytest -n $(TEST_WORKERS) --dist loadfile -m "not postgres and not prefect and not servers and not slow"
 
 lint: ## Format, lint, types and import contracts
 	@$(PYTHON) -m tools.setup lint
