@@ -225,17 +225,33 @@ class Sweeper:
                 self._client.set_flow_run_state(flow_run_id, Crashed(message="its lease ran out"), force=True)
 
 
+_KERNEL_THREAD = 0x00200000  # PF_KTHREAD, include/linux/sched.h
+
+
 def has_process(run: Run, processes: Path = Path("/proc")) -> bool:
     """Whether the process that Prefect names is alive and is this run's: process ids are used again."""
     if run.pid is None:
         return False
+    place = processes / str(run.pid)
     try:
-        environment = (processes / str(run.pid) / "environ").read_bytes().split(b"\0")
+        environment = (place / "environ").read_bytes()
+        if not environment:
+            return _is_being_started((place / "stat").read_text(encoding="utf-8"))
     except PermissionError:
         return True
     except OSError:
         return False
-    return f"{FLOW_RUN_VARIABLE}={run.id}".encode() in environment
+    return f"{FLOW_RUN_VARIABLE}={run.id}".encode() in environment.split(b"\0")
+
+
+def _is_being_started(stat: str) -> bool:
+    """Whether a process whose environment is empty may be one that the kernel is just putting a program into.
+
+    What has ended and the kernel's own threads have no environment either (proc_pid_stat(5): state and flags, fields
+    3 and 9, after the name in parentheses, which may hold anything).
+    """
+    state, *_, flags = stat.rpartition(")")[2].split()[:7]
+    return state not in "ZXx" and not int(flags) & _KERNEL_THREAD
 
 
 def _facts(found: FlowRun, now: datetime) -> Run | None:

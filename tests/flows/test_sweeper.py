@@ -1,9 +1,13 @@
 from __future__ import annotations
 
 import subprocess
+import time
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from uuid import UUID, uuid4
 
+import pytest
 from prefect.client.schemas.objects import StateType
 
 from deployments.sweeper import (
@@ -92,18 +96,42 @@ def test_only_this_hosts_runs_are_judged_by_processes_that_are_not_here():
     assert not is_judged_here(run, {}, [here, there], "db1")
 
 
+def started_program(run_id: UUID) -> subprocess.Popen[bytes]:
+    """A process that has its environment: for a moment after `exec` the kernel shows none."""
+    process = subprocess.Popen(["sleep", "60"], env={FLOW_RUN_VARIABLE: str(run_id)})
+    while not Path(f"/proc/{process.pid}/environ").read_bytes():
+        time.sleep(0.01)
+    return process
+
+
 def test_a_process_is_a_runs_own_only_if_it_carries_the_runs_id():
     run = started(StateType.RUNNING)
-    mine = subprocess.Popen(["sleep", "60"], env={FLOW_RUN_VARIABLE: str(run.id)})
-    other = subprocess.Popen(["sleep", "60"], env={FLOW_RUN_VARIABLE: str(uuid4())})
+    mine, other = started_program(run.id), started_program(uuid4())
     try:
-        facts = {"since": NOW, "expected_at": NOW}
-        of = lambda pid: Run(run.id, None, StateType.RUNNING, "Running", pid=pid, **facts)  # noqa: E731 - one use
-        assert has_process(of(mine.pid))
-        assert not has_process(of(other.pid))
-        assert not has_process(of(None))
+        assert has_process(replace(run, pid=mine.pid))
+        assert not has_process(replace(run, pid=other.pid))
+        assert not has_process(replace(run, pid=None))
     finally:
         for process in (mine, other):
             process.kill()
             process.wait()
-    assert not has_process(of(mine.pid))
+    assert not has_process(replace(run, pid=mine.pid))
+
+
+@pytest.mark.parametrize(
+    ("stat", "alive"),
+    [
+        ("7 (python) R 1 7 7 0 -1 4194304 1 0", True),
+        ("7 (a) name) S 1 7 7 0 -1 4194304 1 0", True),
+        ("7 (python) Z 1 7 7 0 -1 4194316 1 0", False),
+        ("7 (kworker/0:1) I 2 0 0 0 -1 69238880 0 0", False),
+    ],
+)
+def test_a_process_without_an_environment_is_alive_only_while_its_program_is_being_started(
+    tmp_path: Path, stat: str, alive: bool
+):
+    place = tmp_path / "7"
+    place.mkdir()
+    (place / "environ").touch()
+    (place / "stat").write_text(stat)
+    assert has_process(replace(started(StateType.RUNNING), pid=7), tmp_path) is alive
