@@ -62,11 +62,17 @@ def send_ahead(parts: Iterable[bytearray], send: Callable[[int, bytearray], Futu
     return total
 
 
-def read_ahead(fetch: Callable[[int, int], Future[bytes]], begin: int, end: int) -> Iterator[bytes]:
+def read_ahead(
+    fetch: Callable[[int, int], Future[bytes]],
+    begin: int,
+    end: int,
+    result: Callable[[Future[bytes]], bytes] = Future.result,
+) -> Iterator[bytes]:
     """Bytes from `begin` to `end` in pieces, a few ranges asked for before they are wanted.
 
     Args:
         fetch: begins to read exactly the bytes from its first up to its second argument.
+        result: waits for what `fetch` began, for ever unless it says otherwise.
     """
     under_way: deque[Future[bytes]] = deque()
     starts = iter(range(begin, end, PART_BYTES))
@@ -76,7 +82,7 @@ def read_ahead(fetch: Callable[[int, int], Future[bytes]], begin: int, end: int)
                 under_way.append(fetch(start, min(start + PART_BYTES, end)))
             if not under_way:
                 return
-            yield from pieces(under_way.popleft().result())
+            yield from pieces(result(under_way.popleft()))
     finally:
         for future in under_way:
             future.cancel()

@@ -101,6 +101,7 @@ class Connection:
         self._connecting = asyncio.Lock()
         self._client: SFTPClient | None = None
         self._ssh: asyncssh.SSHClientConnection | None = None
+        self._closing: set[asyncio.Task[None]] = set()
 
     @property
     def address(self) -> str:
@@ -125,13 +126,36 @@ class Connection:
         async def whole() -> _T:
             return await work(await self.client())
 
-        future = self.start(whole())
+        return self.result(self.start(whole()))
+
+    def result(self, future: Future[_T]) -> _T:
+        """What was begun came to.
+
+        Raises:
+            TimeoutError: no answer in time; the connection is given up.
+        """
         try:
             return future.result(_CALL_SECONDS)
         except TimeoutError:
             future.cancel()
             self.drop()
             raise
+
+    def release(self, file: SFTPClientFile) -> None:
+        """Let a file be closed some time; nobody learns whether it was.
+
+        A reader that is given up half way may be finalized by the garbage collector: in any thread, the event loop's
+        own among them, and in the middle of any of its calls. So nothing here waits: for no answer, and for no lock.
+        """
+        loop = self._loop
+        if loop is not None:
+            with contextlib.suppress(RuntimeError):  # the loop is closed, and the connection with it
+                loop.call_soon_threadsafe(self._close_soon, file)
+
+    def _close_soon(self, file: SFTPClientFile) -> None:
+        closing = asyncio.ensure_future(_closed(file))
+        self._closing.add(closing)  # the loop itself holds tasks only weakly
+        closing.add_done_callback(self._closing.discard)
 
     def drop(self) -> None:
         """Forget a connection that is of no use any more."""
@@ -224,8 +248,7 @@ class SftpStorage:
         try:
             yield from self._pieces(file, name, offset, end)
         finally:
-            with contextlib.suppress(StorageError), self._translated("close", name):
-                self._connection.run(lambda _client: file.close())
+            self._connection.release(file)
 
     def stat(self, name: str) -> Stat:
         checked_object_name(name)
@@ -394,7 +417,8 @@ class SftpStorage:
             content = await file.read(stop - start, start)
             return exactly(cast(bytes, content), stop - start, f"{name} in {self.url}")
 
-        ranges = read_ahead(lambda start, stop: self._connection.start(fetch(start, stop)), offset, end)
+        connection = self._connection
+        ranges = read_ahead(lambda start, stop: connection.start(fetch(start, stop)), offset, end, connection.result)
         while True:
             with self._translated("read", name):
                 piece = next(ranges, None)
@@ -537,6 +561,11 @@ class _Draft:
                 await self._file.close()
         with contextlib.suppress(asyncssh.SFTPNoSuchFile):
             await client.remove(self.path)
+
+
+async def _closed(file: SFTPClientFile) -> None:
+    with contextlib.suppress(asyncssh.Error, OSError):
+        await file.close()
 
 
 async def _stamp(client: SFTPClient, probe: str) -> datetime:
