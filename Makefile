@@ -26,11 +26,11 @@ up: ## Start the same stack and stay; Ctrl-C stops all of it
 
 test: ## Run every test, files side by side (TEST_WORKERS=0: one after the other)
 	@$(PYTHON) -m tools.setup test
-	@$(VENV)/python -m pytest -n $(TEST_WORKERS) --dist loadfile
+	@$(VENV)/python -m pytest -n $(TEST_WORKERS) --max-worker-restart 1 --dist loadfile
 
 test-fast: ## Run the tests that need no server, in under two minutes
 	@$(PYTHON) -m tools.setup lint
-	@$(VENV)/python -m pytest -n $(TEST_WORKERS) --dist loadfile -m "not postgres and not prefect and not servers and not slow"
+	@$(VENV)/python -m pytest -n $(TEST_WORKERS) --max-worker-restart 1 --dist loadfile -m "not postgres and not prefect and not servers and not slow"
 
 lint: ## Format, lint, types and import contracts
 	@$(PYTHON) -m tools.setup lint

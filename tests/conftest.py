@@ -7,6 +7,7 @@
 
 from __future__ import annotations
 
+import faulthandler
 import os
 import shutil
 import signal
@@ -38,13 +39,30 @@ QUICK = {
 }
 
 
-def pytest_configure() -> None:
+def pytest_configure(config: pytest.Config) -> None:
     """Let SIGTERM (of `timeout`, of a service manager) end a session as Ctrl-C does: fixtures still clean up."""
 
     def end(_number: int, _frame: object) -> None:
         raise KeyboardInterrupt
 
     signal.signal(signal.SIGTERM, end)
+    # The file that tests' output is captured into is gone with the process.
+    config.stash[_REPORT_TO] = os.dup(2)
+
+
+_REPORT_TO = pytest.StashKey[int]()
+# Beside pytest-timeout's: its alarm raises in the main thread, where a finalizer may swallow it, or a lock wait again.
+_HANGS_SECONDS = 420
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
+    """End a process in which a test hangs, telling what every thread was at; pytest-xdist goes on with another one."""
+    faulthandler.dump_traceback_later(_HANGS_SECONDS, exit=True, file=item.config.stash[_REPORT_TO])
+    try:
+        return (yield)
+    finally:
+        faulthandler.cancel_dump_traceback_later()
 
 
 @dataclass
