@@ -57,6 +57,7 @@ _KINDS = (
     ("partial", r".*\.partial"),
     ("tail", r".*\.tail-[0-9A-F]{16}"),
     ("segment", r".*/wal/.*"),
+    ("list of WAL", r".*/wal-lists/.*"),
     ("hold", r".*/holds/.*"),
     ("mark", r".*/expired/.*"),
 )

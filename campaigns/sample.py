@@ -314,6 +314,7 @@ def _fill_archive(sample: Sample, area: SourceArea, randomness: random.Random) -
     history = f"1\t{left.start + 700}\tno recovery target specified\n".encode()
     sample.wal["00000002.history"] = history
     area.wal.put_history("00000002.history", history, sample.sealing)
+    area.wal.write_list()
     open_one = Segment(2, 11, SEGMENT_BYTES)
     sample.wal[f"{open_one.name}.tail"] = wal_bytes(open_one, randomness)
     area.wal.put_tail(open_one, open_one.start + _WAL_BYTES, sample.wal[f"{open_one.name}.tail"], sample.sealing)

@@ -8,7 +8,8 @@ the source's lease in that location, because without one its set looks like garb
 Where a lock forbids to delete, the sound bytes are stored under `repairs/`, and readers of several locations take
 them from there.
 
-Not guaranteed: that WAL can be healed without a private key; nobody could say which copy is sound.
+Not guaranteed: that WAL which no list names yet can be healed without a private key; nobody could say which copy is
+sound.
 """
 
 from __future__ import annotations

@@ -8,11 +8,12 @@ What lies there already is not sent again, and a run that was stopped goes on wh
 Leases, probes and marks of expiry are a location's own and are not copied: each keeps its sets as long as its own
 retention says. The audit is copied from the primary, which is where it is written.
 
-Not guaranteed: that WAL was sound where it was copied from, unless a private key is at hand to open it.
+Not guaranteed: that WAL which no list names yet was sound where it was copied from, unless a private key is at hand.
 """
 
 from __future__ import annotations
 
+import contextlib
 import re
 import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -24,6 +25,7 @@ from datetime import datetime, timedelta
 from seawall.errors import (
     ClusterMismatch,
     Damaged,
+    KeyMissing,
     NotARepository,
     ObjectExists,
     ObjectMissing,
@@ -36,6 +38,7 @@ from seawall.repository import Repository
 from seawall.repository.evidence import Evidence
 from seawall.repository.layout import IDENTITY, SourceLayout
 from seawall.repository.sealed import Counted
+from seawall.repository.wal_lists import spans
 from seawall.storage.base import Bytes, Replayable, Storage
 from seawall.wal import Segment
 
@@ -111,7 +114,10 @@ def plan(
     groups += _group("keys", [[name for name in sorted(missing) if name.startswith(first)]])
     for one in sorted(sets, key=lambda known: known.head.stopped_at, reverse=True):
         groups += _set_group(layout, one, missing, other_size)
+    # The lists come after what they name: one that is there says nothing of WAL that is still to come.
+    listing = [name for name in sorted(missing) if _lists_any(name, here, layout)]
     groups += _group("wal", [[name for name in sorted(missing) if name.startswith(layout.wal)]])
+    groups += _group("wal-lists", [listing])
     groups += _group("holds", [[name for name in sorted(missing) if name.startswith(layout.holds)]])
     chosen = {name for group in groups for name in group.names}
     return MirrorPlan(
@@ -125,6 +131,17 @@ def plan(
 
 def _is_copied(layout: SourceLayout, name: str) -> bool:
     return not name.startswith((layout.expired, layout.leases))
+
+
+def _lists_any(name: str, here: Mapping[str, int], layout: SourceLayout) -> bool:
+    """Whether a list of WAL names anything that is copied; without that, the location's retention removes it again."""
+    if not name.startswith(layout.wal_lists):
+        return False
+    ends = spans(name)
+    if ends is None:
+        return True
+    first, last = map(layout.segment, ends)
+    return any(first <= one <= f"{last}~" for one in here if one.startswith(layout.wal))
 
 
 def _set_group(
@@ -362,7 +379,9 @@ def copy_object(
     """
     sha256 = evidence.sha256(name)
     if not sha256 and evidence.can_tell(name):
-        evidence.refuse_damaged(name, origin.get(name))
+        # A ring without a private key opens no WAL; what no list names is then copied as it is.
+        with contextlib.suppress(KeyMissing):
+            evidence.refuse_damaged(name, origin.get(name))
     sent = [0]
 
     def chunks() -> Iterator[Bytes]:

@@ -34,6 +34,8 @@ from seawall.events import Observer
 from seawall.keys import KeyRing
 from seawall.model import BackupLabel, Finding, Proof, StoredObject, Verdict
 from seawall.repository import SourceArea
+from seawall.repository.sealed import Counted
+from seawall.repository.wal_lists import How, WalLists
 
 _LONG_AGO = datetime(1970, 1, 1, tzinfo=UTC)
 _BUDGET = re.compile(r"(\d+(?:\.\d+)?)\s*(B|kB|MB|GB|TB|KiB|MiB|GiB|TiB|s|m|h)")
@@ -179,6 +181,7 @@ class ProofReport:
         wrong: what was wrong with others, by name.
         verdicts: of the backups of which something was read.
         skipped: objects that the time did not suffice for.
+        unlisted: WAL that was opened and is good, and that no clear list names yet, or only one that read it back.
     """
 
     proved: Mapping[str, Proof]
@@ -187,6 +190,7 @@ class ProofReport:
     stored_bytes: int
     took: timedelta
     skipped: int = 0
+    unlisted: tuple[StoredObject, ...] = ()
 
     @property
     def good(self) -> bool:
@@ -213,7 +217,8 @@ def run(
     """Read what a plan chose from one source, oldest proof first.
 
     Args:
-        up_to: `hash-good` where no private key is at hand; WAL is then left out, since nothing can be said about it.
+        up_to: `hash-good` where no private key is at hand; WAL that no list names yet is then left out, since nothing
+            can be said about it.
         until: by `clock`; no object is begun after it.
         now: becomes the time of the verdicts.
 
@@ -240,6 +245,7 @@ class _Run:
     wrong: dict[str, str] = field(default_factory=dict)
     verdicts: list[Verdict] = field(default_factory=list)
     stored_bytes: int = 0
+    unlisted: list[StoredObject] = field(default_factory=list)
 
     def over(self, objects: Sequence[Provable]) -> ProofReport:
         begin = self.clock()
@@ -251,7 +257,8 @@ class _Run:
             members = list(group)
             read += self._wal(members) if label is None else self._set(label, members)
         took = timedelta(seconds=self.clock() - begin)
-        return ProofReport(self.proved, self.wrong, tuple(self.verdicts), self.stored_bytes, took, len(objects) - read)
+        skipped, unlisted = len(objects) - read, tuple(self.unlisted)
+        return ProofReport(self.proved, self.wrong, tuple(self.verdicts), self.stored_bytes, took, skipped, unlisted)
 
     def _is_late(self) -> bool:
         return self.until is not None and self.clock() >= self.until
@@ -279,30 +286,45 @@ class _Run:
         return len(read)
 
     def _wal(self, members: Sequence[Provable]) -> int:
-        if self.up_to is not Proof.DECRYPTABLE:
-            return len(members)
-        identity = self.area.identity()
+        identity, lists = self.area.identity(), self.area.wal.known_lists()
         for count, one in enumerate(members):
             self.observe.checkpoint()
             if self._is_late():
                 return count
-            self._segment(one, None if identity is None else identity.system_identifier)
+            try:
+                self._segment(one, None if identity is None else identity.system_identifier, lists)
+            except (StorageUnreachable, StorageDenied):
+                raise
+            except _WRONG_WAL as error:
+                self.wrong[one.name] = error.message
         return len(members)
 
-    def _segment(self, one: Provable, system_identifier: int | None) -> None:
-        name = one.name.rsplit("/", 1)[1]
-        try:
-            header = read_header(self.area.wal.fetch(name, self.ring), name)
-            refuse_other_place(header, name)
-            if system_identifier is not None and header.system_identifier != system_identifier:
-                raise ClusterMismatch(f"{name} is WAL of the cluster {header.system_identifier}")
-        except (StorageUnreachable, StorageDenied):
-            raise
-        except _WRONG_WAL as error:
-            self.wrong[one.name] = error.message
-        else:
-            self.proved[one.name] = Proof.DECRYPTABLE
+    def _segment(self, one: Provable, system_identifier: int | None, lists: WalLists) -> None:
+        listed, opens = lists.find(one.name), self.up_to is Proof.DECRYPTABLE
+        if not opens and (listed is None or self.up_to is not Proof.HASH_GOOD):
+            return
         self.stored_bytes += one.stored_bytes
+        stored = self._opened(one, system_identifier) if opens else self._hashed(one)
+        # A message may open with one key and be damaged for the others; only its stored bytes tell.
+        lists.refuse_other(one.name, stored.stored_bytes, stored.stored_sha256)
+        self.proved[one.name] = self.up_to
+        if opens and (listed is None or listed.how is How.READ):
+            self.unlisted.append(stored)
+
+    def _hashed(self, one: Provable) -> StoredObject:
+        counted = Counted(self.area.storage.get(one.name))
+        for _ in counted:
+            self.observe.checkpoint()
+        return StoredObject(one.name, counted.stored_bytes, counted.sha256, 0)
+
+    def _opened(self, one: Provable, system_identifier: int | None) -> StoredObject:
+        name = one.name.rsplit("/", 1)[1]
+        data, stored = self.area.wal.proved(one.name, self.ring)
+        header = read_header(data, name)
+        refuse_other_place(header, name)
+        if system_identifier is not None and header.system_identifier != system_identifier:
+            raise ClusterMismatch(f"{name} is WAL of the cluster {header.system_identifier}")
+        return stored
 
 
 def state_of(

@@ -27,6 +27,7 @@ from seawall.nearest import Copy
 from seawall.proofs import Budget, ProofReport
 from seawall.repository import Repository, SourceArea
 from seawall.repository.evidence import Evidence
+from seawall.repository.wal_lists import How
 from seawall.retention.copies import Unwanted
 from seawall.settings import PRIMARY, Settings
 from seawall.storage.base import Storage
@@ -80,7 +81,7 @@ def mirror_source(
     """Bring a source's copies up to date in every location that its policy names, and judge how it stands.
 
     Args:
-        ring: lets WAL be proved before it is copied, if it holds a private key.
+        ring: lets WAL that no list names yet be proved before it is copied, if it holds a private key.
         catalog: is told what lies where, and of what is wrong; None tells nobody.
         only: of these locations alone.
         begin: whether an empty location becomes a copy; else it counts as down, because it may not be mounted.
@@ -233,6 +234,9 @@ def prove(
         objects = list(proofs.objects_of(area, known))
         chosen = proofs.plan(objects, budget, now)
         report = proofs.run(chosen, area, ring, up_to=up_to, until=until, now=now, observe=observe, workers=workers)
+        if location == PRIMARY:
+            # Mirrors are given the lists by the next copy.
+            area.wal.lists.write(report.unlisted, How.OPENED)
         healed = HealReport()
         if heal and not report.good:
             healed = _heal(settings, area, Copy(location, storage), report, ring, actor=actor, now=now, observe=observe)

@@ -123,6 +123,8 @@ class _Check:
             if not self._bytes(head, objects, files, opened=opens):
                 return proved
             proved = Proof.DECRYPTABLE if opens else Proof.HASH_GOOD
+            if not opens:
+                self._listed_wal(head)
         if wanted >= levels.index(Proof.WAL_CONTINUOUS):
             if not self._wal(head):
                 return proved
@@ -263,20 +265,48 @@ class _Check:
             yield chunk
 
     def _wal(self, head: Head) -> bool:
+        lists = self.area.wal.known_lists()
+
+        def prove(name: str) -> None:
+            place = self.area.layout.segment(name)
+            data, stored = self.area.wal.proved(place, self.ring)
+            _refuse_foreign(data, name, head)
+            # A message may open with one key and be damaged for the others; only its stored bytes tell.
+            lists.refuse_other(place, stored.stored_bytes, stored.stored_sha256)
+
+        return self._segments(head, prove)
+
+    def _listed_wal(self, head: Head) -> bool:
+        """What no list names yet cannot be proved without a key, but it must be there."""
+        lists = self.area.wal.known_lists()
+
+        def prove(name: str) -> None:
+            place = self.area.layout.segment(name)
+            if lists.find(place) is None:
+                self.area.storage.stat(place)
+                return
+            counted = Counted(self._observed(self.area.storage.get(place)))
+            for _ in counted:
+                pass
+            lists.refuse_other(place, counted.stored_bytes, counted.sha256)
+
+        return self._segments(head, prove)
+
+    def _segments(self, head: Head, prove: Callable[[str], None]) -> bool:
         before = len(self.findings)
         first = Segment.containing(head.start_lsn, head.timeline, head.segment_bytes)
         last = Segment.ending_at(head.stop_lsn, head.timeline, head.segment_bytes)
         names = [Segment(head.timeline, n, head.segment_bytes).name for n in range(first.number, last.number + 1)]
         with ThreadPoolExecutor(self.workers, thread_name_prefix="verify-wal") as pool:
-            for name, error in pool.map(lambda name: self._segment(head, name), names):
+            for name, error in pool.map(lambda name: self._segment(name, prove), names):
                 if error is not None:
                     self._found("wal-missing" if isinstance(error, ObjectMissing) else "wal-damaged", name, error)
         return len(self.findings) == before
 
-    def _segment(self, head: Head, name: str) -> tuple[str, Exception | None]:
+    def _segment(self, name: str, prove: Callable[[str], None]) -> tuple[str, Exception | None]:
         self.observe.checkpoint()
         try:
-            _refuse_foreign(self.area.wal.fetch(name, self.ring), name, head)
+            prove(name)
         except _NOT_KNOWN:
             raise
         except _WRONG as error:

@@ -77,8 +77,9 @@ class Agent:
         self._lookahead: Lookahead | None = None
         self._shipper: spooling.Shipper | None = None
         self._prefetcher: Prefetcher | None = None
+        self._intake: Intake | None = None
         if sealing is not None:
-            intake = Intake(area, sealing, observe=self._observe, clock=clock)
+            self._intake = intake = Intake(area, sealing, observe=self._observe, clock=clock)
             self._lookahead = Lookahead(intake, data_directory, workers=workers, ahead=ahead, observe=self._observe)
             self._shipper = spooling.Shipper(spool / PUSHED, intake.take, workers=workers, observe=self._observe)
         if ring is not None:
@@ -116,6 +117,8 @@ class Agent:
         for part in (self._lookahead, self._shipper, self._prefetcher):
             if part is not None:
                 part.stop()
+        if self._intake is not None:
+            self._intake.close()
 
     def __enter__(self) -> Agent:
         self.start()

@@ -188,6 +188,10 @@ class Intake:
             self._observe.hear(Noticed("low", error.code, f"{error.message}; the first one is kept"))
             return Taken.NOT_KEPT
 
+    def close(self) -> None:
+        """List what was taken, with its hashes, as far as that was not done yet; for whoever stops taking."""
+        self.area.wal.write_list()
+
     def identify(self, found: ClusterIdentity) -> None:
         """Prove that this is the source's cluster, or record it if the source is new.
 

@@ -229,6 +229,7 @@ class Receiver:
             if self._incoming is not None:
                 self._incoming.close()
             self._shipper.stop()
+            self._intake.close()
             os.close(lock)
 
     def status(self) -> ReceiverStatus:

@@ -24,7 +24,7 @@ from seawall.backup.plan import BackupPlan, choose_prior, plan
 from seawall.backup.prior import Maps, Prior
 from seawall.backup.stream import copy_stream
 from seawall.capacity import refuse_without_room
-from seawall.errors import BackupMissing, Damaged, FormatTooNew, KeyError_, ObjectMissing, SeawallError
+from seawall.errors import BackupMissing, Damaged, FormatTooNew, KeyError_, ObjectMissing, SeawallError, StorageError
 from seawall.events import Ended, Noticed, Observer
 from seawall.model import BackupKind, CopyMode, Head, Health
 from seawall.postgres import extensions
@@ -229,6 +229,15 @@ class _Taking:
         if self.chosen.cluster.in_recovery and not self.area.wal.stored(last.name):
             self._close_segment()
         wait_for(self.source, self.area, needed, observe=self.observe)
+        self._list_wal([segment.name for segment in needed])
+
+    def _list_wal(self, names: list[str]) -> None:
+        """Let copies of this WAL be proved without a key; what carries it may not have listed it yet."""
+        try:
+            self.area.wal.list_unlisted(names)
+        except StorageError as error:
+            message = f"the WAL of this backup is not listed with its hashes: {error.message}"
+            self.observe.hear(Noticed("low", "wal-not-listed", message))
 
     def _close_segment(self) -> None:
         """Have the primary of a standby close its open segment; one that cannot is only slower to come to that."""

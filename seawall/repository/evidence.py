@@ -1,8 +1,9 @@
 """What a repository itself tells of its objects: which bytes each should have.
 
-A document carries its own hash, a head the manifest's, a clear list those of bundles and block maps, a recovery
-script's name its own. WAL says in its header what it holds, which only a private key can open. So whether a copy of
-an object is sound can be told without asking the host that wrote it, and from any copy of the repository.
+A document carries its own hash, a head the manifest's, a clear list those of bundles and block maps, another those of
+WAL, a recovery script's name its own. WAL that is not listed says in its header what it holds, which only a private key
+can open. So whether a copy of an object is sound can be told without asking the host that wrote it, and from any copy
+of the repository.
 
 Not guaranteed: that a forger is found. Hashes in clear find damage (docs/threat-model.md); verification up to
 `decryptable` compares with what is sealed.
@@ -20,6 +21,9 @@ from seawall.keys import KeyRing
 from seawall.model import BackupLabel, StoredObject
 from seawall.repository import documents, heads
 from seawall.repository.area import SourceArea
+from seawall.repository.layout import SourceLayout
+from seawall.repository.sealed import Counted
+from seawall.repository.wal_lists import How, Listed, WalLists
 from seawall.storage.base import Bytes, Storage
 
 _T = TypeVar("_T")
@@ -35,7 +39,7 @@ class Evidence:
 
     Args:
         storages: the copies; for each fact the first that can tell it is asked.
-        ring: opens WAL if it holds a private key; without it, nothing can be said about WAL.
+        ring: opens WAL if it holds a private key; without it, nothing can be said about WAL that is not listed.
     """
 
     def __init__(self, storages: Sequence[Storage], ring: KeyRing | None = None) -> None:
@@ -43,11 +47,12 @@ class Evidence:
         self._ring = ring
         self._rows: dict[tuple[str, BackupLabel], dict[str, StoredObject]] = {}
         self._manifests: dict[tuple[str, BackupLabel], str] = {}
+        self._lists: dict[str, tuple[WalLists, ...]] = {}
 
     def can_tell(self, name: str) -> bool:
         """Whether there is anything to compare an object with."""
-        if _WAL.fullmatch(name) and not name.endswith(".json"):
-            return self._ring is not None
+        if (match := _WAL.fullmatch(name)) and not name.endswith(".json"):
+            return self._ring is not None or self._listed(match[1], name) is not None
         if match := _OF_A_SET.fullmatch(name):
             return bool(self._sha256(name, match))
         return name.endswith(".json") or _SCRIPT.fullmatch(name) is not None
@@ -68,13 +73,16 @@ class Evidence:
             _refuse_other(name, chunks, match[1])
         elif match := _OF_A_SET.fullmatch(name):
             _refuse_other(name, chunks, self._sha256(name, match))
-        elif (match := _WAL.fullmatch(name)) and self._ring is not None:
-            self._prove_wal(match[1], name, chunks, self._ring)
+        elif match := _WAL.fullmatch(name):
+            self._refuse_damaged_wal(match[1], name, chunks)
 
     def sha256(self, name: str) -> str:
-        """The SHA-256 that a bundle, block map or manifest should have; empty where nothing tells it."""
-        match = _OF_A_SET.fullmatch(name)
-        return self._sha256(name, match) if match else ""
+        """The SHA-256 that alone tells whether an object is sound; empty where there is none, or not it alone."""
+        if match := _OF_A_SET.fullmatch(name):
+            return self._sha256(name, match)
+        match = _WAL.fullmatch(name)
+        listed = self._listed(match[1], name) if match and not name.endswith(".json") else None
+        return listed.sha256 if listed and self._suffices(listed) else ""
 
     def needs(self, source: str, label: BackupLabel) -> dict[str, StoredObject]:
         """All objects with data that a set needs, by name.
@@ -110,13 +118,39 @@ class Evidence:
             self._manifests[key] = head.manifest_sha256 if head else ""
         return self._manifests[key]
 
+    def _refuse_damaged_wal(self, source: str, name: str, chunks: Iterable[Bytes]) -> None:
+        listed = self._listed(source, name)
+        counted = Counted(chunks)
+        if self._ring is not None and not (listed and self._suffices(listed)):
+            self._prove_wal(source, name, counted, self._ring)
+        for _ in counted:
+            pass
+        if listed and counted.sha256 != listed.sha256:
+            raise Damaged(f"{name} is not what was stored: its SHA-256 differs")
+
+    def _suffices(self, listed: Listed) -> bool:
+        """Whether a listed hash says all: one that was only read back may be of bytes that were damaged before."""
+        return self._ring is None or listed.how is not How.READ
+
+    def _listed(self, source: str, name: str) -> Listed | None:
+        if source not in self._lists:
+            self._lists[source] = tuple(WalLists(storage, SourceLayout(source)) for storage in self._storages)
+        found = [self._asked(lists, name) for lists in self._lists[source]]
+        return min((one for one in found if one), key=lambda one: one.how is How.READ, default=None)
+
+    def _asked(self, lists: WalLists, name: str) -> Listed | None:
+        try:
+            return lists.find(name)
+        except _UNREADABLE:
+            return None
+
     def _prove_wal(self, source: str, name: str, chunks: Iterable[Bytes], ring: KeyRing) -> None:
         wrong: Damaged | None = None
         content = [bytes(chunk) for chunk in chunks]
         for storage in self._storages:
             # The data key is an object as well: a copy whose key is damaged says nothing about the segment.
             try:
-                SourceArea(storage, source).wal.prove(name, ring, content)
+                SourceArea(storage, source).wal.opened(name, ring, content)
             except (Damaged, ObjectMissing, FormatTooNew) as error:
                 # A flip in the version looks like a later one; what truly is of a later one is so in every copy.
                 wrong = wrong or Damaged(error.message)

@@ -33,6 +33,7 @@ class SourceLayout:
         self.keys = f"{self.root}keys/"
         self.wal = f"{self.root}wal/"
         self.histories = f"{self.root}wal/history/"
+        self.wal_lists = f"{self.root}wal-lists/"
         self.holds = f"{self.root}holds/"
         self.expired = f"{self.root}expired/"
         self.leases = f"leases/{source}/"

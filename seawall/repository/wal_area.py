@@ -18,10 +18,11 @@ from typing import Literal
 from seawall.codec import DataKey, FrameReader, read_envelope
 from seawall.errors import Damaged, ObjectExists, ObjectLocked, ObjectMissing, WalConflict
 from seawall.keys import KeyRing
-from seawall.model import SealingMode
+from seawall.model import SealingMode, StoredObject
 from seawall.repository import documents, sealed
 from seawall.repository.keychain import Keychain
 from seawall.repository.layout import SourceLayout
+from seawall.repository.wal_lists import How, WalLists
 from seawall.storage.base import Bytes, Storage
 from seawall.wal import Lsn, Segment, TimelineHistory
 
@@ -42,6 +43,7 @@ class WalArea:
         keychain: Keychain,
     ) -> None:
         self.layout = layout
+        self.lists = WalLists(storage, layout)
         self._storage = storage
         self._keychain = keychain
         self._key: tuple[datetime, tuple[str, ...], DataKey] | None = None
@@ -146,7 +148,7 @@ class WalArea:
 
         A tail gives the seconds since the last complete segment back when the source's host is lost.
         """
-        done = self._put(self.layout.tail(segment, end.value), "wal", data, sealing)
+        done = self._put(self.layout.tail(segment, end.value), "wal", data, sealing, listed=False)
         for older in self.tails(segment):
             if older < end:
                 self._forget_tail(segment, older)
@@ -163,7 +165,9 @@ class WalArea:
         with contextlib.suppress(ObjectLocked):
             self._storage.delete(self.layout.tail(segment, end.value))
 
-    def _put(self, name: str, kind: str, data: Bytes, sealing: sealed.Sealing, *, clear: str = "") -> Put:
+    def _put(
+        self, name: str, kind: str, data: Bytes, sealing: sealed.Sealing, *, clear: str = "", listed: bool = True
+    ) -> Put:
         sha256 = hashlib.sha256(data).hexdigest()
         extra: dict[str, str | int] = {"sha256": sha256, "bytes": len(data)}
         if clear:
@@ -177,15 +181,44 @@ class WalArea:
         key = self._sealing_key(sealing)
         logical = self.layout.logical(name)
         try:
-            sealed.put_sealed(
+            stored = sealed.put_sealed(
                 self._storage, name, [data], kind=kind, logical=logical, sealing=sealing, key=key, extra=extra
             )
         except ObjectExists:
-            stored = self._stated(name)
-            if stored.get("sha256") != sha256:
-                raise _conflict(name, str(stored.get("sha256")), sha256) from None
+            stated = self._stated(name)
+            if stated.get("sha256") != sha256:
+                raise _conflict(name, str(stated.get("sha256")), sha256) from None
             return "identical"
+        if listed:
+            self.lists.note(stored)
         return "stored"
+
+    def write_list(self) -> None:
+        """List what was stored through this area and is not listed yet; for a writer that stops."""
+        self.lists.flush()
+
+    def known_lists(self) -> WalLists:
+        """The lists as they are now; what is written later is not seen through them."""
+        return WalLists(self._storage, self.layout)
+
+    def list_unlisted(self, segments: Iterable[str]) -> None:
+        """List segments that no list names yet, by reading them back; one that is not there is left out.
+
+        Raises:
+            StorageError: the storage does not answer.
+        """
+        lists = self.known_lists()
+        names = [name for name in map(self.layout.segment, segments) if lists.find(name) is None]
+        self.lists.write([found for found in map(self._read_back, names) if found], How.READ)
+
+    def _read_back(self, name: str) -> StoredObject | None:
+        counted = sealed.Counted(self._storage.get(name))
+        try:
+            for _ in counted:
+                pass
+        except ObjectMissing:
+            return None
+        return StoredObject(name, counted.stored_bytes, counted.sha256, 0)
 
     def _claim(self, name: str, extra: dict[str, str | int]) -> dict[str, str | int]:
         # `sha256` is every document's own hash, so the content's has another name there.
@@ -238,8 +271,8 @@ class WalArea:
             return None
         return ends[-1], self._fetch(self.layout.tail(segment, ends[-1].value), ring)
 
-    def prove(self, name: str, ring: KeyRing, chunks: Iterable[Bytes]) -> None:
-        """Open an object of WAL whose bytes the caller reads.
+    def opened(self, name: str, ring: KeyRing, chunks: Iterable[Bytes]) -> bytes:
+        """What is in an object of WAL whose bytes the caller reads, proved against its hash.
 
         Args:
             name: the object's, not the segment's.
@@ -248,7 +281,21 @@ class WalArea:
             Damaged: it is not what was written.
             KeyMissing: the ring does not open it.
         """
-        self._opened(name, ring, iter(chunks))
+        return self._opened(name, ring, iter(chunks))
+
+    def proved(self, name: str, ring: KeyRing) -> tuple[bytes, StoredObject]:
+        """What is in an object of WAL, proved against its hash, and what is stored of it, for comparing with a list.
+
+        Raises:
+            ObjectMissing, Damaged, KeyMissing: as named.
+        """
+        counted = sealed.Counted(self._storage.get(name))
+        chunks = iter(counted)
+        data = self._opened(name, ring, chunks)
+        # A reader may stop at the end of what it understands; the hash is of everything that lies there.
+        for _ in chunks:
+            pass
+        return data, StoredObject(name, counted.stored_bytes, counted.sha256, len(data))
 
     def _fetch(self, name: str, ring: KeyRing) -> bytes:
         return self._opened(name, ring, self._storage.get(name))

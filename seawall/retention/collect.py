@@ -251,8 +251,17 @@ class _Collection:
             if first <= segment <= last and not needed.covers(Segment.parse(segment, size))
         ]
         self._remover.announce("collect-wal", f"{first}..{last}", {"objects": str(len(names))})
-        if self._delete_all(names):
+        if self._delete_all(names) and self._collect_lists(int(first[:8], 16), first, last):
             self._delete(mark)
+
+    def _collect_lists(self, timeline: int, first: str, last: str) -> bool:
+        """Lists of WAL of which nothing is left; one that also names WAL that stays, stays with it."""
+        stored = self._area.wal.segments()
+        lists = self._area.wal.known_lists().names_within(timeline)
+        touched = [(begin, end, name) for begin, end, name in lists if begin <= last and end >= first]
+        return self._delete_all(
+            name for begin, end, name in touched if not any(begin <= segment <= end for segment in stored)
+        )
 
     # ---- deleting
 

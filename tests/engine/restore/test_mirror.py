@@ -21,6 +21,7 @@ from seawall.errors import (
     StorageUnreachable,
 )
 from seawall.events import Event, Noticed, Observer
+from seawall.keys import KeyRing
 from seawall.mirror import MirrorPolicy, MirrorReport, SetAtOrigin
 from seawall.model import Head, Proof, SealingMode
 from seawall.nearest import REPAIRS, Copy, Nearest
@@ -474,6 +475,62 @@ def test_wal_is_left_alone_where_no_key_can_tell_which_copy_is_sound(small: tupl
         actor="test", now=site.at(90), observe=Observer(),
     )  # fmt: skip
     assert list(report.left) == [segment]
+
+
+def test_listed_wal_is_proved_and_healed_without_any_key_in_every_mode(taken: tuple[Any, Head, Head]) -> None:
+    site, first, _ = taken
+    site.area.wal.write_list()
+    there = MemoryStorage("there")
+    segment = site.area.layout.segment("000000010000000000000002")
+    sound = content(site.storage)[segment]
+    # In an OpenPGP message this byte belongs to one recipient's packet: another one's key would open it all the same.
+    damage(site.storage, segment, at=60 / len(sound))
+    report = mirrored(site, there, ring=False)
+    assert segment in report.left
+    assert str(first.label) not in report.committed
+    site.overwrite(segment, sound)
+    assert mirrored(site, there, ring=False).left == {}
+    damage(there, segment, at=60 / len(sound))
+    elsewhere = Repository.open(there).source("shop")
+    verdict = verify.check(
+        elsewhere, first.label, site.ring, up_to=Proof.HASH_GOOD, now=site.at(60), observe=Observer()
+    )
+    assert [(finding.code, finding.subject) for finding in verdict.findings] == [
+        ("wal-damaged", "000000010000000000000002")
+    ]
+    copies = [Copy("primary", site.storage), Copy("there", there)]
+    done = healing.heal(
+        copies[1], copies, healing.suspects(elsewhere, verdict), Evidence([there, site.storage]),
+        AuditLog(site.storage), actor="test", now=site.at(90), observe=Observer(),
+    )  # fmt: skip
+    assert [(one.name, one.donor) for one in done.healed] == [(segment, "primary")]
+    assert content(there)[segment] == sound
+
+
+def test_wal_that_was_only_read_back_is_still_opened_where_a_key_is_at_hand(small: tuple[Any, Head, Head]) -> None:
+    site, *_ = small
+    segment = site.area.layout.segment("000000010000000000000002")
+    damage(site.storage, segment)
+    # Whoever lists what lies there cannot know that it was damaged before.
+    site.area.wal.list_unlisted(["000000010000000000000002"])
+    assert segment in mirrored(site, MemoryStorage()).left
+    assert segment not in mirrored(site, MemoryStorage(), ring=False).left
+
+
+def test_a_ring_without_a_private_key_copies_what_no_list_names_as_it_is(
+    sealed_site: Any, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    site = sealed_site
+    site.wal(1, 3)
+    first = site.backup(0, 1, 3.5)
+    there = MemoryStorage()
+    with KeyRing(tmp_path_factory.mktemp("public")) as public:
+        public.import_keys(site.ring.export_public(site.ring.list()[0].fingerprint))
+        evidence = Evidence([site.storage], public)
+        mirror.begin(site.repository, there)
+        plan = mirror.survey(site.repository, "shop", there, evidence)
+        report = mirror.run(plan, site.storage, there, evidence, observe=Observer())
+    assert (report.left, report.committed) == ({}, (str(first.label),))
 
 
 def test_a_kill_at_any_moment_of_a_repair_loses_nothing_and_the_next_run_finishes_it(

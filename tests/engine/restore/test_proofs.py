@@ -16,6 +16,7 @@ from seawall.events import Observer
 from seawall.model import Head, Proof, SealingMode
 from seawall.proofs import Budget, ProofReport, Provable
 from seawall.repository import Repository
+from seawall.repository.wal_lists import How
 from seawall.storage.faulty import Fault, Faulty, Trouble
 
 NOW = datetime(2026, 11, 23, 4, 30, tzinfo=UTC)
@@ -139,6 +140,22 @@ def test_what_is_proved_is_what_was_read_and_how_far(taken: tuple[Any, Head, Hea
     hashes = night(site, {}, Budget(), up_to=Proof.HASH_GOOD)
     assert set(hashes.proved.values()) == {Proof.HASH_GOOD}
     assert not [name for name in hashes.proved if "/wal/" in name]
+
+
+def test_wal_that_was_opened_is_listed_and_then_proved_without_a_key(taken: tuple[Any, Head, Head]) -> None:
+    site, *_ = taken
+    report = night(site, {}, Budget())
+    segments = {stat.name for stat in site.storage.list(site.area.layout.wal)}
+    assert {one.name for one in report.unlisted} == segments
+    site.area.wal.lists.write(report.unlisted, How.OPENED)
+    assert night(site, {}, Budget()).unlisted == ()
+    hashes = night(site, {}, Budget(), up_to=Proof.HASH_GOOD)
+    assert {name for name in hashes.proved if "/wal/" in name} == segments
+    name = min(segments)
+    data = bytearray(site.read(name))
+    data[-1] ^= 1
+    site.overwrite(name, bytes(data))
+    assert set(night(site, {}, Budget(), up_to=Proof.HASH_GOOD).wrong) == {name}
 
 
 @pytest.mark.parametrize("which", ["/bundles/", "/manifest.copy", "0000000008"])

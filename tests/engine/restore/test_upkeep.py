@@ -239,6 +239,9 @@ def test_what_was_proved_is_remembered_for_each_location_and_renewed_from_the_ol
         assert upkeep.known_proofs(catalog, repository, "offsite") == {}
         known = upkeep.known_proofs(catalog, repository, PRIMARY)
         assert {proof for proof, _ in known.values()} == {Proof.HASH_GOOD, Proof.DECRYPTABLE}
+        # What was opened is listed from then on, so that it can be proved without a key in every copy.
+        area = place.repository().source("shop")
+        assert all(area.wal.known_lists().find(name) for name in known if "/wal/" in name)
 
 
 def test_damage_that_cannot_be_healed_is_an_alert_until_it_is(place: Place) -> None:

@@ -345,6 +345,25 @@ def test_all_that_lies_of_a_marked_segment_goes_with_it(life: Life) -> None:
     assert not life.names(life.area.layout.expired), "each mark went with what it marked"
 
 
+def test_a_list_of_wal_goes_with_the_last_segment_that_it_names_and_not_before(life: Life) -> None:
+    segments = [Segment(1, number) for number in range(10)]
+    for segment in segments:
+        life.area.wal.put_segment(segment.name, b"w", life.sealing)
+        if segment.number == 5:
+            life.area.wal.write_list()
+    life.backup(FULL)
+    life.area.wal.write_list()
+    life.now += timedelta(days=3)
+    life.backup(FULL)
+    life.expire(ONE_DAY)
+    life.now += timedelta(hours=25)
+    assert len(life.names(life.area.layout.wal_lists)) == 2
+    life.collect()
+    # The second list names segments 6 to 11, of which the new backup needs the last.
+    (kept,) = life.names(life.area.layout.wal_lists)
+    assert Segment(1, 6).name in kept
+
+
 def test_a_marked_set_that_is_held_keeps_the_wal_that_makes_it_consistent(life: Life) -> None:
     old = life.backup(FULL)
     for _ in range(3):
