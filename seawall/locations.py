@@ -24,6 +24,15 @@ _PROBE_BYTES = 64 * 1024
 
 
 @dataclass(frozen=True, slots=True)
+class LocationFinding:
+    """Something about a location that works: how grave it is, a stable code, and a sentence."""
+
+    severity: str
+    code: str
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
 class LocationReport:
     """What a check of a location found.
 
@@ -31,6 +40,7 @@ class LocationReport:
         problem: what is wrong with it; empty if nothing is.
         repository_id: of the repository that lies there; empty if none does yet.
         write_seconds, read_seconds, delete_seconds: of one probe of 64 KiB; 0 where it was not come so far.
+        findings: what else was seen, the gravest first.
     """
 
     name: str
@@ -43,6 +53,7 @@ class LocationReport:
     read_seconds: float = 0.0
     delete_seconds: float = 0.0
     free_bytes: int | None = None
+    findings: tuple[LocationFinding, ...] = ()
 
     @property
     def good(self) -> bool:

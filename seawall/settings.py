@@ -53,6 +53,8 @@ class RepositorySettings:
         known_hosts_file: public keys of SFTP servers, as OpenSSH writes them; the account's own when omitted.
         lock_mode: how objects are locked where they are: `compliance` (nobody can shorten it) or `governance`.
         limits: windows with a bandwidth of their own, each a section `[[….limits]]` as below.
+        cold_classes: the storage classes that lifecycle rules may move old backups to, the warmest first, such as
+            `["STANDARD_IA", "GLACIER_IR"]`; the vendor's usual ones when omitted, and `["none"]` for none.
     """
 
     url: str = ""
@@ -67,6 +69,7 @@ class RepositorySettings:
     known_hosts_file: Path | None = None
     lock_mode: LockMode = LockMode.COMPLIANCE
     limits: tuple[LimitWindow, ...] = ()
+    cold_classes: tuple[str, ...] = ()
 
 
 class LocationRole(StrEnum):

@@ -1,4 +1,4 @@
-"""Upkeep of storage locations: copies brought there, proofs renewed there, damage healed, health looked at.
+"""Upkeep of storage locations: copies brought there, proofs renewed there, damage healed.
 
 Each location is worked on by itself. One that is down is an alert, and neither the others nor the backups themselves
 suffer from it; when it answers again, the next run brings it up to date and the alert is resolved.
@@ -14,13 +14,12 @@ from datetime import datetime, timedelta
 
 from seawall import healing, locations, mirror, proofs, retention
 from seawall.audit import AuditLog
-from seawall.catalog import Catalog, LocationType, Severity
+from seawall.catalog import Catalog
 from seawall.catalog.views import ObjectProof
 from seawall.errors import Cancelled, Damaged, NotARepository, Partial, SeawallError, StorageError, VerificationFailed
 from seawall.events import Noticed, Observer
 from seawall.healing import HealReport
 from seawall.keys import KeyRing
-from seawall.locations import LocationReport
 from seawall.mirror import MirrorPolicy, MirrorReport, Protection
 from seawall.model import BackupLabel, Proof
 from seawall.nearest import Copy
@@ -31,6 +30,7 @@ from seawall.repository.wal_lists import How
 from seawall.retention.copies import Unwanted
 from seawall.settings import PRIMARY, Settings
 from seawall.storage.base import Storage
+from seawall.watch import judge
 
 Known = dict[str, tuple[Proof | None, datetime]]
 
@@ -151,19 +151,11 @@ def _record_mirrored(
         subject = f"{result.source} {name}"
         report, error = result.reports.get(name), result.failures.get(name)
         wrong = error.message if error else "; ".join(report.left.values()) if report and report.left else ""
-        _judge(catalog, "mirror-failed", subject, wrong, now)
+        judge(catalog, "mirror-failed", subject, wrong, now)
         late = [str(one.label) for one in result.protection if name in one.late]
         hours = settings.source(result.source).copy_within_hours if result.source in settings.sources else 0
         text = f"{len(late)} backups of {result.source} are not in {name} after {hours} hours: {', '.join(late[:5])}"
-        _judge(catalog, "mirror-late", subject, text if late else "", now)
-
-
-def _judge(catalog: Catalog, kind: str, subject: str, wrong: str, now: datetime) -> None:
-    """Open or resolve an alert by whether something is wrong."""
-    if wrong:
-        catalog.raise_alert(kind, Severity.HIGH, wrong, subject=subject, now=now)
-    else:
-        catalog.resolve_alerts(kind, subject=subject, now=now)
+        judge(catalog, "mirror-late", subject, text if late else "", now)
 
 
 def mirror_failure(results: Sequence[Mirrored]) -> SeawallError | None:
@@ -244,7 +236,7 @@ def prove(
         gone = {name for name in known if name.startswith(area.layout.root)} - {one.name for one in objects}
         catalog.forget_proofs(repository.id, location, gone)
     result = Proved(source, location, report, chosen.left + report.skipped, healed)
-    _judge(catalog, "copy-damaged", f"{source} {location}", "" if result.good else _damage(report, healed), now)
+    judge(catalog, "copy-damaged", f"{source} {location}", "" if result.good else _damage(report, healed), now)
     return result
 
 
@@ -332,41 +324,3 @@ def proof_failure(results: Sequence[Proved]) -> VerificationFailed | None:
     """The error that stands for copies that are not sound; None if all that was read is."""
     bad = [f"{one.source} in {one.location}: {_damage(one.report, one.healed)}" for one in results if not one.good]
     return VerificationFailed("; ".join(bad)) if bad else None
-
-
-# ---- health
-
-
-def check_locations(
-    settings: Settings, catalog: Catalog | None, names: Sequence[str] = (), *, now: datetime, observe: Observer
-) -> tuple[LocationReport, ...]:
-    """Probe locations, all of them unless some are named, and tell the catalog; one that is down is in its report."""
-    reports = tuple(
-        locations.check(settings.location(name), settings, observe) for name in names or locations.in_order(settings)
-    )
-    if catalog is not None:
-        for report in reports:
-            record_health(catalog, report, now)
-    return reports
-
-
-def record_health(catalog: Catalog, report: LocationReport, now: datetime) -> None:
-    """Keep what a check found, and open or resolve the location's alert."""
-    name = known_name(catalog, report.name, report.url)
-    catalog.ensure_storage_location(
-        name, LocationType.of(report.url), connection_config={"url": report.url}, role=report.role.value, now=now
-    )
-    catalog.observe_storage_location(
-        name,
-        now=now,
-        latency_ms=round(1000 * report.write_seconds) if report.good else None,
-        problem=report.problem or None,
-    )
-    _judge(catalog, "location-down", report.name, report.problem, now)
-
-
-def known_name(catalog: Catalog, name: str, url: str) -> str:
-    """A location's name in the catalog: the primary may have been recorded there under another before."""
-    if name != PRIMARY:
-        return name
-    return next((one.name for one in catalog.storage_locations() if one.connection_config.get("url") == url), name)

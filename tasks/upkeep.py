@@ -7,7 +7,7 @@ from uuid import UUID
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
-from seawall import upkeep
+from seawall import upkeep, watch
 from seawall.catalog.facts import Facts
 from seawall.catalog.recording import ExecutionRecord, Result
 from seawall.errors import NotARepository, SeawallError, StorageError
@@ -123,7 +123,7 @@ def check_locations(settings: Settings, job_id: UUID | None) -> Facts:
     """
 
     def verb(around: Surroundings) -> Result:
-        reports = upkeep.check_locations(settings, around.catalog, now=around.now, observe=around.observe)
+        reports = watch.check_locations(settings, around.catalog, now=around.now, observe=around.observe)
         for report in reports:
             if report.error is not None:
                 raise report.error

@@ -5,12 +5,14 @@ from __future__ import annotations
 import argparse
 import shutil
 import tomllib
+from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from seawall.cli.console import size
 from seawall.cli.context import Context
-from seawall.errors import ClusterMismatch, SettingsError, UsageError
+from seawall.errors import ClusterMismatch, SettingsError, UsageError, VerificationFailed
 from seawall.model import checked_name
 from seawall.settings import PRIMARY, LocationRole, Settings, parse
 
@@ -37,18 +39,24 @@ def arguments(parser: argparse.ArgumentParser, _verb: str) -> None:
     check = commands.add_parser("check", help="write, read back and delete a probe in a location, or in all")
     check.add_argument("name", nargs="?", help="which (default: all)")
     commands.add_parser("list", help="show all locations, and what the catalog knows of them")
+    rules = commands.add_parser("lifecycle", help="print the lifecycle rules that a location's bucket should have")
+    rules.add_argument("name", help="which location")
+    rules.add_argument("--against", type=Path, metavar="FILE", help="compare with what the vendor's own tool printed")
+    rules.add_argument("--apply", action="store_true", help="give them to the bucket, and keep its other rules")
+    rules.add_argument("--dry-run", action="store_true", help="with --apply: print what the bucket would get")
     remove = commands.add_parser("remove", help="take a location out of the settings file; what lies there stays")
     remove.add_argument("name", help="which; `seawall location list` shows them")
 
 
 def run(options: argparse.Namespace, context: Context) -> int:
-    return {"add": _add, "check": _check, "list": _list, "remove": _remove}[options.action](options, context)
+    verbs = {"add": _add, "check": _check, "list": _list, "lifecycle": _lifecycle, "remove": _remove}
+    return verbs[options.action](options, context)
 
 
 def _add(options: argparse.Namespace, context: Context) -> int:
     from contextlib import closing
 
-    from seawall import locations, mirror, upkeep
+    from seawall import locations, mirror, watch
     from seawall.cli.recorded import told
 
     name, file = checked_name(options.name, what="location name"), _file(context)
@@ -68,7 +76,7 @@ def _add(options: argparse.Namespace, context: Context) -> int:
     record = told(
         context,
         f"location {name}",
-        lambda catalog: upkeep.record_health(catalog, report, context.now()),
+        lambda catalog: watch.record_health(catalog, report, context.now()),
     )
     note = f'let a source use it: mirrors = ["{name}"] in [sources.NAME] of {file}'
     context.console.result({"location": _value(report), **record}, [_line(report), note])
@@ -116,18 +124,27 @@ def _text(value: str) -> str:
 
 
 def _check(options: argparse.Namespace, context: Context) -> int:
-    from seawall import upkeep
+    from seawall import watch
 
     names = [options.name] if options.name else []
     with context.catalog_if_any() as catalog:
-        reports = upkeep.check_locations(context.settings, catalog, names, now=context.now(), observe=context.observer)
-    value, lines = {"locations": [_value(report) for report in reports]}, [_line(report) for report in reports]
-    failure = next((report.error for report in reports if report.error is not None), None)
+        reports = watch.check_locations(context.settings, catalog, names, now=context.now(), observe=context.observer)
+    value, lines = (
+        {"locations": [_value(report) for report in reports]},
+        [line for report in reports for line in _lines(report)],
+    )
+    failure = next((report.error for report in reports if report.error is not None), None) or _critical(reports)
     if failure is None:
         context.console.result(value, lines)
         return 0
     context.console.failed(failure, value, lines)
     return failure.exit_code
+
+
+def _critical(reports: Sequence[LocationReport]) -> VerificationFailed | None:
+    """The error that stands for findings which cost data if nobody acts."""
+    found = [f"{one.name}: {each.message}" for one in reports for each in one.findings if each.severity == "critical"]
+    return VerificationFailed("; ".join(found), hint="Change it now; see docs/how-to/lifecycle.md.") if found else None
 
 
 def _list(_options: argparse.Namespace, context: Context) -> int:
@@ -154,7 +171,7 @@ def _list(_options: argparse.Namespace, context: Context) -> int:
 
 def _known(context: Context) -> dict[str, dict[str, Any]]:
     """What the catalog knows of each location; nothing where there is none."""
-    from seawall.upkeep import known_name
+    from seawall.watch import known_name
 
     with context.catalog_if_any() as catalog:
         if catalog is None:
@@ -173,6 +190,12 @@ def _known(context: Context) -> dict[str, dict[str, Any]]:
         for name, row in rows.items()
         if name in names
     }
+
+
+def _lifecycle(options: argparse.Namespace, context: Context) -> int:
+    from seawall.cli import lifecycle
+
+    return lifecycle.run(options, context)
 
 
 def _remove(options: argparse.Namespace, context: Context) -> int:
@@ -245,7 +268,12 @@ def _value(report: LocationReport) -> dict[str, Any]:
         "read_seconds": round(report.read_seconds, 4),
         "delete_seconds": round(report.delete_seconds, 4),
         "free_bytes": report.free_bytes,
+        "findings": [asdict(finding) for finding in report.findings],
     }
+
+
+def _lines(report: LocationReport) -> list[str]:
+    return [_line(report), *(f"  {finding.severity}: {finding.message}" for finding in report.findings)]
 
 
 def _line(report: LocationReport) -> str:

@@ -168,6 +168,18 @@ class GcsBucket:
         except ObjectMissing:
             self._refuse_missing_bucket()
 
+    def lifecycle(self) -> dict[str, Any]:
+        """The bucket's lifecycle configuration."""
+        try:
+            found = self.ask("look at", "the lifecycle rules", "GET", self._base, params={"fields": "lifecycle"}).json()
+        except ObjectMissing as error:
+            raise self._no_bucket() from error
+        return {"lifecycle": found.get("lifecycle") or {"rule": []}}
+
+    def set_lifecycle(self, document: Mapping[str, Any]) -> None:
+        """Replace the bucket's lifecycle configuration."""
+        self.ask("set", "the lifecycle rules", "PATCH", self._base, json=dict(document))
+
     def now(self) -> datetime:
         answer = self.ask("look at", "the bucket", "GET", f"{self._base}/o", params=self._first())
         return server_time(answer.headers.get("Date"), self.url)

@@ -15,7 +15,7 @@ import configparser
 import contextlib
 import hashlib
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -254,6 +254,22 @@ class S3Bucket:
 
     def _version(self, name: str, version: str | None) -> dict[str, Any]:
         return {**self._where(name), **({} if version is None else {"VersionId": version})}
+
+    def lifecycle(self) -> dict[str, Any]:
+        """The bucket's lifecycle configuration."""
+        try:
+            with self._translated("look at", "the lifecycle rules"):
+                found = self._client.get_bucket_lifecycle_configuration(Bucket=self._place.bucket)
+        except ObjectMissing:
+            return {"Rules": []}
+        return {"Rules": found["Rules"]}
+
+    def set_lifecycle(self, document: Mapping[str, Any]) -> None:
+        """Replace the bucket's lifecycle configuration."""
+        with self._translated("set", "the lifecycle rules"):
+            self._client.put_bucket_lifecycle_configuration(
+                Bucket=self._place.bucket, LifecycleConfiguration=dict(document)
+            )
 
     def now(self) -> datetime:
         with self._translated("look at", "the bucket"):
