@@ -14,7 +14,7 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-from campaigns import agents, damage, faults, fuzz, kill, live, sample, scenes, script, victims
+from campaigns import agents, damage, faults, fuzz, kill, live, power, sample, scenes, script, victims
 from campaigns.sample import QuickRing
 from seawall.errors import SeawallError
 from seawall.model import Compression, CopyMode, SealingMode
@@ -146,6 +146,25 @@ def _print_kill(tally: kill.Tally) -> None:
         print(f"  {fault}")
 
 
+def run_power(place: Path, options: argparse.Namespace) -> Figures:
+    tally = power.Tally()
+    with QuickRing(place / "ring") as ring:
+        base, made = scenes.still(place / "disk", place, SealingMode.AES_256_GCM, options.seed)
+        life = kill.StillLife(place, base, made, ring)
+        for verb in life.verbs():
+            power.StillDisk(life, ring, options.seed).cut(verb, options.points, tally)
+        power.ArchivingDisk(agents.Archiving(place, base, made, ring), options.seed).cut(options.points, tally)
+        with scenes.live(place / "disk-live", place, SealingMode.AES_256_GCM) as (scene, instance):
+            power.ReceivingDisk(scene, instance, ring, options.seed).cut(options.points, tally)
+    print(f"\n{'power cut under':<28}{'steps':>7}{'cuts':>7}{'faults':>8}")
+    for verb, cuts in tally.by_verb().items():
+        faulty = sum(1 for cut in tally.cuts if cut.verb == verb and cut.faults)
+        print(f"{verb:<28}{tally.steps[verb]:>7}{cuts:>7}{faulty:>8}")
+    for fault in tally.faults:
+        print(f"  {fault}")
+    return {"cuts": tally.by_verb(), "steps": dict(tally.steps), "faults": tally.faults}
+
+
 def run_faults(place: Path, options: argparse.Namespace) -> Figures:
     with QuickRing(place / "ring") as ring:
         tally = faults.run(ring, options.seed, (SealingMode.NONE, SealingMode.AES_256_GCM))
@@ -165,6 +184,7 @@ _CAMPAIGNS: dict[str, Callable[[Path, argparse.Namespace], Figures]] = {
     "damage": run_damage,
     "script": run_script,
     "kill": run_kill,
+    "power": run_power,
     "faults": run_faults,
     "fuzz": run_fuzz,
 }

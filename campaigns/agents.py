@@ -33,20 +33,20 @@ class Archiving:
 
     def kill(self, points: int, tally: Tally) -> None:
         """Kill the agent at so many boundaries; every other time the command may use the spool instead of it."""
-        scene = self._fresh()
+        scene = self.fresh()
         count = self._whole_run(scene)
         tally.boundaries["agent"] = count
         for number in scenes.spread(count, points):
-            scene = self._fresh()
+            scene = self.fresh()
             before = scene.open().source(sample.SOURCE).labels()
             point, acknowledged = self._killed_run(scene, number, spool=bool(self.trials % 2))
-            faults = list(self._look(scene, acknowledged))
+            faults = list(self.look(scene, acknowledged))
             faults += Looker(scene, self.ring).listed(before)
             faults += Looker(scene, self.ring).garbage()
             tally.add("agent", number, point, faults)
             shutil.rmtree(scene.home)
 
-    def _fresh(self) -> Scene:
+    def fresh(self) -> Scene:
         self.trials += 1
         return scenes.copied(self.base, self.home / f"agent-{self.trials}")
 
@@ -67,7 +67,7 @@ class Archiving:
         process = victims.start(victims.serve, scene, report=trial.report)
         scenes.until(scene.socket.exists, "the agent's socket")
         for segment in self.segments():
-            if not self._push(scene, segment, spool=False):
+            if not self.push(scene, segment, spool=False):
                 raise RuntimeError(f"the agent did not take {segment.name}")
         (scene.home / "stop").touch()
         process.join(60)
@@ -77,20 +77,20 @@ class Archiving:
         trial = Trial(victims.serve, scene)
         process = victims.start(victims.serve, scene, number=number, report=trial.report)
         scenes.until(lambda: scene.socket.exists() or process.exitcode is not None, "the agent's socket")
-        taken = {s.name for s in self.segments() if self._push(scene, s, spool=spool)}
+        taken = {s.name for s in self.segments() if self.push(scene, s, spool=spool)}
         # What threads do beside each other may leave the last boundaries out.
         (scene.home / "stop").touch()
         process.join(60)
         return (trial.point() if process.exitcode == KILLED else f"ended with {process.exitcode}"), taken
 
-    def _push(self, scene: Scene, segment: Segment, *, spool: bool) -> bool:
+    def push(self, scene: Scene, segment: Segment, *, spool: bool) -> bool:
         """What PostgreSQL does with a segment; whether it may forget it."""
         words = [sys.executable, "-I", "-S", client.__file__, "push", "--socket", str(scene.socket)]
         words += ["--spool", str(scene.spool / PUSHED)] if spool else []
         words += ["--wait", "1", "--timeout", "20", str(self._written(scene, segment))]
         return subprocess.run(words, capture_output=True, check=False).returncode == 0
 
-    def _look(self, scene: Scene, acknowledged: set[str]) -> Iterator[str]:
+    def look(self, scene: Scene, acknowledged: set[str]) -> Iterator[str]:
         """The server's archiver tries again what nobody acknowledged; then all of it is stored, and right."""
         (scene.home / "stop").unlink()
         # A killed agent leaves its socket, on which nobody answers.
@@ -98,7 +98,7 @@ class Archiving:
         process = victims.start(victims.serve, scene, report=scene.home / "again")
         scenes.until(scene.socket.exists, "the second agent's socket")
         for segment in self.segments():
-            if segment.name not in acknowledged and not self._push(scene, segment, spool=False):
+            if segment.name not in acknowledged and not self.push(scene, segment, spool=False):
                 yield f"{segment.name} is not taken when it is offered again"
         area = scene.open().source(sample.SOURCE)
         wanted = {segment.name for segment in self.segments()}

@@ -17,6 +17,7 @@ from uuid import UUID
 
 from campaigns import sample
 from campaigns.boundaries import Boundaries
+from campaigns.disk import Recorder
 from campaigns.sample import SOURCE, QuickRing, recipients
 from seawall import backup, retention
 from seawall.archive.agent import Agent
@@ -25,11 +26,15 @@ from seawall.audit import AuditLog
 from seawall.errors import SeawallError
 from seawall.events import Observer
 from seawall.model import BackupKind, BackupLabel, Compression, CopyMode, SealingMode
+from seawall.postgres.walsender import Walsender
 from seawall.repository import Repository, Sealing
 from seawall.settings import SourceSettings
+from seawall.storage import draft, local
 from seawall.storage.local import LocalStorage
+from seawall.wal import Lsn
 
 REFUSED = 3
+DONE = "done"
 
 
 @dataclass(frozen=True)
@@ -75,6 +80,7 @@ class Scene:
 
 
 Victim = Callable[..., None]
+Process = multiprocessing.process.BaseProcess
 
 
 def now() -> datetime:
@@ -150,6 +156,13 @@ def write_set(scene: Scene, at: str) -> None:
     sample.back_up(scene.sealing(), area, datetime.fromisoformat(at), 6, random.Random(at))
 
 
+def write_carelessly(scene: Scene, at: str) -> None:
+    """The same on a storage that syncs no folder: what a campaign of power cuts has to find."""
+    setattr(local, "sync_folder", lambda _folder: None)  # noqa: B010 - a defect is made on purpose
+    setattr(draft, "sync_folder", lambda _folder: None)  # noqa: B010 - as above
+    write_set(scene, at)
+
+
 def hold(scene: Scene, label: str) -> None:
     """An administrator keeps a set, and lets it go again."""
     repository = scene.open()
@@ -195,6 +208,29 @@ def run(verb: Victim, scene: Scene, arguments: tuple[str, ...], number: int, rep
     os._exit(0)
 
 
+def record(verb: Victim, scene: Scene, arguments: tuple[str, ...], log: Path) -> None:
+    """The body of a process that is not killed, and whose writes are recorded."""
+    tempfile.tempdir = str(scene.home / "temporary")
+    recorder = Recorder([scene.place, scene.spool], log)
+    recorder.install()
+    if verb is receive:
+        _promise_what_is_reported(recorder)
+    verb(scene, *arguments)
+    recorder.promise(DONE)
+    os._exit(0)
+
+
+def _promise_what_is_reported(recorder: Recorder) -> None:
+    """What a receiver calls flushed, the server forgets."""
+    report = Walsender.report
+
+    def told(self: Walsender, written: Lsn, flushed: Lsn) -> None:
+        recorder.promise(str(flushed.value))
+        report(self, written, flushed)
+
+    setattr(Walsender, "report", told)  # noqa: B010 - a method is replaced, which a checker of types refuses
+
+
 _context = multiprocessing.get_context("forkserver")
 _context.set_forkserver_preload(["campaigns.victims"])
 
@@ -207,11 +243,16 @@ def import_worker() -> None:
     _context.set_forkserver_preload(["campaigns.victims", "tasks.backup"])
 
 
-def start(
-    verb: Victim, scene: Scene, *arguments: str, number: int = 0, report: Path
-) -> multiprocessing.process.BaseProcess:
+def start(verb: Victim, scene: Scene, *arguments: str, number: int = 0, report: Path) -> Process:
     """Let a verb run in a process of its own, which dies at the boundary of that number."""
     report.unlink(missing_ok=True)
     process = _context.Process(target=run, args=(verb, scene, arguments, number, report), daemon=True)
+    process.start()
+    return process
+
+
+def start_recorded(verb: Victim, scene: Scene, *arguments: str, log: Path) -> Process:
+    """Let a verb run to its end in a process of its own that writes down what it does to the disk."""
+    process = _context.Process(target=record, args=(verb, scene, arguments, log), daemon=True)
     process.start()
     return process
