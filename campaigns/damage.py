@@ -39,7 +39,7 @@ LATER = NOON + timedelta(hours=3)
 VERDICTS = ("detected", "harmless", "unseen", "wrong", "defect")
 
 _KINDS = (
-    ("repository identity", r"seawall\.json"),
+    ("repository identity", r"seawall(-copy)?\.json"),
     ("recovery script", r"recover-[0-9a-f]{12}\.py"),
     ("audit record", r"audit/.*"),
     ("probe", r"probes/.*"),

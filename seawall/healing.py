@@ -37,10 +37,10 @@ from seawall.errors import (
 from seawall.events import Noticed, Observer
 from seawall.mirror import own_wal
 from seawall.model import BackupLabel, Finding, Head, Verdict
-from seawall.nearest import REPAIRS, Copy
+from seawall.nearest import Copy
 from seawall.repository import SourceArea
 from seawall.repository.evidence import Evidence
-from seawall.repository.layout import SourceLayout
+from seawall.repository.layout import REPAIRS, SourceLayout
 from seawall.storage.base import PIECE_BYTES, Replayable, Storage
 
 _WRONG = (Damaged, ObjectMissing, ObjectTruncated)

@@ -34,15 +34,16 @@ from seawall.errors import (
 )
 from seawall.events import Advanced, Began, Ended, Noticed, Observer
 from seawall.model import BackupLabel, Head
-from seawall.repository import Repository
+from seawall.repository import Repository, identity
 from seawall.repository.evidence import Evidence
+from seawall.repository.identity import Identity
 from seawall.repository.layout import IDENTITY, SourceLayout
 from seawall.repository.sealed import Counted
 from seawall.repository.wal_lists import spans
 from seawall.storage.base import Bytes, Replayable, Storage
 from seawall.wal import Segment
 
-_SHARED = re.compile(r"seawall\.json|recover-[0-9a-f]{12}\.py")
+_SHARED = re.compile(r"seawall\.json|seawall-copy\.json|recover-[0-9a-f]{12}\.py")
 _RETRIED_LATER = (Damaged, ObjectMissing)
 
 
@@ -191,7 +192,11 @@ def begin(repository: Repository, destination: Storage) -> None:
                 f"{destination.url} holds something that is no copy of this repository",
                 hint="A mirror begins in an empty place; give it a prefix of its own.",
             ) from None
-        copy_object(IDENTITY, repository.storage, destination, Evidence([repository.storage]))
+        # Written, not copied: at the origin either of the two may be damaged, and it is opened all the same.
+        # Another run may begin the same copy at this moment.
+        for name in identity.NAMES:
+            with contextlib.suppress(ObjectExists):
+                identity.put(destination, name, Identity(repository.id, repository.created_at))
 
 
 def survey(

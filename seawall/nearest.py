@@ -34,13 +34,12 @@ from seawall.errors import (
 )
 from seawall.events import Noticed, Observer
 from seawall.repository.evidence import Evidence
+from seawall.repository.layout import REPAIRS
 from seawall.settings import PRIMARY
 from seawall.storage.base import PIECE_BYTES, Bytes, Capabilities, Stat, Storage
 
 _T = TypeVar("_T")
 
-# Where locked bytes cannot be replaced, a sound copy of the object lies under this prefix in the same location.
-REPAIRS = "repairs/"
 _IN_MEMORY_BYTES = 4 * 1024 * 1024
 _MARK = re.compile(r"sources/([^/]+)/expired/([^/]+)\.json")
 _DAMAGE = (Damaged, ObjectTruncated)

@@ -42,6 +42,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "hold": ("hold", "keep a backup whatever the policy says, or stop doing so"),
     "keys": ("keys", "create, list, rotate keys; export a recovery kit"),
     "catalog": ("catalog", "create, check or rebuild the catalog"),
+    "repository": ("repository", "write a repository's identity again where it is missing or damaged"),
     "audit": ("audit", "show and prove the audit of a repository"),
     "up": ("up", "start Prefect server, worker and WAL receivers, and stay"),
 }

@@ -192,7 +192,7 @@ def _text(value: str) -> str:
 
 
 def _make_repository(context: Context, settings: Settings) -> str:
-    from seawall import standalone
+    from seawall import repair, standalone
     from seawall.repository import Repository
     from seawall.storage import open_storage
 
@@ -200,6 +200,9 @@ def _make_repository(context: Context, settings: Settings) -> str:
     try:
         repository = Repository.open(storage)
         context.console.note(f"repository {repository.id} exists already and stays as it is")
+        if (plan := repair.plan(storage, now=context.now())).steps:
+            wrong = "; ".join(step.why for step in plan.steps)
+            context.console.note(f"its identity is not whole ({wrong}): see `seawall repository repair`")
     except NotARepository:
         repository = Repository.create(storage, now=context.now())
     repository.install_recovery_script(standalone.recovery_script())

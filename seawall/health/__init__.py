@@ -25,7 +25,7 @@ from seawall.settings import Settings, SourceSettings
 __all__ = ["CheckResult", "Status", "check", "first_failure"]
 
 _T = TypeVar("_T")
-_OF_STORAGE = ("recovery-script", "storage", "capabilities", "storage-clock")
+_OF_STORAGE = ("repository-identity", "recovery-script", "storage", "capabilities", "storage-clock")
 _OF_SERVER = (
     "identity", "privileges", "replication", "data-directory", "checksums", "wal-level", "server-clock", "account",
     "space", "slot", "archiver", "archiving", "rpo",
@@ -79,6 +79,7 @@ def _repository(made: Round, settings: Settings, now: Callable[[], datetime]) ->
         made.skip(_OF_STORAGE, "the repository does not open")
         return None
     storage = repository.storage
+    made.make("repository-identity", lambda: host.identity_is_whole(repository))
     made.make("recovery-script", lambda: host.repository_has_script(repository))
     made.make("storage", lambda: host.storage_keeps(storage))
     made.make("capabilities", lambda: host.capabilities(storage))

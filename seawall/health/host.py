@@ -23,7 +23,8 @@ from seawall.errors import (
 from seawall.health.result import Finding, good, skipped, warning
 from seawall.keys import KeyInfo, KeyRing
 from seawall.model import SealingMode
-from seawall.repository import Repository
+from seawall.repository import Repository, identity
+from seawall.repository.identity import Identity
 from seawall.settings import SealingSettings, Settings, SourceSettings
 from seawall.storage import open_storage
 from seawall.storage.base import Storage, read
@@ -63,6 +64,18 @@ def repository_opens(settings: Settings) -> tuple[Repository, Finding]:
     """The storage answers and holds a repository of a format that this version reads."""
     repository = Repository.open(open_storage(settings.repository))
     return repository, good(f"{repository.storage.url} is repository {repository.id}")
+
+
+def identity_is_whole(repository: Repository) -> Finding:
+    """Both objects that say which repository it is are there, and say the same."""
+    known = identity.known(repository.storage)
+    wrong = [f"{name}: {one.message}" for name, one in known.items() if not isinstance(one, Identity)]
+    told = {one.repository_id for one in known.values() if isinstance(one, Identity)}
+    if len(told) > 1:
+        wrong.append(f"its two objects say different things: {', '.join(sorted(told))}")
+    if wrong:
+        return warning("; ".join(wrong), "`seawall repository repair --dry-run` shows how it is made whole.")
+    return good(f"both {' and '.join(known)} say so")
 
 
 def storage_keeps(storage: Storage) -> Finding:

@@ -12,10 +12,11 @@ import hashlib
 import uuid
 from datetime import datetime
 
-from seawall.errors import Damaged, NotARepository, ObjectExists, ObjectMissing, UsageError
-from seawall.repository import documents
+from seawall.errors import ObjectExists, UsageError
+from seawall.repository import identity
 from seawall.repository.area import BackupSetWriter, SourceArea
-from seawall.repository.layout import FORMAT, IDENTITY, recovery_script
+from seawall.repository.identity import Identity
+from seawall.repository.layout import recovery_script
 from seawall.repository.lease import Lease
 from seawall.repository.sealed import Sealing, sealing_of
 from seawall.repository.wal_area import WalArea
@@ -45,32 +46,23 @@ class Repository:
                 f"{storage.url} is not empty", hint="Choose an empty directory or prefix for a new repository."
             )
         repository_id = str(uuid.uuid4())
-        document = {"format": FORMAT, "repository_id": repository_id, "created_at": now.isoformat()}
         try:
-            documents.put(storage, IDENTITY, document)
+            identity.create(storage, Identity(repository_id, now))
         except ObjectExists as error:
             raise UsageError(f"{storage.url} became a repository at this moment") from error
         return cls(storage, repository_id, now)
 
     @classmethod
     def open(cls, storage: Storage) -> Repository:
-        """Open an existing repository.
+        """Open an existing repository, by either of the two objects that say which it is.
 
         Raises:
             NotARepository: no identity object lies there.
             FormatTooNew: a later version wrote it.
-            Damaged: the identity object is not what was written.
+            Damaged: no identity object is what was written.
         """
-        try:
-            document = documents.get(storage, IDENTITY)
-        except ObjectMissing as error:
-            raise NotARepository(f"{storage.url} holds no Seawall repository") from error
-        documents.refuse_newer(document.get("format"), FORMAT, name=IDENTITY)
-        try:
-            repository_id, created_at = str(document["repository_id"]), document["created_at"]
-        except KeyError as error:
-            raise Damaged(f"{IDENTITY} has no {error}") from error
-        return cls(storage, repository_id, documents.moment(created_at, name=IDENTITY))
+        found = identity.found(storage)
+        return cls(storage, found.repository_id, found.created_at)
 
     def sources(self) -> tuple[str, ...]:
         """Names of all sources that ever stored something."""

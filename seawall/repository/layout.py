@@ -12,6 +12,10 @@ from seawall.wal import Segment
 
 FORMAT = 1
 IDENTITY = "seawall.json"
+# The same under another name: without either, nobody could say whose objects these are.
+IDENTITY_COPY = "seawall-copy.json"
+# Where locked bytes cannot be replaced, a sound copy of the object lies under this prefix in the same location.
+REPAIRS = "repairs/"
 
 
 def recovery_script(sha256: str) -> str:

@@ -10,8 +10,9 @@ The format is described in docs/repository-format.md of Seawall.
 
 It writes the data directory, and all WAL from the backup on into NEWDIR.wal, sets recovery up, and says how to start.
 Everything is checked before it is used: documents by their hashes, objects by the hash that refers to them and by the
-tag of each frame. An incremental backup is restored like a full one: its manifest names whatever it takes from
-earlier backups. What this script does not do: it never starts PostgreSQL.
+tag of each frame. Where an object is damaged and a repair of it lies under repairs/, that is taken. An incremental
+backup is restored like a full one: its manifest names whatever it takes from earlier backups. What this script does
+not do: it never starts PostgreSQL.
 PostgreSQL takes a missing segment of WAL for the end of all WAL, so the script refuses a gap unless --accept-gap says
 that what lies before it is enough. Until everything is written NEWDIR has no pg_control and cannot be started.
 """
@@ -92,9 +93,23 @@ class Repository:
         self.gnupg_home = gnupg_home
         self.passphrase_file = passphrase_file
         self.keys = {}
-        identity = self.document("seawall.json")
-        if identity["format"] != 1:
-            raise Unrecoverable("this script reads format 1, the repository has %r" % identity["format"])
+        self.refuse_other_format()
+
+    def refuse_other_format(self):
+        """Two objects state the format; without either, whatever is read still proves itself."""
+        error = None
+        for name in ("seawall.json", "seawall-copy.json"):
+            try:
+                stated = self.document(name)["format"]
+            except (Unrecoverable, OSError, KeyError) as failed:
+                error = error or failed
+                continue
+            if stated != 1:
+                raise Unrecoverable("this script reads format 1, the repository has %r" % stated)
+            return
+        if not self.names("sources"):
+            raise Unrecoverable("%s holds no repository of Seawall: %s" % (self.root, error))
+        print("recover.py: its identity is passed over: %s" % error, file=sys.stderr)
 
     def path(self, name):
         return os.path.join(self.root, *name.split("/"))
@@ -103,8 +118,20 @@ class Repository:
         with open(self.path(name), "rb") as file:
             return file.read()
 
+    def proved(self, name, prove):
+        """What `prove` makes of an object's bytes, or of those that lie under `repairs/` because it is locked.
+
+        A repair is written where an object is damaged or gone and must not be replaced; it proves itself alike.
+        """
+        try:
+            return prove(self.read(name))
+        except (Unrecoverable, OSError, ValueError, LookupError, TypeError, AttributeError):
+            if not self.exists("repairs/" + name):
+                raise
+        return prove(self.read("repairs/" + name))
+
     def document(self, name):
-        return document(self.read(name), name)
+        return self.proved(name, lambda data: document(data, name))
 
     def names(self, folder):
         try:
@@ -154,13 +181,21 @@ class Repository:
         return self.keys[key_id]
 
     def open(self, source, name, logical=None, sha256=None):
-        """Frames of one sealed object: plain bytes and whether each is the final one."""
-        data = self.read(name)
-        if sha256 is not None and hashlib.sha256(data).hexdigest() != sha256:
-            raise Unrecoverable("%s is damaged: its SHA-256 differs" % name)
-        if not data.startswith(MAGIC):
-            data = self.gpg(data)
-        return frames(memoryview(data), logical or name[len("sources/") :], lambda key_id: self.key(source, key_id))
+        """Frames of one sealed object: plain bytes and whether each is the final one.
+
+        Whoever knows the object's hash gets frames while they are opened; without it all are opened first, so that
+        what a repair lies beside is found damaged before anything of it is used.
+        """
+
+        def opened(data):
+            if sha256 is not None and hashlib.sha256(data).hexdigest() != sha256:
+                raise Unrecoverable("%s is damaged: its SHA-256 differs" % name)
+            if not data.startswith(MAGIC):
+                data = self.gpg(data)
+            parts = frames(memoryview(data), logical or name[len("sources/") :], lambda key: self.key(source, key))
+            return parts if sha256 is not None else list(parts)
+
+        return self.proved(name, opened)
 
 
 # ---- sealed objects

@@ -36,6 +36,7 @@ LEAST: dict[str, list[str]] = {
     "hold": ["list"],
     "keys": ["list"],
     "catalog": ["check"],
+    "repository": ["repair"],
     "audit": [],
     "up": [],
 }
@@ -83,7 +84,8 @@ class TestEveryVerb:
 
     @pytest.mark.parametrize("verb", [verb for verb in cli.VERBS if verb not in ("init", "up")])
     def test_says_in_json_that_there_is_no_repository(self, seawall: Run, verb: str, plain: Path) -> None:
-        (plain.parent / "repository" / "seawall.json").unlink()
+        for identity in (plain.parent / "repository").glob("seawall*.json"):
+            identity.unlink()
         done = seawall(verb, *LEAST[verb], "--config", plain, "--json")
         # A plain site has no mirrors, which is found out first.
         served_without = {"keys": 0, "catalog": 0, "mirror": 2}
@@ -227,10 +229,24 @@ class TestRepository:
         assert tree(identity.parent) == before
 
     def test_a_damaged_identity_is_told_from_a_missing_one(self, seawall: Run, plain: Path) -> None:
-        identity = plain.parent / "repository" / "seawall.json"
-        identity.chmod(0o640)
-        identity.write_text(identity.read_text().replace('"format":1', '"format":0'))
+        for identity in (plain.parent / "repository").glob("seawall*.json"):
+            identity.chmod(0o640)
+            identity.write_text(identity.read_text().replace('"format":1', '"format":0'))
         assert seawall("list", "--config", plain, "--json").code == 34
+
+    def test_a_lost_identity_stops_nobody_and_is_written_again_from_its_copy(self, seawall: Run, plain: Path) -> None:
+        identity = plain.parent / "repository" / "seawall.json"
+        before = identity.read_bytes()
+        identity.unlink()
+        assert seawall("list", "--config", plain, "--json").code == 0
+        checks = seawall("check", "--no-switch", "--config", plain, "--json").json["checks"]
+        (found,) = [one for one in checks if one["name"] == "repository-identity"]
+        assert found["status"] == "warning"
+        assert "seawall repository repair" in found["hint"]
+        assert seawall("repository", "repair", "--dry-run", "--config", plain, "--json").json["written"] == []
+        assert not identity.exists()
+        assert seawall("repository", "repair", "--config", plain, "--json").json["written"] == ["seawall.json"]
+        assert identity.read_bytes() == before
 
     @pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
     def test_one_that_may_not_be_read_is_named(self, seawall: Run, plain: Path) -> None:

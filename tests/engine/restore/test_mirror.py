@@ -24,9 +24,10 @@ from seawall.events import Event, Noticed, Observer
 from seawall.keys import KeyRing
 from seawall.mirror import MirrorPolicy, MirrorReport, SetAtOrigin
 from seawall.model import Head, Proof, SealingMode
-from seawall.nearest import REPAIRS, Copy, Nearest
+from seawall.nearest import Copy, Nearest
 from seawall.repository import Repository, documents
 from seawall.repository.evidence import Evidence
+from seawall.repository.layout import REPAIRS
 from seawall.storage.base import Storage
 from seawall.storage.faulty import Fault, Faulty, Killed, KillPoint, Trouble
 from seawall.storage.memory import MemoryStorage

@@ -204,7 +204,8 @@ def test_a_location_down_for_the_whole_window_leaves_the_backup_and_catches_up_l
 def test_an_empty_place_where_a_copy_should_be_is_not_filled_unless_told(
     place: Place, seawall: Callable[..., dict[str, Any]]
 ) -> None:
-    (place.root / "vault" / "seawall.json").unlink()
+    for identity in (place.root / "vault").glob("seawall*.json"):
+        identity.unlink()
     assert seawall("mirror")["sources"][0]["failures"]["vault"]["code"] == "not-a-repository"
     assert not [path for path in (place.root / "vault").rglob("*") if path.is_file()]
     assert not [one for one in seawall("location", "check")["locations"] if one["name"] == "vault" and one["good"]]
@@ -294,7 +295,10 @@ def test_a_location_is_tried_before_it_is_saved(place: Place, seawall: Callable[
     added = seawall("location", "add", "third", "--url", place.root / "third", "--set", "concurrency=3")
     assert added["location"]["good"]
     assert place.settings.location("third").storage.concurrency == 3
-    assert [path.name for path in (place.root / "third").rglob("*.json")] == ["seawall.json"]
+    assert [path.name for path in sorted((place.root / "third").rglob("*.json"))] == [
+        "seawall-copy.json",
+        "seawall.json",
+    ]
     assert {row["name"] for row in seawall("location", "list")["locations"]} == {
         PRIMARY, "offsite", "third", "vault"
     }  # fmt: skip
