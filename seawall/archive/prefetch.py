@@ -65,6 +65,7 @@ class Prefetcher:
         self._lock = threading.Lock()
         self._listed: dict[int, tuple[float, frozenset[str]]] = {}
         self._segment_bytes = DEFAULT_SEGMENT_BYTES
+        self._told: set[str] = set()
 
     def stop(self) -> None:
         """Forget what was fetched ahead."""
@@ -165,8 +166,16 @@ class Prefetcher:
             data, what = tail[1], f"its beginning up to {tail[0]}"
         data = self._up_to_switch(segment, data)
         size = read_header(data, name).segment_bytes
-        self._observe.hear(Noticed("low", "wal-incomplete", f"{name} was never completed; {what} is restored"))
+        self._tell(f"{name} was never completed; {what} is restored")
         return self._laid_down(data + bytes(size - len(data)))
+
+    def _tell(self, what: str) -> None:
+        """Once each: recovery asks for the last segment again when it ends."""
+        with self._lock:
+            is_new = what not in self._told
+            self._told.add(what)
+        if is_new:
+            self._observe.hear(Noticed("low", "wal-incomplete", what))
 
     def _up_to_switch(self, segment: Segment, data: bytes) -> bytes:
         """Without what was written behind a switch to a timeline whose own copy of this segment is not stored.

@@ -51,11 +51,11 @@ _EXTENSIONS: LiteralString = "SELECT extname, extversion FROM pg_extension ORDER
 _MAIN_FILES: LiteralString = """
     SELECT current_setting('config_file'), current_setting('hba_file'), current_setting('ident_file')
 """
-_INCLUDED: tuple[LiteralString, ...] = (
-    "SELECT DISTINCT sourcefile FROM pg_file_settings WHERE sourcefile IS NOT NULL",
-    "SELECT DISTINCT file_name FROM pg_hba_file_rules WHERE file_name IS NOT NULL",
-    "SELECT DISTINCT file_name FROM pg_ident_file_mappings WHERE file_name IS NOT NULL",
-)
+_INCLUDED: dict[str, LiteralString] = {
+    "pg_file_settings": "SELECT DISTINCT sourcefile FROM pg_file_settings WHERE sourcefile IS NOT NULL",
+    "pg_hba_file_rules": "SELECT DISTINCT file_name FROM pg_hba_file_rules WHERE file_name IS NOT NULL",
+    "pg_ident_file_mappings": "SELECT DISTINCT file_name FROM pg_ident_file_mappings WHERE file_name IS NOT NULL",
+}
 _VERSION_WITH_FILE_NAMES = 160000
 
 
@@ -162,11 +162,18 @@ def _configuration_files(session: Session, version: int) -> tuple[str, ...]:
 
 def _included(session: Session, version: int) -> list[str]:
     names: list[str] = []
-    for statement in _INCLUDED if version >= _VERSION_WITH_FILE_NAMES else _INCLUDED[:1]:
+    closed: list[str] = []
+    for view in _INCLUDED if version >= _VERSION_WITH_FILE_NAMES else ("pg_file_settings",):
         try:
-            names += sorted(str(row[0]) for row in session.execute(statement))
-        except psycopg.errors.InsufficientPrivilege as error:
-            _log.warning("included configuration files are not listed: %s", error.diag.message_primary)
+            names += sorted(str(row[0]) for row in session.execute(_INCLUDED[view]))
+        except psycopg.errors.InsufficientPrivilege:
+            closed.append(view)
+    if closed:
+        _log.warning(
+            "included configuration files are not listed: the role may not read %s; docs/how-to/prepare-postgres.md "
+            "has the grants",
+            ", ".join(closed),
+        )
     return names
 
 

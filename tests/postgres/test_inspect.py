@@ -84,7 +84,14 @@ def test_an_unprivileged_role_sees_the_identity_but_is_told_what_it_lacks(make_c
         inspect(source)
     cluster.query("GRANT pg_monitor TO plain")
     assert inspect(source).system_identifier == inspect(cluster.source).system_identifier
-    assert "included configuration files are not listed" in caplog.text
+    (told,) = [record.getMessage() for record in caplog.records]
+    assert "pg_file_settings, pg_hba_file_rules, pg_ident_file_mappings" in told
+    caplog.clear()
+    cluster.query("GRANT SELECT ON pg_file_settings, pg_hba_file_rules, pg_ident_file_mappings TO plain")
+    functions = "pg_show_all_file_settings(), pg_hba_file_rules(), pg_ident_file_mappings()"
+    cluster.query(f"GRANT EXECUTE ON FUNCTION {functions} TO plain")
+    assert inspect(source).configuration_files == inspect(cluster.source).configuration_files
+    assert not caplog.records
 
 
 def test_a_standby_says_that_it_recovers_and_knows_its_timeline(make_cluster):

@@ -30,7 +30,7 @@ from seawall.errors import (
     WalConflict,
     WalGap,
 )
-from seawall.events import Advanced, Noticed, Observer, silent
+from seawall.events import Advanced, Event, Noticed, Observer, silent
 from seawall.keys import KeyRing
 from seawall.model import ClusterIdentity
 from seawall.repository import Repository, Sealing, SourceArea
@@ -433,6 +433,20 @@ def test_the_open_segments_tail_is_filled_up_with_zeros(
     for length in (4096, 70_000):
         area.wal.put_tail(segment, segment.start + length, wal_bytes(still_open)[:length], sealing)
     assert opened(prefetcher, still_open) == wal_bytes(still_open)[:70_000] + bytes(SMALL - 70_000)
+
+
+def test_that_a_segment_was_never_completed_is_told_once_however_often_recovery_asks(
+    area: SourceArea, sealing: Sealing, ring: KeyRing, tmp_path: Path, wal_bytes: Bytes
+) -> None:
+    (name,) = names(3, 3)
+    segment = Segment.parse(name, SMALL)
+    area.wal.put_tail(segment, segment.start + 4096, wal_bytes(name)[:4096], sealing)
+    heard: list[Event] = []
+    prefetcher = Prefetcher(area.wal, ring, tmp_path, workers=1, depth=2, observe=Observer(heard.append))
+    prefetcher._segment_bytes = SMALL
+    assert opened(prefetcher, name) == opened(prefetcher, name)
+    assert [event.code for event in heard if isinstance(event, Noticed)] == ["wal-incomplete"]
+    prefetcher.stop()
 
 
 def test_a_complete_segment_wins_over_its_tail_and_partial(
