@@ -267,7 +267,7 @@ def _with_kept(entry: FileEntry, data: bytes, prior: Taken) -> FileEntry:
     (old,) = known.extents
     kept = len(data) - own
     digest = combined(digests_of(data[:kept], old.run_bytes))
-    extent = replace(old, length=kept, blake3=digest)
+    extent = old._replace(length=kept, blake3=digest)
     return replace(entry, extents=(extent, *entry.extents))
 
 

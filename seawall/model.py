@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
+from typing import NamedTuple
 
 from seawall.errors import ClockWentBackwards, NameRefused, TargetUnreachable
 from seawall.wal import Lsn
@@ -192,11 +193,11 @@ class Cluster:
         return ClusterIdentity(self.system_identifier, self.major_version, (self.timeline,))
 
 
-@dataclass(frozen=True, slots=True)
-class Extent:
+class Extent(NamedTuple):
     """Where a part of a file's bytes lies: `length` plain bytes at plain offset `offset` of an object.
 
-    `blake3` is their hash by runs of `run_bytes` (`seawall.codec.runs`), 32 bytes in hex.
+    `blake3` is their hash by runs of `run_bytes` (`seawall.codec.runs`), 32 bytes in hex. A tuple, because the
+    manifest of a long chain has hundreds of thousands, and a frozen dataclass takes four times as long to make.
     """
 
     object: str

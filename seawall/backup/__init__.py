@@ -17,7 +17,6 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from seawall.archive.arrival import refuse_without_carrier, wait_for
-from seawall.backup.changes import PriorFile
 from seawall.backup.direct import copy_direct
 from seawall.backup.output import Copied
 from seawall.backup.plan import BackupPlan, choose_prior, plan
@@ -203,10 +202,9 @@ class _Taking:
 
     def _remember(self, head: Head, copied: Copied) -> None:
         """Keep what the next incremental builds on; the backup is whole without it, so a failure is only said."""
-        files = (PriorFile(file.entry, file.blocks) for file in copied.files if file.blocks is not None)
         try:
             if head.health is Health.GOOD:
-                self.maps.keep(head, copied.objects, copied.listed_at_ns, files)
+                self.maps.keep(head, copied.objects, copied.listed_at_ns, copied.files.lines())
                 # An incremental builds on the newest good set, a differential on the newest good full one.
                 self.maps.forget_all_but(str(h.label) for h in (head, self._newest_full()) if h is not None)
         except OSError as error:

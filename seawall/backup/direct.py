@@ -90,7 +90,7 @@ def copy_direct(
         stopped.lsn,
         stopped.timeline,
         stopped.stopped_at,
-        output.needed(files),
+        files.objects,
         len(output.objects),
         files,
         listed_at_ns,

@@ -5,7 +5,6 @@ Memory holds where each row lies and nothing else. The files have no name, so no
 
 from __future__ import annotations
 
-import json
 import struct
 import tempfile
 from array import array
@@ -13,14 +12,19 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import IO, NamedTuple
 
+from seawall.backup import prior
 from seawall.model import Extent, FileEntry, StoredObject
 from seawall.repository import blocks, manifest
 from seawall.repository.blocks import FileBlocks
+from seawall.repository.lines import Row
 
 # Below this much nothing is written to disk.
 _IN_MEMORY_BYTES = 8 * 1024 * 1024
 # Number of the object, offset in the file, in the object's plain stream, length, run length, hash, bytes of digests.
 _ROW = struct.Struct("<IQQQI32sI")
+# Bytes of the file, its runs, then bytes of the line, and in it of the manifest's row and of the block map's.
+_ENTRY = struct.Struct("<QQIII")
+_NOTHING = Row(b"", 0)
 
 
 class StoredExtent(NamedTuple):
@@ -76,58 +80,77 @@ class CopiedFile:
 
 
 class Ledger:
-    """The files of a backup in the order of their paths; can be gone through as often as needed.
+    """The files of a backup in the order of their paths, encoded once: as manifest, block map and host copy have them.
 
     Args:
         files: as they are found, in the order of paths.
-        objects: all that they may refer to.
+        own: the objects that this backup stored.
+        earlier: those of the backups that it builds on.
     """
 
-    def __init__(self, files: Iterable[CopiedFile], objects: Sequence[StoredObject]) -> None:
-        self._objects = objects
+    def __init__(
+        self, files: Iterable[CopiedFile], own: Sequence[StoredObject], earlier: Sequence[StoredObject] = ()
+    ) -> None:
+        self.objects = list(own)
+        self._numbers = _Numbers(self.objects, earlier)
         self._rows: IO[bytes] = tempfile.SpooledTemporaryFile(_IN_MEMORY_BYTES)  # noqa: SIM115 - `close` does
         self._count = 0
         self.plain_bytes = 0
         self.bad_pages: dict[str, tuple[int, ...]] = {}
-        self.used: set[str] = set()
-        index = {stored.name: number for number, stored in enumerate(objects)}
         for file in files:
-            self._note(file, index)
+            self._note(file)
 
-    def _note(self, file: CopiedFile, index: dict[str, int]) -> None:
-        known = None if file.blocks is None else blocks.row(file.blocks)
-        self._rows.write(json.dumps([manifest.row(file.entry, index), known]).encode("ascii") + b"\n")
+    def _note(self, file: CopiedFile) -> None:
+        entry = manifest.encoded_row(file.entry, self._numbers)
+        known = _NOTHING if file.blocks is None else blocks.encoded_row(file.blocks)
+        line = prior.map_line(file.entry.path, entry, known)
+        self._rows.write(_ENTRY.pack(entry.counted, known.counted, len(line), len(entry.json), len(known.json)))
+        self._rows.write(line)
         self._count += 1
         self.plain_bytes += file.entry.size_bytes
-        self.used.update(extent.object for extent in file.entry.extents)
         if file.entry.bad_pages:
             self.bad_pages[file.entry.path] = file.entry.bad_pages
 
     def __len__(self) -> int:
         return self._count
 
-    def __iter__(self) -> Iterator[CopiedFile]:
+    def _read(self) -> Iterator[tuple[Row, Row, bytes]]:
         place = 0
-        while True:
+        for _ in range(self._count):
             # Two may go through it by turns.
             self._rows.seek(place)
-            line = self._rows.readline()
-            if not line:
-                return
-            place += len(line)
-            entry, known = json.loads(line)
-            yield CopiedFile(
-                manifest.from_row(entry, self._objects, name="the ledger"),
-                None if known is None else blocks.from_row(known, name="the ledger"),
-            )
+            size, runs, length, entry, known = _ENTRY.unpack(self._rows.read(_ENTRY.size))
+            line = self._rows.read(length)
+            place += _ENTRY.size + length
+            # At the end of the line, before its line feed: entry, tab, map.
+            begin = length - 1 - known
+            yield Row(line[begin - 1 - entry : begin - 1], size), Row(line[begin:-1], runs), line
 
-    def entries(self) -> Iterator[FileEntry]:
+    def entries(self) -> Iterator[Row]:
         """What the manifest says of each."""
-        return (file.entry for file in self)
+        return (entry for entry, _, _ in self._read())
 
-    def maps(self) -> Iterator[FileBlocks]:
+    def maps(self) -> Iterator[Row]:
         """What the block map says of those that are files."""
-        return (file.blocks for file in self if file.blocks is not None)
+        return (known for _, known, _ in self._read() if known.json)
+
+    def lines(self) -> Iterator[bytes]:
+        """What the host keeps of those that are files (`prior.map_line`)."""
+        return (line for _, known, line in self._read() if known.json)
 
     def close(self) -> None:
         self._rows.close()
+
+
+class _Numbers(dict[str, int]):
+    """The position of each object; one of an earlier backup gets the next when something first refers to it."""
+
+    def __init__(self, objects: list[StoredObject], earlier: Sequence[StoredObject]) -> None:
+        super().__init__((stored.name, number) for number, stored in enumerate(objects))
+        self._objects = objects
+        self._earlier = {stored.name: stored for stored in earlier}
+
+    def __missing__(self, name: str) -> int:
+        self._objects.append(self._earlier[name])
+        self[name] = len(self._objects) - 1
+        return self[name]

@@ -123,9 +123,10 @@ class Output:
         Args:
             listed: in the order of paths.
         """
-        objects = [*self.objects, *(self.prior.objects if self.prior is not None else ())]
+        earlier = self.prior.objects if self.prior is not None else ()
         with closing(self._stored):
-            return Ledger((self._file(each) for each in listed if each.path not in self.vanished), objects)
+            there = (each for each in listed if each.path not in self.vanished)
+            return Ledger(map(self._file, there), self.objects, earlier)
 
     def _file(self, listed: Listed) -> CopiedFile:
         extents, digests, runs = self._content(listed)
@@ -163,12 +164,6 @@ class Output:
         extents = tuple(extent for _, extent in rows)
         digests = joined_digests(known, spans, ((row.offset, row.digests) for row in stored))
         return extents, digests, known.blocks.run_bytes
-
-    def needed(self, files: Ledger) -> list[StoredObject]:
-        """What was stored, then the objects of earlier backups that files refer to."""
-        if self.prior is None:
-            return list(self.objects)
-        return [*self.objects, *(stored for stored in self.prior.objects if stored.name in files.used)]
 
 
 def _refuse_holes(listed: Listed, rows: Sequence[tuple[int, Extent]]) -> None:

@@ -16,9 +16,10 @@ import mmap
 import os
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
+from itertools import chain
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Any
+from typing import IO
 
 from seawall.backup.changes import PriorFile
 from seawall.errors import Damaged
@@ -26,6 +27,7 @@ from seawall.keys import KeyRing
 from seawall.model import Head, StoredObject
 from seawall.repository import SourceArea, blocks, manifest
 from seawall.repository.blocks import FileBlocks
+from seawall.repository.lines import Row, compact
 
 _FORMAT = 1
 _SUFFIX = ".map"
@@ -137,12 +139,12 @@ class Maps:
                 return Prior(head, path)
         return self._fetched(area, head, ring)
 
-    def keep(self, head: Head, objects: Sequence[StoredObject], listed_at_ns: int, files: Iterable[PriorFile]) -> None:
+    def keep(self, head: Head, objects: Sequence[StoredObject], listed_at_ns: int, lines: Iterable[bytes]) -> None:
         """Keep what is known of a backup that was just committed.
 
         Args:
             objects: all that its files refer to.
-            files: those with a block map, in any order.
+            lines: a `map_line` for each file with a block map, in any order; positions are those in `objects`.
 
         Raises:
             OSError: it cannot be written.
@@ -151,7 +153,7 @@ class Maps:
             return
         self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         with _written_whole(self._directory / f"{head.label}{_SUFFIX}") as file:
-            _write(file, head, objects, listed_at_ns, files)
+            _write(file, head, objects, listed_at_ns, lines)
 
     def forget_all_but(self, labels: Iterable[str]) -> None:
         """Remove the files of all other backups, and what an interruption left.
@@ -173,7 +175,12 @@ class Maps:
         with tempfile.TemporaryDirectory(prefix="seawall-map-") as place:
             path = Path(place, "map")
             with path.open("wb") as file:
-                _write(file, head, reader.objects, found.listed_at_ns, _paired(reader, found))
+                index = {stored.name: number for number, stored in enumerate(reader.objects)}
+                lines = (
+                    map_line(each.entry.path, manifest.encoded_row(each.entry, index), blocks.encoded_row(each.blocks))
+                    for each in _paired(reader, found)
+                )
+                _write(file, head, reader.objects, found.listed_at_ns, lines)
             # Mapped into memory, it needs no name any more.
             return Prior(head, path)
 
@@ -190,30 +197,22 @@ def _paired(reader: manifest.Reader, found: blocks.Reader) -> Iterator[PriorFile
         raise Damaged(f"the block map of {reader.head_document.get('label')} has {block.path!r}, its manifest has not")
 
 
+def map_line(path: str, entry: Row, known: Row) -> bytes:
+    """One file as a host keeps it: its path, what the manifest says of it, and what the block map does."""
+    return b"\t".join((compact(path), entry.json, known.json)) + b"\n"
+
+
 def _write(
-    file: IO[bytes], head: Head, objects: Sequence[StoredObject], listed_at_ns: int, files: Iterable[PriorFile]
+    file: IO[bytes], head: Head, objects: Sequence[StoredObject], listed_at_ns: int, lines: Iterable[bytes]
 ) -> None:
     hasher = hashlib.sha256()
-    for line in _lines(head, objects, listed_at_ns, files):
+    rows = [[o.name, o.stored_bytes, o.stored_sha256, o.plain_bytes] for o in objects]
+    first = {"map": _FORMAT, "label": str(head.label), "manifest_sha256": head.manifest_sha256}
+    front = compact(first | {"listed_at_ns": listed_at_ns, "objects": rows}) + b"\n"
+    for line in chain((front,), lines):
         hasher.update(line)
         file.write(line)
     file.write(_end_line(hasher.hexdigest()))
-
-
-def _lines(
-    head: Head, objects: Sequence[StoredObject], listed_at_ns: int, files: Iterable[PriorFile]
-) -> Iterator[bytes]:
-    rows = [[o.name, o.stored_bytes, o.stored_sha256, o.plain_bytes] for o in objects]
-    first = {"map": _FORMAT, "label": str(head.label), "manifest_sha256": head.manifest_sha256}
-    yield _json(first | {"listed_at_ns": listed_at_ns, "objects": rows}) + b"\n"
-    index = {stored.name: number for number, stored in enumerate(objects)}
-    for file in files:
-        row = _json(manifest.row(file.entry, index))
-        yield b"\t".join((_json(file.entry.path), row, _json(blocks.row(file.blocks)))) + b"\n"
-
-
-def _json(value: Any) -> bytes:
-    return json.dumps(value, separators=(",", ":")).encode("ascii")
 
 
 def _end_line(sha256: str) -> bytes:

@@ -76,7 +76,7 @@ def copy_stream(
             stream.stop_lsn,
             stream.stop_timeline,
             stream.stopped_at,
-            output.needed(files),
+            files.objects,
             len(output.objects),
             files,
             0,

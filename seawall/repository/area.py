@@ -29,6 +29,7 @@ from seawall.model import BackupLabel, ClusterIdentity, FileEntry, Head, Hold, S
 from seawall.repository import blocks, documents, heads, lease, manifest, sealed
 from seawall.repository.keychain import Keychain
 from seawall.repository.layout import SourceLayout
+from seawall.repository.lines import Row
 from seawall.repository.wal_area import WalArea
 from seawall.storage.base import Bytes, Storage
 
@@ -438,7 +439,7 @@ class BackupSetWriter:
         *,
         objects: Sequence[StoredObject],
         specials: dict[str, str],
-        files: Iterable[FileEntry],
+        files: Iterable[FileEntry | Row],
         held: lease.Lease,
         block_map: Iterable[Bytes] | None = None,
     ) -> Head:
@@ -448,7 +449,7 @@ class BackupSetWriter:
             facts: the head without what only the manifest's writing tells (key id, hash, size).
             objects: every bundle that was stored, then every bundle of earlier sets that a file refers to.
             specials: `backup_label` and the like, byte for byte.
-            files: in the order of their paths.
+            files: in the order of their paths, perhaps as `manifest.encoded_row` has made them.
             held: the lease under which all this was written.
             block_map: its lines (`blocks.encode`), where incrementals shall build on this set.
 

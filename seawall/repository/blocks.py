@@ -70,21 +70,27 @@ class FileBlocks:
         return True
 
 
-def encode(label: str, listed_at_ns: int, files: Iterable[FileBlocks]) -> Iterator[bytes]:
+def encode(label: str, listed_at_ns: int, files: Iterable[FileBlocks | lines.Row]) -> Iterator[bytes]:
     """The map's lines, each with its line feed.
 
     Args:
         label: of the set that it describes.
         listed_at_ns: when its files were listed, by the clock that their times come from; 0 where nobody can know.
-        files: in the order of their paths.
+        files: in the order of their paths, perhaps as `encoded_row` has made them.
     """
     yield lines.encoded({"blocks": BLOCKS_FORMAT, "label": label, "listed_at_ns": listed_at_ns})
     count = runs = 0
     for file in files:
+        encoded = encoded_row(file) if isinstance(file, FileBlocks) else file
         count += 1
-        runs += file.runs
-        yield lines.encoded({"b": row(file)})
+        runs += encoded.counted
+        yield b'{"b":' + encoded.json + b"}\n"
     yield lines.encoded({"end": {"files": count, "runs": runs}})
+
+
+def encoded_row(file: FileBlocks) -> lines.Row:
+    """One file as its line has it, counted by its runs."""
+    return lines.Row(lines.compact(row(file)), file.runs)
 
 
 def row(file: FileBlocks) -> list[Any]:

@@ -4,14 +4,26 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 from seawall.errors import Damaged
 
 
+class Row(NamedTuple):
+    """What one line says, encoded once for all who write it, and what the last line counts of it."""
+
+    json: bytes
+    counted: int
+
+
+def compact(value: object) -> bytes:
+    """A value as lines hold it."""
+    return json.dumps(value, separators=(",", ":")).encode("ascii")
+
+
 def encoded(value: Mapping[str, Any]) -> bytes:
     """One line with its line feed."""
-    return json.dumps(value, separators=(",", ":")).encode("ascii") + b"\n"
+    return compact(value) + b"\n"
 
 
 def decoded(frames: Iterable[bytes], *, name: str) -> Iterator[dict[str, Any]]:

@@ -22,7 +22,7 @@ def encode(
     head: Mapping[str, Any],
     objects: Sequence[StoredObject],
     specials: Mapping[str, str],
-    files: Iterable[FileEntry],
+    files: Iterable[FileEntry | lines.Row],
 ) -> Iterator[bytes]:
     """The manifest's lines, each with its line feed.
 
@@ -30,7 +30,7 @@ def encode(
         head: the head's document without the members about the manifest itself.
         objects: what the set stored, in the order that extents refer to.
         specials: texts by name, such as `backup_label`.
-        files: every file, directory and link, in the order of their paths.
+        files: every file, directory and link, in the order of their paths; a `encoded_row` refers to `objects`.
     """
     index = {stored.name: number for number, stored in enumerate(objects)}
     yield lines.encoded({"manifest": MANIFEST_FORMAT, "head": head})
@@ -40,10 +40,16 @@ def encode(
         yield lines.encoded({"s": {"name": name, "text": text}})
     count = total = 0
     for entry in files:
+        encoded = encoded_row(entry, index) if isinstance(entry, FileEntry) else entry
         count += 1
-        total += entry.size_bytes
-        yield lines.encoded({"f": row(entry, index)})
+        total += encoded.counted
+        yield b'{"f":' + encoded.json + b"}\n"
     yield lines.encoded({"end": {"objects": len(objects), "files": count, "bytes": total}})
+
+
+def encoded_row(entry: FileEntry, index: Mapping[str, int]) -> lines.Row:
+    """One file as its line has it, counted by its bytes; `index` as for `row`."""
+    return lines.Row(lines.compact(row(entry, index)), entry.size_bytes)
 
 
 def row(entry: FileEntry, index: Mapping[str, int]) -> dict[str, Any]:
@@ -80,15 +86,25 @@ def from_row(value: Mapping[str, Any], objects: Sequence[StoredObject], *, name:
             mode=int(value["mode"]),
             size_bytes=int(value["size"]),
             modified_at=float(value["mtime"]),
-            extents=tuple(
-                Extent(objects[number].name, int(offset), int(length), str(blake3), checked_run_bytes(run))
-                for number, offset, length, blake3, run in value.get("extents", ())
-            ),
+            extents=_extents(value.get("extents", ()), objects),
             link=str(value.get("link", "")),
             bad_pages=tuple(int(page) for page in value.get("bad_pages", ())),
         )
     except (KeyError, ValueError, TypeError, IndexError) as error:
         raise Damaged(f"{name} has a malformed file entry: {error}") from error
+
+
+def _extents(rows: Iterable[Any], objects: Sequence[StoredObject]) -> tuple[Extent, ...]:
+    found = tuple(
+        [
+            Extent(objects[number].name, int(offset), int(length), str(blake3), run)
+            for number, offset, length, blake3, run in rows
+        ]
+    )
+    # A file's extents have one length of runs nearly always, so that each needs no look of its own.
+    for run in {extent.run_bytes for extent in found}:
+        checked_run_bytes(run)
+    return found
 
 
 class Reader:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 from contextlib import closing
 
@@ -10,6 +11,7 @@ from hypothesis import strategies as st
 
 from seawall.backup.ledger import CopiedFile, Extents, Ledger
 from seawall.model import Extent, FileEntry, StoredObject
+from seawall.repository import blocks, manifest
 from seawall.repository.blocks import FileBlocks
 
 OBJECTS = [StoredObject(f"sources/a/backups/{n}", 10, "00" * 32, 20) for n in range(3)]
@@ -59,16 +61,40 @@ def files() -> list[CopiedFile]:
     ]
 
 
+def decoded(ledger: Ledger) -> list[CopiedFile]:
+    """What manifest and block map say, put together again."""
+    entries = [manifest.from_row(json.loads(row.json), ledger.objects, name="it") for row in ledger.entries()]
+    known = {found.path: found for found in (blocks.from_row(json.loads(m.json), name="it") for m in ledger.maps())}
+    return [CopiedFile(entry, known.get(entry.path)) for entry in entries]
+
+
 def test_a_ledger_gives_every_file_again_and_again_and_knows_its_sums() -> None:
     with closing(Ledger(iter(files()), OBJECTS)) as ledger:
-        assert list(ledger) == list(ledger) == files()
-        assert [file.path for file in ledger.entries()] == ["base", "base/1/2", "pg_tblspc/5"]
-        assert [known.path for known in ledger.maps()] == ["base/1/2"]
+        assert decoded(ledger) == decoded(ledger) == files()
+        assert [row.counted for row in ledger.entries()] == [0, 8292, 0]
+        assert [known.counted for known in ledger.maps()] == [2]
         assert (len(ledger), ledger.plain_bytes) == (3, 8292)
         assert ledger.bad_pages == {"base/1/2": (1,)}
-        assert ledger.used == {OBJECTS[0].name, OBJECTS[2].name}
+
+
+def test_objects_of_earlier_backups_are_named_only_if_a_file_refers_to_them() -> None:
+    with closing(
+        Ledger(files(), OBJECTS[1:2], [OBJECTS[0], OBJECTS[2], StoredObject("unused", 1, "00" * 32, 1)])
+    ) as it:
+        assert it.objects == [OBJECTS[1], OBJECTS[0], OBJECTS[2]]
+        assert decoded(it) == files()
+
+
+def test_what_a_host_keeps_is_what_manifest_and_block_map_say() -> None:
+    with closing(Ledger(files(), OBJECTS)) as ledger:
+        (line,) = ledger.lines()
+        path, entry, known = line.rstrip(b"\n").split(b"\t")
+        assert json.loads(path) == "base/1/2"
+        assert [entry] == [row.json for row in ledger.entries() if row.counted]
+        assert [known] == [row.json for row in ledger.maps()]
 
 
 def test_two_go_through_a_ledger_by_turns() -> None:
     with closing(Ledger(files(), OBJECTS)) as ledger:
-        assert list(zip(ledger.entries(), ledger, strict=True)) == [(file.entry, file) for file in files()]
+        turns = list(zip(ledger.entries(), ledger.entries(), strict=True))
+        assert [one for one, _ in turns] == [other for _, other in turns] == list(ledger.entries())

@@ -10,9 +10,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from seawall.backup.changes import PriorFile
-from seawall.backup.prior import Maps, Prior
+from seawall.backup.prior import Maps, Prior, map_line
 from seawall.errors import Damaged
 from seawall.model import Extent, FileEntry, StoredObject
+from seawall.repository import blocks, manifest
 from seawall.repository.blocks import FileBlocks
 from tests.engine.test_backup_plan import head
 
@@ -26,6 +27,11 @@ def file(path: str, size: int = 8192) -> PriorFile:
     return PriorFile(entry, FileBlocks(path, size, 1, 2, 3, 8192, b"d" * 16 if size else b""))
 
 
+def line(known: PriorFile) -> bytes:
+    entry = manifest.encoded_row(known.entry, {OBJECT.name: 0})
+    return map_line(known.entry.path, entry, blocks.encoded_row(known.blocks))
+
+
 STRANGE = "base/a\ttab and \u00e9 \U0001f600"
 FILES = (file("base/1/1"), file("base/1/2", 0), file(STRANGE))
 
@@ -33,7 +39,7 @@ FILES = (file("base/1/1"), file("base/1/2", 0), file(STRANGE))
 @pytest.fixture
 def maps(tmp_path: Path) -> Maps:
     made = Maps(tmp_path / "blocks")
-    made.keep(HEAD, [OBJECT], 99, FILES)
+    made.keep(HEAD, [OBJECT], 99, map(line, FILES))
     return made
 
 
@@ -58,7 +64,7 @@ def test_it_is_of_one_manifest_only(maps: Maps, tmp_path: Path) -> None:
 
 def test_a_file_whose_digests_do_not_fit_its_extents_counts_as_unknown(tmp_path: Path) -> None:
     wrong = replace(FILES[0], blocks=replace(FILES[0].blocks, digests=b"d" * 32))
-    Maps(tmp_path / "blocks").keep(HEAD, [OBJECT], 99, [wrong])
+    Maps(tmp_path / "blocks").keep(HEAD, [OBJECT], 99, [line(wrong)])
     with Prior(HEAD, kept(tmp_path)) as prior:
         assert prior.get(wrong.entry.path) is None
 
@@ -66,7 +72,7 @@ def test_a_file_whose_digests_do_not_fit_its_extents_counts_as_unknown(tmp_path:
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
 @given(data=st.data())
 def test_any_flip_or_cut_is_found(maps: Maps, tmp_path: Path, data: st.DataObject) -> None:
-    maps.keep(HEAD, [OBJECT], 99, FILES)
+    maps.keep(HEAD, [OBJECT], 99, map(line, FILES))
     content = bytearray(kept(tmp_path).read_bytes())
     if data.draw(st.booleans()):
         content[data.draw(st.integers(0, len(content) - 1))] ^= data.draw(st.integers(1, 255))
@@ -79,7 +85,7 @@ def test_any_flip_or_cut_is_found(maps: Maps, tmp_path: Path, data: st.DataObjec
 
 def test_only_what_the_next_backup_may_build_on_stays(maps: Maps, tmp_path: Path) -> None:
     newer = replace(head(0.5), manifest_sha256="ab" * 32)
-    maps.keep(newer, [OBJECT], 99, FILES)
+    maps.keep(newer, [OBJECT], 99, map(line, FILES))
     (tmp_path / "blocks" / ".tmp-left").write_text("of an interruption")
     maps.forget_all_but([str(newer.label)])
     assert [path.name for path in (tmp_path / "blocks").iterdir()] == [f"{newer.label}.map"]
@@ -87,6 +93,6 @@ def test_only_what_the_next_backup_may_build_on_stays(maps: Maps, tmp_path: Path
 
 def test_without_a_directory_nothing_is_kept(tmp_path: Path) -> None:
     maps = Maps(None)
-    maps.keep(HEAD, [OBJECT], 99, FILES)
+    maps.keep(HEAD, [OBJECT], 99, map(line, FILES))
     maps.forget_all_but([])
     assert not list(tmp_path.iterdir())
