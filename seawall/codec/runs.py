@@ -7,7 +7,14 @@ without the bytes. Format v1, docs/repository-format.md, "Hashes of extents".
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import cache
+from typing import TYPE_CHECKING
+
 from seawall.storage.base import Bytes
+
+if TYPE_CHECKING:
+    from blake3 import blake3
 
 DIGEST_BYTES = 16
 
@@ -68,7 +75,8 @@ class RunHasher:
 
     def digests(self) -> bytes:
         """`DIGEST_BYTES` for each run so far; the last one is of the bytes that it has so far."""
-        return bytes(self._digests) + digests_of(self._begun, self._run_bytes)
+        last = digests_of(self._begun, self._run_bytes) if self._begun else b""
+        return bytes(self._digests) + last
 
     def hexdigest(self) -> str:
         """The hash of all bytes so far."""
@@ -77,13 +85,20 @@ class RunHasher:
 
 def combined(digests: bytes) -> str:
     """The hash, 32 bytes in hex, of an extent whose runs have these digests."""
-    from blake3 import blake3  # noqa: PLC0415 - segments of WAL never come here
-
-    return blake3(digests).hexdigest()
+    return _blake3()(digests).hexdigest()
 
 
 def digests_of(view: Bytes, run_bytes: int) -> bytes:
     """`DIGEST_BYTES` for each run of `view`, which begins at one."""
+    hashed = _blake3()
+    if len(view) <= run_bytes:
+        return hashed(view).digest(DIGEST_BYTES) if len(view) else b""
+    return b"".join([hashed(view[at : at + run_bytes]).digest(DIGEST_BYTES) for at in range(0, len(view), run_bytes)])
+
+
+@cache
+def _blake3() -> Callable[[Bytes], blake3]:
+    # Looked up once: an import statement at each of a million short runs would show.
     from blake3 import blake3  # noqa: PLC0415 - segments of WAL never come here
 
-    return b"".join([blake3(view[at : at + run_bytes]).digest(DIGEST_BYTES) for at in range(0, len(view), run_bytes)])
+    return blake3

@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from datetime import datetime, timedelta
+from functools import partial
 
 from seawall.codec import BundleReader, BundleWriter, DataKey, Entry, Scratch
 from seawall.errors import (
@@ -240,6 +241,16 @@ class SourceArea:
         reader = BundleReader(plain, self.layout.logical(name), key_for, entries)
         sealed.refuse_other_mode(reader.envelope.seal, head.sealing, name=name)
         return reader
+
+    def open_keys(self, head: Head, objects: Iterable[StoredObject], ring: KeyRing) -> Iterator[Callable[[], object]]:
+        """For each data key that objects are sealed with, what opens it; a later reader then finds it open.
+
+        Args:
+            head: of the set that needs the objects; they may be of earlier ones.
+        """
+        if head.sealing is SealingMode.AES_256_GCM:
+            for key_id in dict.fromkeys(self._key_id(head, stored.name) for stored in objects):
+                yield partial(self.keychain.unwrap, key_id, ring)
 
     def _key_id(self, head: Head, name: str) -> str:
         """The one data key that a bundle may be sealed with: that of the set whose name it carries."""

@@ -30,7 +30,7 @@ class Keychain:
         self._storage = storage
         self._layout = layout
         self._open: dict[str, DataKey] = {}
-        self._lock = threading.Lock()
+        self._locks: dict[str, threading.Lock] = {}
 
     def ids(self) -> tuple[str, ...]:
         return self._storage.children(self._layout.keys)
@@ -80,7 +80,8 @@ class Keychain:
             KeyMissing: the ring has none of the private keys that open it.
             Damaged: the key is missing in the storage, or is not what was written.
         """
-        with self._lock:
+        # One lock for each key: several may be opened side by side, and none twice.
+        with self._locks.setdefault(key_id, threading.Lock()):
             if key_id not in self._open:
                 self._open[key_id] = self._unwrap(key_id, ring)
             return self._open[key_id]

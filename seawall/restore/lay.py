@@ -35,7 +35,7 @@ _STALE = ("recovery.signal", "standby.signal", "postmaster.pid", *_MADE_BY_THE_R
 _SUMMARIES_SINCE = 17
 _WRITING = os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC
 # Smaller parts are written through the page cache: there the disk's time for each write would count.
-_LARGE_BYTES = 256 * 1024
+_LARGE_BYTES = 32 * 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,8 +117,13 @@ class _Laying:
         # Before the first byte of the destination changes, it is certain that the backup can be opened.
         reader = sound_manifest(self._area, self._plan.head, self._ring, self._observe)
         self._observe.hear(Began("restore", self._plan.head.plain_bytes))
-        self._prepare()
-        files = sum(self._place(entry) for entry in reader.files())
+        with ThreadPoolExecutor(self._workers, thread_name_prefix="keys") as pool:
+            # GnuPG takes its time for each key of a chain; files are made meanwhile. What fails here fails again,
+            # and is told, where the key is needed.
+            for opening in self._area.open_keys(self._plan.head, reader.objects, self._ring):
+                pool.submit(opening)
+            self._prepare()
+            files = sum(self._place(entry) for entry in reader.files())
         self._directories_of_wal()
         self._repair_old()
         if self._plan.delta:
