@@ -1,4 +1,4 @@
-"""Look whether every storage location can be written, read and cleaned."""
+"""Look whether every storage location can be written, read and cleaned, what lies there and how long it has room."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def location_health(
     settings_file: str | None = None,
     blocks: BlockNames | None = None,
 ) -> dict[str, Any] | State[Any]:
-    """Write, read back and delete a probe in every location, and raise or resolve its alert.
+    """Write, read back and delete a probe in every location, measure it once a day, and raise or resolve its alerts.
 
     Args:
         job_id: the job that this run belongs to; the site's own if omitted.

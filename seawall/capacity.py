@@ -44,6 +44,15 @@ class Trend:
 
 
 @dataclass(frozen=True, slots=True)
+class Ratios:
+    """`plain_bytes` and `stored_bytes` of all backups together; `compression` of the newest full one, 0 without one."""
+
+    plain_bytes: int = 0
+    stored_bytes: int = 0
+    compression: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
 class Capacity:
     """One storage at a moment.
 
@@ -68,6 +77,11 @@ class Capacity:
     def saved(self) -> float:
         """Plain by stored bytes of all backups: compression, and what incrementals did not store again."""
         return self.plain_bytes / self.stored_bytes if self.stored_bytes else 0.0
+
+    @property
+    def dedupe(self) -> float:
+        """What incrementals alone spare; 1 for nothing, 0 while there is no backup."""
+        return self.saved / self.compression if self.compression else 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,24 +144,52 @@ def capacity_of(
         samples: measured ones; the heads give them when there are fewer than two.
     """
     trend = theil_sen(samples if len(samples) > 1 else samples_of(heads))
+    return standing(ratios_of(heads), trend, used_bytes=used_bytes, free_bytes=free_bytes, now=now)
+
+
+def ratios_of(heads: Sequence[Head]) -> Ratios:
+    """What compression and incrementals spare, by the heads of all backups in a storage."""
     fulls = sorted((head for head in heads if head.kind is BackupKind.FULL), key=lambda head: head.ended_at)
     newest = fulls[-1] if fulls else None
+    return Ratios(
+        sum(head.plain_bytes for head in heads),
+        sum(head.stored_bytes for head in heads),
+        newest.plain_bytes / newest.stored_bytes if newest and newest.stored_bytes else 0.0,
+    )
+
+
+def standing(
+    ratios: Ratios, trend: Trend | None, *, used_bytes: int, free_bytes: int | None, now: datetime
+) -> Capacity:
+    """Put together what was measured before with what is free now."""
     return Capacity(
         used_bytes=used_bytes,
         free_bytes=free_bytes,
-        plain_bytes=sum(head.plain_bytes for head in heads),
-        stored_bytes=sum(head.stored_bytes for head in heads),
-        compression=newest.plain_bytes / newest.stored_bytes if newest and newest.stored_bytes else 0.0,
+        plain_bytes=ratios.plain_bytes,
+        stored_bytes=ratios.stored_bytes,
+        compression=ratios.compression,
         trend=trend,
         full_at=_full_at(trend, free_bytes, now),
     )
+
+
+def within_quota(free_bytes: int | None, used_bytes: int, quota_bytes: int) -> int | None:
+    """What can still be written: what the storage says, and what a quota leaves.
+
+    Args:
+        quota_bytes: 0 is none.
+    """
+    if not quota_bytes:
+        return free_bytes
+    left = max(quota_bytes - used_bytes, 0)
+    return left if free_bytes is None else min(left, free_bytes)
 
 
 def _full_at(trend: Trend | None, free_bytes: int | None, now: datetime) -> datetime | None:
     if trend is None or free_bytes is None or trend.bytes_per_day <= 0:
         return None
     days = free_bytes / trend.bytes_per_day
-    return now + days * _DAY if days * _DAY < _FAR else None
+    return now + days * _DAY if days < _FAR / _DAY else None
 
 
 def warned(found: Capacity, *, now: datetime, thresholds: Sequence[Threshold] = THRESHOLDS) -> Warned | None:

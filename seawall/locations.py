@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 from seawall import throttle
+from seawall.capacity import Capacity
 from seawall.errors import Damaged, NotARepository, SeawallError, StorageError
 from seawall.events import Noticed, Observer
 from seawall.keys import KeyRing
@@ -19,6 +20,7 @@ from seawall.settings import PRIMARY, LocationRole, LocationSettings, Settings
 from seawall.storage import open_storage
 from seawall.storage.base import Storage, read
 from seawall.storage.wrappers import cancellable_sleep
+from seawall.usage import Usage
 
 _PROBE_BYTES = 64 * 1024
 
@@ -41,6 +43,9 @@ class LocationReport:
         repository_id: of the repository that lies there; empty if none does yet.
         write_seconds, read_seconds, delete_seconds: of one probe of 64 KiB; 0 where it was not come so far.
         findings: what else was seen, the gravest first.
+        usage: what lies there; None while that is not known.
+        measured: whether `usage` was measured by this very check, and not before it.
+        capacity: what is free beside it, and for how long.
     """
 
     name: str
@@ -54,6 +59,9 @@ class LocationReport:
     delete_seconds: float = 0.0
     free_bytes: int | None = None
     findings: tuple[LocationFinding, ...] = ()
+    usage: Usage | None = None
+    measured: bool = False
+    capacity: Capacity | None = None
 
     @property
     def good(self) -> bool:

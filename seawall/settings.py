@@ -55,6 +55,9 @@ class RepositorySettings:
         limits: windows with a bandwidth of their own, each a section `[[….limits]]` as below.
         cold_classes: the storage classes that lifecycle rules may move old backups to, the warmest first, such as
             `["STANDARD_IA", "GLACIER_IR"]`; the vendor's usual ones when omitted, and `["none"]` for none.
+        quota_bytes: how much may lie there, where the storage itself has no end or is shared; 0 is no limit. Warnings
+            count with it.
+        prices: the table of `price_file` that says what this location costs.
     """
 
     url: str = ""
@@ -70,6 +73,8 @@ class RepositorySettings:
     lock_mode: LockMode = LockMode.COMPLIANCE
     limits: tuple[LimitWindow, ...] = ()
     cold_classes: tuple[str, ...] = ()
+    quota_bytes: int = 0
+    prices: str = ""
 
 
 class LocationRole(StrEnum):
@@ -154,6 +159,7 @@ class ServerSettings:
         rto_hours: how many hours a restore may take.
         verify_budget: how much of the nightly verification is read at most, such as `50GB` or `30m`.
         notification_channel: the Prefect block (`seawall-notification-channel`) that alerts go to; nowhere when empty.
+        price_file: what storage costs, a TOML file (see the how-to on costs); without it nothing is estimated.
     """
 
     account: str = ""
@@ -163,6 +169,7 @@ class ServerSettings:
     rto_hours: int = 4
     verify_budget: str = "1h"
     notification_channel: str = ""
+    price_file: Path | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -30,7 +30,7 @@ from seawall.repository.wal_lists import How
 from seawall.retention.copies import Unwanted
 from seawall.settings import PRIMARY, Settings
 from seawall.storage.base import Storage
-from seawall.watch import judge
+from seawall.watch import judge, known_name
 
 Known = dict[str, tuple[Proof | None, datetime]]
 
@@ -233,6 +233,8 @@ def prove(
         if heal and not report.good:
             healed = _heal(settings, area, Copy(location, storage), report, ring, actor=actor, now=now, observe=observe)
         _remember(catalog, repository.id, location, report, healed, now=now)
+        if report.proved:
+            catalog.note_proof(known_name(catalog, location, storage.url), now=now)
         gone = {name for name in known if name.startswith(area.layout.root)} - {one.name for one in objects}
         catalog.forget_proofs(repository.id, location, gone)
     result = Proved(source, location, report, chosen.left + report.skipped, healed)

@@ -116,7 +116,7 @@ def _proved(result: Proved) -> dict[str, object]:
 
 @task(name="check-locations", cache_policy=NO_CACHE, persist_result=False)
 def check_locations(settings: Settings, job_id: UUID | None) -> Facts:
-    """Write, read back and delete a probe in every location; one that is down is an alert of its own.
+    """Try every location and measure what lies there; one that is down, full soon or misruled is an alert of its own.
 
     Raises:
         SeawallError: what the first location that is down answered.
@@ -129,7 +129,13 @@ def check_locations(settings: Settings, job_id: UUID | None) -> Facts:
                 raise report.error
         return Result(
             {
-                one.name: {"write_seconds": round(one.write_seconds, 4), "read_seconds": round(one.read_seconds, 4)}
+                one.name: {
+                    "write_seconds": round(one.write_seconds, 4),
+                    "read_seconds": round(one.read_seconds, 4),
+                    "used_bytes": None if one.usage is None else one.usage.used_bytes,
+                    "free_bytes": one.free_bytes,
+                    "findings": [f"{finding.severity}: {finding.message}" for finding in one.findings],
+                }
                 for one in reports
             }
         )

@@ -366,3 +366,16 @@ class BackupCopyRow(CatalogRow, table=True):
     label: str = Field(sa_column=sa.Column("label", sa.String(100), primary_key=True))
     location: str = Field(sa_column=sa.Column("location", sa.String(NAME_LENGTH), primary_key=True))
     seen_at: datetime = Field(sa_column=_moment("seen_at", nullable=False))
+
+
+class LocationMeasurementRow(CatalogRow, table=True):
+    """What lay in a location at one moment; `details` are counts by class and the ratios of its backups."""
+
+    __tablename__ = "location_measurements"
+
+    location: str = Field(sa_column=sa.Column("location", sa.String(NAME_LENGTH), primary_key=True))
+    measured_at: datetime = Field(sa_column=sa.Column("measured_at", AwareDateTime(), primary_key=True))
+    used_bytes: int = Field(sa_column=sa.Column("used_bytes", sa.BigInteger(), nullable=False))
+    object_count: int = Field(sa_column=sa.Column("object_count", sa.BigInteger(), nullable=False))
+    capacity_bytes: int | None = Field(default=None, sa_column=sa.Column("capacity_bytes", sa.BigInteger()))
+    details: dict[str, object] = Field(default_factory=dict, sa_column=_document("details"))

@@ -19,6 +19,7 @@ from seawall.catalog.executions import ExecutionRecords
 from seawall.catalog.jobs import JobRecords
 from seawall.catalog.journal import AuditRecords
 from seawall.catalog.leases import LeaseRecords
+from seawall.catalog.measurements import MeasurementRecords
 from seawall.catalog.proofs import ProofRecords
 from seawall.catalog.sites import SiteRecords
 
@@ -29,6 +30,7 @@ class Catalog(
     LeaseRecords,
     ProofRecords,
     CopyRecords,
+    MeasurementRecords,
     SiteRecords,
     AlertRecords,
     AuditRecords,

@@ -258,6 +258,18 @@ class StorageLocation:
 
 
 @dataclass(frozen=True, slots=True)
+class Measurement:
+    """What lay in a location at one moment; `capacity_bytes` are used and free together, None where nobody knows."""
+
+    location: str
+    measured_at: datetime
+    used_bytes: int
+    object_count: int
+    capacity_bytes: int | None
+    details: Document
+
+
+@dataclass(frozen=True, slots=True)
 class ObjectProof:
     """How far one object in one location was proved; `proof` is None if it was found wrong, and `problem` says how."""
 

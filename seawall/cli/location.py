@@ -38,7 +38,12 @@ def arguments(parser: argparse.ArgumentParser, _verb: str) -> None:
     )
     check = commands.add_parser("check", help="write, read back and delete a probe in a location, or in all")
     check.add_argument("name", nargs="?", help="which (default: all)")
+    check.add_argument("--measure", action="store_true", help="count now and wholly what lies there")
     commands.add_parser("list", help="show all locations, and what the catalog knows of them")
+    cost = commands.add_parser("cost", help="estimate what locations cost in a month, by your own price table")
+    cost.add_argument("name", nargs="?", help="which (default: all)")
+    cost.add_argument("--months", type=int, default=12, help="how far to look ahead (default: 12)")
+    commands.add_parser("prices", help="print an example of a price file, to fill in")
     rules = commands.add_parser("lifecycle", help="print the lifecycle rules that a location's bucket should have")
     rules.add_argument("name", help="which location")
     rules.add_argument("--against", type=Path, metavar="FILE", help="compare with what the vendor's own tool printed")
@@ -49,8 +54,7 @@ def arguments(parser: argparse.ArgumentParser, _verb: str) -> None:
 
 
 def run(options: argparse.Namespace, context: Context) -> int:
-    verbs = {"add": _add, "check": _check, "list": _list, "lifecycle": _lifecycle, "remove": _remove}
-    return verbs[options.action](options, context)
+    return _VERBS[options.action](options, context)
 
 
 def _add(options: argparse.Namespace, context: Context) -> int:
@@ -128,7 +132,14 @@ def _check(options: argparse.Namespace, context: Context) -> int:
 
     names = [options.name] if options.name else []
     with context.catalog_if_any() as catalog:
-        reports = watch.check_locations(context.settings, catalog, names, now=context.now(), observe=context.observer)
+        reports = watch.check_locations(
+            context.settings,
+            catalog,
+            names,
+            measuring=watch.NOW_WHOLE if options.measure else watch.DAILY,
+            now=context.now(),
+            observe=context.observer,
+        )
     value, lines = (
         {"locations": [_value(report) for report in reports]},
         [line for report in reports for line in _lines(report)],
@@ -142,54 +153,28 @@ def _check(options: argparse.Namespace, context: Context) -> int:
 
 
 def _critical(reports: Sequence[LocationReport]) -> VerificationFailed | None:
-    """The error that stands for findings which cost data if nobody acts."""
+    """The error that stands for findings which cost backups if nobody acts."""
     found = [f"{one.name}: {each.message}" for one in reports for each in one.findings if each.severity == "critical"]
-    return VerificationFailed("; ".join(found), hint="Change it now; see docs/how-to/lifecycle.md.") if found else None
+    return VerificationFailed("; ".join(found), hint="Change it now; see docs/how-to/locations.md.") if found else None
 
 
 def _list(_options: argparse.Namespace, context: Context) -> int:
-    from seawall.locations import in_order
+    from seawall.cli import standing
 
-    known = _known(context)
-    rows, values = [], []
-    for name in in_order(context.settings):
-        location = context.settings.location(name)
-        seen = known.get(name, {})
-        users = [one.name for one in context.settings.sources.values() if name == PRIMARY or name in one.mirrors]
-        value = {"name": name, "role": location.role.value, "url": location.storage.url, "sources": users, **seen}
-        values.append(value)
-        state = "not checked yet" if not seen.get("checked_at") else seen["problem"] or "good"
-        proved = seen.get("proved_at")
-        rows.append(
-            (name, location.role.value, location.storage.url, ", ".join(users) or "-", state,
-             f"{proved:%Y-%m-%d %H:%M}Z" if proved else "-")
-        )  # fmt: skip
-    columns = ("NAME", "ROLE", "URL", "SOURCES", "STATE", "LAST PROOF")
-    context.console.result({"locations": values}, context.console.table(columns, rows))
+    return standing.show(context)
+
+
+def _cost(options: argparse.Namespace, context: Context) -> int:
+    from seawall.cli import standing
+
+    return standing.cost(context, options.name, options.months)
+
+
+def _prices(_options: argparse.Namespace, context: Context) -> int:
+    from seawall import prices
+
+    context.console.result({"example": prices.example()}, [prices.example().rstrip()])
     return 0
-
-
-def _known(context: Context) -> dict[str, dict[str, Any]]:
-    """What the catalog knows of each location; nothing where there is none."""
-    from seawall.watch import known_name
-
-    with context.catalog_if_any() as catalog:
-        if catalog is None:
-            return {}
-        rows = {row.name: row for row in catalog.storage_locations()}
-        url = context.repository.storage.url
-        names = {known_name(catalog, name, url): name for name in (PRIMARY, *context.settings.locations)}
-    return {
-        names[name]: {
-            "checked_at": row.last_health_check,
-            "problem": row.health_message,
-            "latency_ms": row.latency_ms,
-            "used_bytes": row.used_bytes,
-            "proved_at": row.last_proof_at,
-        }
-        for name, row in rows.items()
-        if name in names
-    }
 
 
 def _lifecycle(options: argparse.Namespace, context: Context) -> int:
@@ -268,6 +253,8 @@ def _value(report: LocationReport) -> dict[str, Any]:
         "read_seconds": round(report.read_seconds, 4),
         "delete_seconds": round(report.delete_seconds, 4),
         "free_bytes": report.free_bytes,
+        "used_bytes": None if report.usage is None else report.usage.used_bytes,
+        "measured_at": None if report.usage is None else report.usage.measured_at,
         "findings": [asdict(finding) for finding in report.findings],
     }
 
@@ -281,5 +268,17 @@ def _line(report: LocationReport) -> str:
         return f"{report.name}: {report.problem}"
     times = f"write {1000 * report.write_seconds:.0f} ms, read {1000 * report.read_seconds:.0f} ms"
     free = "" if report.free_bytes is None else f", {size(report.free_bytes)} free"
+    used = "" if report.usage is None else f", {size(report.usage.used_bytes)} used"
     what = f"repository {report.repository_id}" if report.repository_id else "empty so far"
-    return f"{report.name}: good; {times}{free}; {what}"
+    return f"{report.name}: good; {report.role.value}; {times}{used}{free}; {what}"
+
+
+_VERBS = {
+    "add": _add,
+    "check": _check,
+    "cost": _cost,
+    "lifecycle": _lifecycle,
+    "list": _list,
+    "prices": _prices,
+    "remove": _remove,
+}

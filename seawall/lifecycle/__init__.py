@@ -7,11 +7,11 @@ long while. Deleting backups stays Seawall's own work, with its audit, grace, ho
 Not guaranteed: that moving pays. A colder class costs more to read, and verification reads.
 """
 
-from seawall.lifecycle.bucket import Inspected, apply, inspect, merged, plan_for, wanted
+from seawall.lifecycle.bucket import Inspected, apply, inspect, merged, plan_for, table_of, wanted
 from seawall.lifecycle.classes import Vendor, vendor_of
 from seawall.lifecycle.compare import Difference, compare
 from seawall.lifecycle.forms import document, parsed
-from seawall.lifecycle.rules import Action, LifecyclePlan, Rule, SourcePolicy, plan
+from seawall.lifecycle.rules import Action, LifecyclePlan, Rule, SourcePolicy, class_at, plan
 
 __all__ = [
     "Action",
@@ -22,6 +22,7 @@ __all__ = [
     "SourcePolicy",
     "Vendor",
     "apply",
+    "class_at",
     "compare",
     "document",
     "inspect",
@@ -29,6 +30,7 @@ __all__ = [
     "parsed",
     "plan",
     "plan_for",
+    "table_of",
     "vendor_of",
     "wanted",
 ]

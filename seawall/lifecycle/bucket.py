@@ -6,18 +6,20 @@ A vendor's configuration is replaced as a whole, so rules that are not Seawall's
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any
 
 from seawall.audit import AuditLog
 from seawall.errors import SettingsError, StorageDenied, UsageError
-from seawall.lifecycle.classes import Vendor, ladder, vendor_of
+from seawall.lifecycle.classes import StorageClass, Vendor, ladder, vendor_of
 from seawall.lifecycle.compare import Difference, compare
 from seawall.lifecycle.forms import document, gcs_rules, parsed
-from seawall.lifecycle.rules import Action, LifecyclePlan, SourcePolicy, plan
+from seawall.lifecycle.rules import Action, LifecyclePlan, Rule, SourcePolicy, plan
+from seawall.prices import PriceTable
+from seawall.prices import load as load_prices
 from seawall.retention import policy_for
-from seawall.settings import PRIMARY, Settings
+from seawall.settings import PRIMARY, RepositorySettings, Settings
 from seawall.storage.access import bucket_place
 from seawall.storage.base import Storage
 from seawall.storage.rules import ruled
@@ -34,12 +36,14 @@ class Inspected:
     Args:
         unknown: why its rules could not be read; empty if they were.
         found: the vendor's document.
+        configured: the rules in it that are in force.
     """
 
     plan: LifecyclePlan
     differences: tuple[Difference, ...] = ()
     unknown: str = ""
     found: Mapping[str, Any] | None = None
+    configured: tuple[Rule, ...] = ()
 
 
 def plan_for(settings: Settings, location: str) -> LifecyclePlan | None:
@@ -61,10 +65,37 @@ def plan_for(settings: Settings, location: str) -> LifecyclePlan | None:
         for one in users
         if one.full_after_days
     ]
-    found = plan(vendor, root, ladder(vendor, storage), policies)
+    found = plan(vendor, root, _charged(ladder(vendor, storage), settings, storage), policies)
     endless = [one.name for one in users if not one.full_after_days]
     notes = [f"{name}: nothing is moved; full_after_days = 0 lets a chain be of any length" for name in endless]
     return LifecyclePlan(found.vendor, found.root, found.mark, found.rules, (*notes, *found.notes))
+
+
+def _charged(
+    classes: tuple[StorageClass, ...], settings: Settings, storage: RepositorySettings
+) -> tuple[StorageClass, ...]:
+    """The classes with the least spans of the user's own contract, where the price table names longer ones."""
+    table = table_of(settings, storage)
+    if table is None:
+        return classes
+    prices = {name.lower(): price.least_days for name, price in table.classes.items()}
+    return tuple(replace(one, least_days=max(one.least_days, prices.get(one.name.lower(), 0))) for one in classes)
+
+
+def table_of(settings: Settings, storage: RepositorySettings) -> PriceTable | None:
+    """The price table of a location; None where none is named.
+
+    Raises:
+        SettingsError: the file or the table is not there.
+    """
+    if not storage.prices:
+        return None
+    if settings.server.price_file is None:
+        raise SettingsError(f"prices = {storage.prices!r}, but [server] names no price_file")
+    tables = load_prices(settings.server.price_file)
+    if storage.prices not in tables:
+        raise SettingsError(f"there is no table {storage.prices!r} in {settings.server.price_file}")
+    return tables[storage.prices]
 
 
 def inspect(planned: LifecyclePlan, storage: Storage, exported: Mapping[str, Any] | None = None) -> Inspected:
@@ -84,7 +115,8 @@ def inspect(planned: LifecyclePlan, storage: Storage, exported: Mapping[str, Any
             exported = bucket.lifecycle()
         except StorageDenied as error:
             return Inspected(planned, unknown=error.message)
-    return Inspected(planned, compare(planned, parsed(planned.vendor, exported)), found=exported)
+    there = parsed(planned.vendor, exported)
+    return Inspected(planned, compare(planned, there), found=exported, configured=there)
 
 
 def merged(planned: LifecyclePlan, found: Mapping[str, Any]) -> dict[str, Any]:

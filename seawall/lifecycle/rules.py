@@ -139,6 +139,21 @@ def plan(vendor: Vendor, root: str, classes: Sequence[StorageClass], sources: It
     return LifecyclePlan(vendor, root, mark, (*rules, *housekeeping), (*notes, *more, *_NOTES[vendor]))
 
 
+def class_at(rules: Iterable[Rule], name: str, size_bytes: int, age_days: float) -> str:
+    """The class that rules have moved an object to; empty for the one that new objects lie in.
+
+    Args:
+        name: the whole one in the bucket.
+    """
+    there = [rule for rule in rules if rule.action is Action.MOVE and _moves(rule, name, size_bytes, age_days)]
+    return max(there, key=lambda rule: rule.days).storage_class if there else ""
+
+
+def _moves(rule: Rule, name: str, size_bytes: int, age_days: float) -> bool:
+    named = name.startswith(rule.prefix) and (not rule.suffixes or name.endswith(rule.suffixes))
+    return named and size_bytes > rule.larger_than and age_days >= rule.days
+
+
 def moves(source: SourcePolicy, classes: Sequence[StorageClass]) -> tuple[Move, ...]:
     """When a source's data moves: one class colder whenever the next of the policy's rules has let go what it kept."""
     found: list[Move] = []

@@ -42,3 +42,36 @@ def test_lifecycle_rules_of_a_folder_are_refused_with_the_reason(seawall: Run, b
     done = seawall("location", "lifecycle", "primary", "--config", bucket, "--json")
     assert (done.code, done.error["code"]) == (2, "settings")
     assert "not in a bucket" in done.error["message"]
+
+
+def test_what_a_location_holds_and_costs_is_measured_by_the_check_and_shown_with_its_role(
+    seawall: Run, plain: Path, tmp_path: Path
+) -> None:
+    file = tmp_path / "prices.toml"
+    file.write_text(seawall("location", "prices").out)
+    text = plain.read_text().replace("[repository]", '[repository]\nprices = "example-own-disks"\nquota_bytes = 10')
+    plain.write_text(text.replace("[server]", f'[server]\nprice_file = "{file}"'))
+    before = seawall("location", "cost", "--config", plain, "--json").json["locations"][0]
+    assert (before["estimated"], before["why"][:16]) == (False, "not measured yet")
+    done = seawall("location", "check", "--measure", "--config", plain)
+    assert done.code == 80, "what is critical fails the check"
+    assert "primary: good; primary;" in done.out
+    assert "critical: 0 bytes are free" in done.out
+    shown = seawall("location", "list", "--config", plain, "--json").json["locations"][0]
+    assert (shown["role"], shown["problem"], shown["free_bytes"], shown["quota_bytes"]) == ("primary", None, 0, 10)
+    assert shown["used_bytes"] > 0
+    assert shown["measured_at"]
+    assert shown["latency_ms"] is not None
+    assert shown["monthly_cost"]["currency"] == "USD"
+    cost = seawall("location", "cost", "primary", "--months", "24", "--config", plain, "--json").json["locations"][0]
+    assert (cost["estimated"], cost["as_of"], cost["later"]["months"]) == (True, "2025-06-01", 24)
+    lines = seawall("location", "list", "--config", plain).out.splitlines()
+    assert lines[0].split()[:2] == ["NAME", "ROLE"]
+    assert "USD" in lines[1]
+
+
+def test_a_price_table_that_is_not_there_costs_the_estimate_and_not_the_list(seawall: Run, plain: Path) -> None:
+    plain.write_text(plain.read_text().replace("[repository]", '[repository]\nprices = "none"'))
+    done = seawall("location", "list", "--config", plain)
+    assert done.code == 0
+    assert "names no price_file" in done.err

@@ -140,3 +140,8 @@ def test_a_backup_without_room_is_refused_by_what_the_source_stored_before(tmp_p
         refuse_without_room(area, FULL, 3_000_000)
     refuse_without_room(area, INCREMENTAL, 3_000_000)
     assert 0 < capacity.used_bytes(repository.storage) < 100_000
+
+
+def test_a_storage_that_hardly_grows_is_never_full() -> None:
+    slow = [Sample(NOW - timedelta(days=2), 100), Sample(NOW, 101)]
+    assert capacity_of([], used_bytes=101, free_bytes=10**18, now=NOW, samples=slow).full_at is None

@@ -1,0 +1,137 @@
+"""What a check of locations sees beside whether they answer, and what the catalog remembers of it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+
+from seawall.capacity import Sample
+from seawall.catalog import Catalog
+from seawall.events import Observer
+from seawall.mirror import begin
+from seawall.repository import Repository
+from seawall.settings import LocationRole, LocationSettings, RepositorySettings, Settings, parse
+from seawall.storage.local import LocalStorage
+from seawall.watch import DAILY, Measuring, check, check_locations, role_findings, shared, trend_of
+
+pytestmark = pytest.mark.slow  # each begins with a new catalog
+NOW = datetime(2026, 6, 1, tzinfo=UTC)
+DAY = timedelta(days=1)
+NO_TIME = Measuring(timedelta(0), timedelta(seconds=-1))
+
+
+@pytest.fixture
+def site(tmp_path: Path) -> Iterator[tuple[Settings, Catalog]]:
+    (tmp_path / "offsite").mkdir()
+    repository = Repository.create(LocalStorage(tmp_path / "primary"), now=NOW)
+    begin(repository, LocalStorage(tmp_path / "offsite"))
+    repository.storage.put("sources/shop/holds/a.json", [b"x" * 10_000])
+    settings = parse(
+        {
+            "repository": {"url": str(tmp_path / "primary")},
+            "server": {"work_directory": str(tmp_path / "work")},
+            "locations": {"offsite": {"url": str(tmp_path / "offsite")}},
+            "sources": {"shop": {"mirrors": ["offsite"]}},
+        }
+    )
+    with Catalog.open(f"sqlite:///{tmp_path}/catalog.db", create=True) as catalog:
+        yield settings, catalog
+
+
+def look(site: tuple[Settings, Catalog], now: datetime = NOW, measuring: Measuring = DAILY) -> None:
+    check_locations(*site, measuring=measuring, now=now, observe=Observer())
+
+
+def test_a_check_measures_once_a_day_and_remembers_it(site: tuple[Settings, Catalog]) -> None:
+    settings, catalog = site
+    look(site)
+    (primary,) = catalog.measurements("primary")
+    assert primary.used_bytes > 10_000
+    assert primary.object_count == 2
+    row = next(one for one in catalog.storage_locations() if one.name == "primary")
+    assert (row.used_bytes, row.role) == (primary.used_bytes, "primary")
+    assert row.capacity_bytes is not None and row.capacity_bytes > row.used_bytes
+    LocalStorage(Path(settings.repository.url)).put("sources/shop/holds/b.json", [b"x"])
+    look(site, NOW + timedelta(hours=19))
+    assert len(catalog.measurements("primary")) == 1
+    look(site, NOW + timedelta(hours=21))
+    assert [one.used_bytes - primary.used_bytes for one in catalog.measurements("primary")] == [0, 1]
+
+
+def test_a_measurement_without_time_leaves_what_was_known_and_is_finished_by_a_later_check(
+    site: tuple[Settings, Catalog],
+) -> None:
+    _, catalog = site
+    look(site, measuring=NO_TIME)
+    assert catalog.measurements("primary") == ()
+    look(site)
+    assert len(catalog.measurements("primary")) == 1
+
+
+def test_a_location_that_is_nearly_full_is_an_alert_until_there_is_room(site: tuple[Settings, Catalog]) -> None:
+    settings, catalog = site
+    tight = replace(settings.locations["offsite"].storage, quota_bytes=100)
+    full = replace(settings, locations={"offsite": replace(settings.locations["offsite"], storage=tight)})
+    look((full, catalog))
+    (alert,) = [one for one in catalog.alerts() if one.alert_type == "capacity"]
+    assert alert.subject == "offsite"
+    assert "bytes are free" in alert.message
+    look(site, NOW + DAY)
+    assert not [one for one in catalog.alerts() if one.alert_type == "capacity"]
+
+
+def test_growth_is_seen_in_measurements_and_until_there_are_enough_in_the_backups(
+    site: tuple[Settings, Catalog],
+) -> None:
+    samples = [Sample(NOW + n * DAY, 1000 * n) for n in range(10)]
+    details = {"backup_bytes_per_day": 5.0}
+    early, later = trend_of(samples[:3], details), trend_of(samples, details)
+    assert early is not None
+    assert later is not None
+    assert (early.bytes_per_day, later.bytes_per_day) == (5.0, 1000.0)
+    assert trend_of([], details) is None
+    look(site)
+    for day in range(1, 8):
+        site[1].record_measurement(
+            "primary", used_bytes=5, object_count=1, capacity_bytes=9, details={}, measured_at=NOW + day * DAY
+        )
+    report = check(site[0], "primary", site[1], now=NOW + 7 * DAY, observe=Observer())
+    assert report.capacity is not None
+    assert report.capacity.trend is not None
+    assert report.capacity.trend.bytes_per_day == 0
+
+
+def test_a_check_without_a_catalog_still_says_what_lies_there(site: tuple[Settings, Catalog]) -> None:
+    report = check(site[0], "primary", now=NOW, observe=Observer())
+    assert report.usage is not None
+    assert report.usage.objects == 2
+
+
+def test_a_copy_elsewhere_that_is_not_elsewhere_is_a_finding(site: tuple[Settings, Catalog]) -> None:
+    settings = site[0]
+    (finding,) = role_findings(settings, "offsite")
+    assert (finding.severity, finding.code) == ("medium", "role")
+    assert "on the same file system" in finding.message
+    alone = replace(settings, locations={})
+    assert [one.code for one in role_findings(alone, "primary")] == ["role"]
+    remote = LocationSettings("offsite", LocationRole.OFFSITE, RepositorySettings(url="s3://bucket/a"))
+    assert role_findings(replace(settings, locations={"offsite": remote}), "offsite") == []
+
+
+@pytest.mark.parametrize(
+    "first, second, same",
+    [
+        ("s3://a/x", "s3://a/y", "in the same bucket"),
+        ("s3://a/x", "s3://b/x", ""),
+        ("s3://a/x", "gs://a/x", ""),
+        ("sftp://me@host/x", "sftp://me@host/y", "on the same server"),
+        ("/nowhere/a", "/nowhere/b", ""),
+        ("/nowhere/a", "s3://a/x", ""),
+    ],
+)
+def test_what_two_places_share_is_seen_in_their_urls(first: str, second: str, same: str) -> None:
+    assert shared(first, second) == same
