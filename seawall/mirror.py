@@ -5,6 +5,10 @@ Bytes are copied as they are sealed, and compared on their way with what the rep
 comes last, after everything that the set needs, its WAL included; so a set that is listed in a mirror is whole there.
 What lies there already is not sent again, and a run that was stopped goes on where it was.
 
+A run holds the source's lease in the location that it writes to: no cleanup there removes what the run takes for
+present, and a second run waits for another time. A run that was paused for longer than its lease stops before it lists
+anything.
+
 Leases, probes and marks of expiry are a location's own and are not copied: each keeps its sets as long as its own
 retention says. The audit is copied from the primary, which is where it is written.
 
@@ -34,7 +38,7 @@ from seawall.errors import (
 )
 from seawall.events import Advanced, Began, Ended, Noticed, Observer
 from seawall.model import BackupLabel, Head
-from seawall.repository import Repository, identity
+from seawall.repository import Lease, Repository, identity
 from seawall.repository.evidence import Evidence
 from seawall.repository.identity import Identity
 from seawall.repository.layout import IDENTITY, SourceLayout
@@ -185,7 +189,7 @@ def begin(repository: Repository, destination: Storage) -> None:
         ClusterMismatch: something else lies there.
     """
     try:
-        _refuse_other_repository(repository, destination)
+        refuse_other_repository(repository, destination)
     except NotARepository:
         if next(iter(destination.list()), None) is not None:
             raise ClusterMismatch(
@@ -219,7 +223,7 @@ def survey(
         ClusterMismatch: another repository lies there.
         StorageError: a place does not answer; nothing is known.
     """
-    _refuse_other_repository(repository, destination)
+    refuse_other_repository(repository, destination)
     area = repository.source(source)
     heads, _ = area.readable_heads()
     sets = []
@@ -241,7 +245,13 @@ def survey(
     return plan(source, sets, here, there, _shared(repository.storage, destination))
 
 
-def _refuse_other_repository(repository: Repository, destination: Storage) -> None:
+def refuse_other_repository(repository: Repository, destination: Storage) -> None:
+    """Go on only where a copy of this repository lies.
+
+    Raises:
+        NotARepository: none lies there, or what held it is not mounted.
+        ClusterMismatch: another repository does.
+    """
     try:
         other = Repository.open(destination)
     except NotARepository as error:
@@ -295,6 +305,7 @@ def run(
     *,
     observe: Observer,
     workers: int = 4,
+    held: Lease | None = None,
 ) -> MirrorReport:
     """Copy what a plan names.
 
@@ -302,12 +313,14 @@ def run(
 
     Args:
         evidence: of the origin.
+        held: the source's lease in the destination, taken before the plan was made; None where nobody else can write.
 
     Raises:
+        LeaseLost: a cleanup or another run took over there; what was copied stays, and nothing more is listed.
         StorageUnreachable, StorageDenied, StorageFull: of either place; what was copied stays, the next run goes on.
         Cancelled: on request; the same.
     """
-    return _Mirroring(chosen, origin, destination, evidence, observe, workers).run()
+    return _Mirroring(chosen, origin, destination, evidence, observe, workers, held).run()
 
 
 @dataclass
@@ -318,6 +331,7 @@ class _Mirroring:
     evidence: Evidence
     observe: Observer
     workers: int
+    held: Lease | None
     objects: int = 0
     stored_bytes: int = 0
     committed: list[str] = field(default_factory=list)
@@ -330,6 +344,7 @@ class _Mirroring:
         with ThreadPoolExecutor(max(self.workers, 1), thread_name_prefix="mirror") as pool:
             for group in self.chosen.groups:
                 self._group(group, pool)
+        self._prove_lease()
         for name in self.chosen.forget:
             self.destination.delete(name)
         for name in self.chosen.other_size:
@@ -347,6 +362,8 @@ class _Mirroring:
 
     def _group(self, group: Group, pool: ThreadPoolExecutor) -> None:
         for wave in group.waves:
+            # Before what lists a set above all: whoever holds the lease now may be removing what it needs.
+            self._prove_lease()
             wrong = {name: error for name, error in zip(wave, pool.map(self._copy, wave), strict=True) if error}
             for name, error in wrong.items():
                 self.left[name] = error.message
@@ -356,6 +373,10 @@ class _Mirroring:
                 return
         if group.names[-1].endswith("/manifest"):
             self.committed.append(group.subject)
+
+    def _prove_lease(self) -> None:
+        if self.held is not None:
+            self.held.check()
 
     def _copy(self, name: str) -> SeawallError | None:
         self.observe.checkpoint()

@@ -6,6 +6,8 @@ suffer from it; when it answers again, the next run brings it up to date and the
 
 from __future__ import annotations
 
+import os
+import socket
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import closing
@@ -16,7 +18,16 @@ from seawall import healing, locations, mirror, proofs, retention
 from seawall.audit import AuditLog
 from seawall.catalog import Catalog
 from seawall.catalog.views import ObjectProof
-from seawall.errors import Cancelled, Damaged, NotARepository, Partial, SeawallError, StorageError, VerificationFailed
+from seawall.errors import (
+    Cancelled,
+    Damaged,
+    LeaseHeld,
+    NotARepository,
+    Partial,
+    SeawallError,
+    StorageError,
+    VerificationFailed,
+)
 from seawall.events import Noticed, Observer
 from seawall.healing import HealReport
 from seawall.keys import KeyRing
@@ -26,11 +37,15 @@ from seawall.nearest import Copy
 from seawall.proofs import Budget, ProofReport
 from seawall.repository import Repository, SourceArea
 from seawall.repository.evidence import Evidence
+from seawall.repository.lease import MIRROR
 from seawall.repository.wal_lists import How
 from seawall.retention.copies import Unwanted
 from seawall.settings import PRIMARY, Settings
 from seawall.storage.base import Storage
 from seawall.watch import judge, known_name
+
+# As long as a backup waits: a cleanup ends by itself, within minutes.
+_CLEANUP_PATIENCE = timedelta(minutes=15)
 
 Known = dict[str, tuple[Proof | None, datetime]]
 
@@ -132,8 +147,19 @@ def _mirror_to(
     useless: Unwanted,
 ) -> MirrorReport:
     evidence = Evidence([repository.storage], ring)
-    chosen = mirror.survey(repository, source, storage, evidence, unwanted=useless.sets, unwanted_wal=useless.segments)
-    return mirror.run(chosen, repository.storage, storage, evidence, observe=observe)
+    there = SourceArea(storage, source)
+    # What is not this repository is refused before anything, even a lease, is written there.
+    mirror.refuse_other_repository(repository, storage)
+    # Before the plan: nothing that it takes for present may go before the run is over.
+    with there.lease(_holder(), MIRROR, patience=_CLEANUP_PATIENCE, wait=observe.wait) as held:
+        chosen = mirror.survey(
+            repository, source, storage, evidence, unwanted=useless.sets, unwanted_wal=useless.segments
+        )
+        return mirror.run(chosen, repository.storage, storage, evidence, observe=observe, held=held)
+
+
+def _holder() -> str:
+    return f"{socket.gethostname()}:{os.getpid()}"
 
 
 def _record_mirrored(
@@ -150,6 +176,9 @@ def _record_mirrored(
     for name in (*result.reports, *result.failures):
         subject = f"{result.source} {name}"
         report, error = result.reports.get(name), result.failures.get(name)
+        if isinstance(error, LeaseHeld):
+            # Somebody else brings copies there at this moment, or cleans up; if that does not help, they become late.
+            continue
         wrong = error.message if error else "; ".join(report.left.values()) if report and report.left else ""
         judge(catalog, "mirror-failed", subject, wrong, now)
         late = [str(one.label) for one in result.protection if name in one.late]

@@ -29,6 +29,8 @@ log = logging.getLogger(__name__)
 DEFAULT_TTL = timedelta(minutes=5)
 # Purpose of the lease under which retention lets backups go; the one that a backup waits for.
 CLEANUP = "cleanup"
+# Purpose of the lease under which copies are brought to a location; it lies in that location.
+MIRROR = "mirror"
 _POLL_SECONDS = 1.0
 # Longer than any lease that is made: nobody who still renews one is overtaken because it became unreadable.
 _UNKNOWN_TTL = timedelta(hours=1)

@@ -5,23 +5,28 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
+from threading import Barrier
 from typing import Any
 
 import pytest
 
-from seawall import mirror, upkeep, verify
+from seawall import mirror, retention, upkeep, verify
 from seawall.catalog import Catalog
 from seawall.cli import run
-from seawall.events import Event, Noticed, Observer
+from seawall.errors import LeaseHeld, LeaseLost
+from seawall.events import Advanced, Event, Noticed, Observer
 from seawall.model import BackupLabel, Head, Proof
 from seawall.proofs import Budget
-from seawall.repository import Repository
+from seawall.repository import Repository, SourceArea
 from seawall.repository.evidence import Evidence
+from seawall.repository.lease import CLEANUP, MIRROR
 from seawall.settings import PRIMARY, Settings, load
 from seawall.storage.local import LocalStorage
+from seawall.storage.memory import MemoryStorage
 
 
 @dataclass
@@ -47,7 +52,7 @@ class Place:
     def repository(self, name: str = PRIMARY) -> Repository:
         return Repository.open(LocalStorage(self.root / name))
 
-    def mirrored(self, catalog: Catalog, **more: Any) -> upkeep.Mirrored:
+    def mirrored(self, catalog: Catalog | None, **more: Any) -> upkeep.Mirrored:
         return upkeep.mirror_source(
             self.settings, self.repository(), "shop", self.site.ring, catalog,
             **{"now": self.site.at(60), **more}, observe=Observer(),
@@ -199,6 +204,77 @@ def test_a_location_down_for_the_whole_window_leaves_the_backup_and_catches_up_l
     area = place.repository("vault").source("shop")
     for head in (place.first, place.second):
         assert verify.check(area, head.label, place.site.ring, now=place.site.at(60), observe=Observer()).good
+
+
+# -- several at once
+
+
+def test_two_runs_at_once_to_one_location_leave_it_whole_and_only_one_brings_anything(place: Place) -> None:
+    both = Barrier(2)
+
+    def run(_number: int) -> upkeep.Mirrored:
+        both.wait()
+        return place.mirrored(None, only=["offsite"])
+
+    with ThreadPoolExecutor(2) as pool:
+        results = list(pool.map(run, range(2)))
+    # Whoever came second was refused, or found all there.
+    assert sum(bool(one.reports["offsite"].objects) for one in results if one.reports) == 1
+    assert {error.code for one in results for error in one.failures.values()} <= {"lease-held"}
+    area = place.repository("offsite").source("shop")
+    assert area.labels() == (place.first.label, place.second.label)
+    for head in (place.first, place.second):
+        assert verify.check(area, head.label, place.site.ring, now=place.site.at(60), observe=Observer()).good
+
+
+def test_a_run_that_meets_another_brings_nothing_and_alarms_nobody(place: Place) -> None:
+    there = place.repository("offsite").source("shop")
+    before = place.objects("offsite")
+    with place.catalog() as catalog, there.lease("another host", MIRROR):
+        result = place.mirrored(catalog, now=place.site.at(10), only=["offsite"])
+        assert result.failures["offsite"].code == "lease-held"
+        assert place.objects("offsite") == before
+        assert open_alerts(catalog) == set()
+    assert place.mirrored(None, only=["offsite"]).failures == {}
+
+
+def test_a_cleanup_waits_for_no_run_and_removes_nothing_beside_it(place: Place) -> None:
+    place.mirrored(None)
+    copy = place.repository("offsite")
+    before = place.objects("offsite")
+    with copy.source("shop").lease("another host", MIRROR), pytest.raises(LeaseHeld):
+        retention.collect(copy, "shop", actor="ada", now=copy.storage.now(), observe=Observer())
+    assert place.objects("offsite") == before
+
+
+def test_a_run_that_was_paused_past_its_lease_lists_nothing_any_more(fresh_site: Callable[[], Any]) -> None:
+    site = fresh_site()
+    site.wal(1, 3)
+    site.backup(0, 1, 3.5)
+    there = MemoryStorage(clock=lambda: site.now)
+    mirror.begin(site.repository, there)
+    copy = SourceArea(there, "shop")
+    evidence = Evidence([site.storage], site.ring)
+    chosen = mirror.survey(site.repository, "shop", there, evidence)
+
+    def pause(event: Event) -> None:
+        if isinstance(event, Advanced) and not copy.labels():
+            site.now += timedelta(hours=1)
+            copy.lease("cleanup", CLEANUP)
+
+    with copy.lease("paused", MIRROR) as held, pytest.raises(LeaseLost):
+        mirror.run(chosen, site.storage, there, evidence, observe=Observer(hear=pause), workers=1, held=held)
+    assert copy.labels() == ()
+    assert {stat.name for stat in there.list("sources/")} < {stat.name for stat in site.storage.list("sources/")}
+
+
+def test_nothing_is_written_where_another_repository_lies_not_even_a_lease(place: Place) -> None:
+    shutil.rmtree(place.root / "offsite")
+    (place.root / "offsite").mkdir()
+    Repository.create(LocalStorage(place.root / "offsite"), now=place.site.now)
+    before = sorted(path for path in (place.root / "offsite").rglob("*"))
+    assert place.mirrored(None).failures["offsite"].code == "cluster-mismatch"
+    assert sorted(path for path in (place.root / "offsite").rglob("*")) == before
 
 
 def test_an_empty_place_where_a_copy_should_be_is_not_filled_unless_told(
