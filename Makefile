@@ -49,7 +49,7 @@ bench: ## Compare with pgBackRest and pg_basebackup on a cluster of about 3 GB
 	@$(VENV)/python -m benchmarks
 	@$(VENV)/python -m benchmarks.incrementals
 
-campaign: ## Kill, break and damage on purpose, in large numbers (about an hour); docs/reliability.md has the figures
+campaign: ## Kill, cut the power, break and damage on purpose, in large numbers (over an hour); docs/reliability.md has the figures
 	@$(PYTHON) -m tools.setup bench
 	@$(VENV)/python -m campaigns
 
