@@ -27,7 +27,7 @@ from seawall.events import Began, Noticed, Observer
 from seawall.model import Cluster
 from seawall.postgres.control import CONTROL_FILE, read_control, read_control_bytes
 from seawall.postgres.pages import PageChecker, recheck
-from seawall.postgres.scan import CopyPlan, scan
+from seawall.postgres.scan import CopyEntry, CopyPlan, scan
 from seawall.postgres.session import BackupSession, StartInfo
 from seawall.repository import BackupSetWriter
 from seawall.settings import SourceSettings
@@ -36,6 +36,8 @@ from seawall.wal import Segment
 
 FirstWal: TypeAlias = Callable[[Segment, bool], None]
 _CHECK_BYTES = FRAME_BYTES + 32 * 1024
+# Up to so many pages read at once wait for others to be checked with.
+_FEW_PAGES = 4
 
 
 def copy_direct(
@@ -145,7 +147,7 @@ def _copy_parts(parts: Sequence[Part], cluster: Cluster, output: Output, workers
 
     def work() -> None:
         scratch = Scratch()
-        checker = _Pages(cluster.block_bytes) if cluster.checksums else None
+        checker = _Pages(cluster.block_bytes, output) if cluster.checksums else None
         while True:
             try:
                 load = loads.get_nowait()
@@ -163,17 +165,57 @@ def _sources(
         with _PartReader(part, checker, output, bucket) as reader:
             runs = output.run_bytes(part.entry)
             yield ExtentSource(part.entry.path, part.offset, reader.length(), reader.readinto, runs, reader.inspect)
+    if checker is not None:
+        checker.judge_waiting()
 
 
 class _Pages:
-    """The page checker of one worker, and the size of what it checks."""
+    """The page checks of one worker.
 
-    def __init__(self, block_bytes: int) -> None:
-        self.block_bytes = block_bytes
+    A check costs nearly as much for one page as for fifty, so pages of small files wait, as they were read, until
+    there are many.
+    """
+
+    def __init__(self, block_bytes: int, output: Output) -> None:
+        self._size = block_bytes
+        self._output = output
         self._checker = PageChecker(_CHECK_BYTES, block_bytes)
+        self._pages = memoryview(bytearray(FRAME_BYTES))
+        self._waiting: list[tuple[CopyEntry, int]] = []
 
-    def bad(self, view: memoryview, first_block: int) -> list[int]:
-        return self._checker.check(view, first_block)
+    def judge(self, entry: CopyEntry, descriptor: int, view: memoryview, offset: int) -> None:
+        """Judge what was read of a file at an offset, now or with what comes later."""
+        first, count = entry.first_block + offset // self._size, len(view) // self._size
+        if count > _FEW_PAGES:
+            for block in self._checker.check(view, first):
+                page = view[(block - first) * self._size : (block - first + 1) * self._size]
+                self._judge_again(entry, descriptor, block, page)
+            return
+        if (len(self._waiting) + count) * self._size > len(self._pages):
+            self.judge_waiting()
+        begin = len(self._waiting) * self._size
+        self._pages[begin : begin + count * self._size] = view[: count * self._size]
+        self._waiting += [(entry, first + number) for number in range(count)]
+
+    def judge_waiting(self) -> None:
+        """Judge the pages that wait; a bundle ends after this, so that no bad page of it is unknown."""
+        waiting, self._waiting = self._waiting, []
+        for position in self._checker.check_scattered(self._pages, [block for _, block in waiting]) if waiting else ():
+            entry, block = waiting[position]
+            descriptor = opened(entry)
+            if descriptor < 0:
+                # Dropped since it was read: WAL drops it again.
+                continue
+            try:
+                page = self._pages[position * self._size : (position + 1) * self._size]
+                self._judge_again(entry, descriptor, block, page)
+            finally:
+                os.close(descriptor)
+
+    def _judge_again(self, entry: CopyEntry, descriptor: int, block: int, page: memoryview) -> None:
+        if recheck(descriptor, block, page, file_first_block=entry.first_block):
+            with self._output.lock:
+                self._output.bad_pages[entry.path].append(block)
 
 
 class _PartReader:
@@ -225,15 +267,8 @@ class _PartReader:
         return self._descriptor >= 0
 
     def inspect(self, view: memoryview, offset: int) -> None:
-        if self._checker is None:
-            return
-        entry, size = self._part.entry, self._checker.block_bytes
-        first = entry.first_block + offset // size
-        for block in self._checker.bad(view, first):
-            page = view[(block - first) * size : (block - first + 1) * size]
-            if recheck(self._descriptor, block, page, file_first_block=entry.first_block):
-                with self._output.lock:
-                    self._output.bad_pages[entry.path].append(block)
+        if self._checker is not None:
+            self._checker.judge(self._part.entry, self._descriptor, view, offset)
 
 
 def _copy_control(directory: Path, output: Output) -> None:

@@ -18,7 +18,7 @@ def opened(entry: CopyEntry) -> int:
         PrivilegeMissing, ClusterError: it cannot be read.
     """
     try:
-        return os.open(entry.absolute, os.O_RDONLY | os.O_CLOEXEC)
+        return os.open(entry.place, os.O_RDONLY | os.O_CLOEXEC)
     except FileNotFoundError:
         return -1
     except PermissionError as error:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import os
 import struct
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TypeAlias
 
 import numpy as np
@@ -83,21 +83,38 @@ class PageChecker:
         pages = words.reshape(count, self._rounds, _LANES)
         bad: list[int] = []
         for at in range(0, count, self._pages):
-            bad += self._check_batch(pages[at : at + self._pages], first_block + at)
+            batch = pages[at : at + self._pages]
+            numbers = self._numbers[: len(batch)] + np.uint32(first_block + at)
+            bad += [first_block + at + wrong for wrong in self._wrong(batch, numbers)]
         if skip_after is None or not bad:
             return bad
         return [block for block in bad if self._lsn(words, block - first_block) < skip_after]
 
-    def _check_batch(self, pages: npt.NDArray[np.uint32], first_block: int) -> list[int]:
+    def check_scattered(self, view: Bytes, blocks: Sequence[int]) -> list[int]:
+        """The positions of the pages in `view` whose checksum is wrong, where each is of a file of its own.
+
+        Args:
+            view: pages, and perhaps more.
+            blocks: the number of each within its relation's fork.
+        """
+        count, bad = len(blocks), list[int]()
+        words = np.frombuffer(view, dtype=np.uint32, count=count * self._block_bytes // 4)
+        pages, numbers = words.reshape(count, self._rounds, _LANES), np.array(blocks, np.uint32)
+        for at in range(0, count, self._pages):
+            end = at + self._pages
+            bad += [at + wrong for wrong in self._wrong(pages[at:end], numbers[at:end])]
+        return bad
+
+    def _wrong(self, pages: npt.NDArray[np.uint32], numbers: npt.NDArray[np.uint32]) -> list[int]:
         rounds = self._rounds_of(pages)
         stored = rounds[0][:, 2] & _CHECKSUM_MASK
         wrong = rounds[0][:, 3] <= _LOWER_MASK  # pd_upper is zero: never initialised, whatever its checksum says
-        wrong |= self._checksums(rounds, first_block) != stored
+        wrong |= self._checksums(rounds, numbers) != stored
         suspects = np.flatnonzero(wrong)
         if not suspects.size:
             return []
         nonzero = pages[suspects].reshape(suspects.size, -1).any(axis=1)
-        return [first_block + int(i) for i in suspects[nonzero]]
+        return [int(i) for i in suspects[nonzero]]
 
     def _rounds_of(self, pages: npt.NDArray[np.uint32]) -> _Words:
         """The words of all pages by round, in a buffer of our own."""
@@ -106,7 +123,7 @@ class PageChecker:
         np.copyto(turned, pages.reshape(count, -1).view(_ROUND).T)
         return turned.view(np.uint32).reshape(self._rounds, count, _LANES)
 
-    def _checksums(self, rounds: _Words, first_block: int) -> _Words:
+    def _checksums(self, rounds: _Words, numbers: npt.NDArray[np.uint32]) -> _Words:
         count = rounds.shape[1]
         state, mixed = self._state[:count], self._mixed[:count]
         rounds[0][:, 2] &= _FLAGS_MASK  # the checksum is computed as if its own two bytes were zero
@@ -118,7 +135,7 @@ class PageChecker:
             np.copyto(mixed, state)
             _mix(state, mixed)
         folded: _Words = np.bitwise_xor.reduce(state, axis=1)
-        folded ^= self._numbers[:count] + np.uint32(first_block)
+        folded ^= numbers
         return folded % np.uint32(65535) + np.uint32(1)
 
     def _lsn(self, words: _Words, page: int) -> Lsn:

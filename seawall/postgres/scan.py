@@ -69,7 +69,12 @@ class CopyEntry:
     @property
     def absolute(self) -> Path:
         """Where to read it."""
-        return Path(self.root, self.path)
+        return Path(self.place)
+
+    @property
+    def place(self) -> str:
+        """The same as a text: of a million small files, each takes longer to make a `Path` of than to open."""
+        return f"{self.root}/{self.path}"
 
     @property
     def is_control(self) -> bool:
@@ -172,32 +177,41 @@ class _Walker:
 
     def directory(self, path: str) -> Iterator[CopyEntry]:
         """The entries below `path`, which was yielded already."""
-        listed = self._list(path)
-        skipped = unlogged([entry.name for entry in listed]) if _DATABASE.fullmatch(path) else frozenset()
-        for entry in listed:
-            below = f"{path}/{entry.name}" if path else entry.name
-            if entry.name in skipped or is_left_out(below):
+        names, links = self._list(path)
+        skipped = unlogged(names) if _DATABASE.fullmatch(path) else frozenset()
+        for name in names:
+            below = f"{path}/{name}" if path else name
+            if name in skipped or is_left_out(below):
                 continue
             if not _is_carriable(below):
                 self._leave(below, "its name is not UTF-8")
                 continue
-            yield from self._entry(below, entry)
+            yield from self._entry(below, is_link=name in links)
 
-    def _list(self, path: str) -> list[os.DirEntry[str]]:
+    def _list(self, path: str) -> tuple[list[str], set[str]]:
+        """The names in a directory, sorted, and which of them are links; an entry of each would keep what stat says."""
+        names: list[str] = []
+        links: set[str] = set()
         try:
             with os.scandir(self.root / path) as listing:
-                return sorted(listing, key=lambda entry: entry.name)
+                for entry in listing:
+                    names.append(entry.name)
+                    if entry.is_symlink():
+                        links.add(entry.name)
         except FileNotFoundError:  # a database dropped meanwhile; WAL replays the drop
-            return []
+            return [], links
         except PermissionError as error:
             raise _closed(self.root / path) from error
+        names.sort()
+        return names, links
 
-    def _entry(self, path: str, entry: os.DirEntry[str]) -> Iterator[CopyEntry]:
+    def _entry(self, path: str, *, is_link: bool) -> Iterator[CopyEntry]:
+        place = f"{self.root}/{path}"
         try:
-            link = str(Path(entry.path).readlink()) if entry.is_symlink() else ""
-            status = entry.stat(follow_symlinks=True)
+            link = str(Path(place).readlink()) if is_link else ""
+            status = os.stat(place)  # noqa: PTH116 - a `Path` for each of a million files would show
         except FileNotFoundError:
-            if entry.is_symlink():
+            if is_link:
                 self._leave(path, "the link leads nowhere")
             return
         except PermissionError as error:
@@ -227,9 +241,10 @@ class _Walker:
     def _tablespace(self, path: str) -> Iterator[CopyEntry]:
         # After an upgrade the old version's directory lies beside; other clusters may share the place as well.
         suffix = f"_{self.control.catalog_version}"
-        for entry in self._list(path):
-            if entry.name.startswith("PG_") and entry.name.endswith(suffix):
-                yield from self._entry(f"{path}/{entry.name}", entry)
+        names, links = self._list(path)
+        for name in names:
+            if name.startswith("PG_") and name.endswith(suffix):
+                yield from self._entry(f"{path}/{name}", is_link=name in links)
 
     def _file(self, path: str, status: os.stat_result, link: str) -> CopyEntry:
         block = relation_block(path, self.control.relation_segment_blocks)

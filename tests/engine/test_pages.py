@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import os
 import struct
+from collections import defaultdict
+from threading import Lock
+from types import SimpleNamespace
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from seawall.postgres.pages import BLOCK_BYTES, PageChecker, page_lsn, recheck
+from seawall.backup.direct import _Pages
+from seawall.postgres.pages import BLOCK_BYTES, FRAME_BYTES, PageChecker, page_lsn, recheck
+from seawall.postgres.scan import CopyEntry
 from seawall.wal import Lsn
 
 OFFSETS = [
@@ -130,3 +135,41 @@ def test_reading_again_tells_corruption_from_a_write_in_progress(tmp_path):
 
         assert not recheck(file.fileno(), 131073, bad, file_first_block=131072, pause=finish_writing)
         assert not recheck(file.fileno(), 131079, bad, **place), "the file was truncated meanwhile"
+
+
+@given(data=st.data())
+@settings(max_examples=15, deadline=None)
+def test_pages_of_many_files_are_judged_each_by_its_own_number(data):
+    blocks = data.draw(st.lists(st.integers(0, 2**32 - 1), min_size=1, max_size=5))
+    wrong = data.draw(st.sets(st.integers(0, len(blocks) - 1)))
+    pages = [page(b"%d" % block, block ^ 1 if n in wrong else block) for n, block in enumerate(blocks)]
+    # Two pages to a step, so that several steps are made.
+    checker = PageChecker(frame_bytes=2 * BLOCK_BYTES)
+    assert checker.check_scattered(b"".join(pages) + b"behind them", blocks) == sorted(wrong)
+
+
+def test_a_bad_page_of_a_small_file_is_known_when_its_bundle_ends_and_one_written_meanwhile_is_none(tmp_path):
+    contents = {"good": page(b"a", 0), "bad": page(b"b", 1), "written": page(b"c", 1), "dropped": page(b"d", 1)}
+    output = SimpleNamespace(bad_pages=defaultdict(list), lock=Lock())
+    judging = _Pages(BLOCK_BYTES, output)
+    for name, content in contents.items():
+        (tmp_path / name).write_bytes(content)
+        entry = CopyEntry(str(tmp_path), name, "file", 0o600, BLOCK_BYTES, is_relation=True)
+        judging.judge(entry, -1, memoryview(content), 0)
+    (tmp_path / "written").write_bytes(page(b"c", 0))
+    (tmp_path / "dropped").unlink()
+    assert not output.bad_pages
+    judging.judge_waiting()
+    assert output.bad_pages == {"bad": [0]}
+
+
+def test_pages_that_wait_are_judged_before_there_are_too_many(tmp_path):
+    output = SimpleNamespace(bad_pages=defaultdict(list), lock=Lock())
+    judging = _Pages(BLOCK_BYTES, output)
+    bad, good = page(b"b", 7), page(b"a", 0)
+    (tmp_path / "bad").write_bytes(bad)
+    for number in range(FRAME_BYTES // BLOCK_BYTES + 1):
+        assert not output.bad_pages
+        entry = CopyEntry(str(tmp_path), "good" if number else "bad", "file", 0o600, BLOCK_BYTES, is_relation=True)
+        judging.judge(entry, -1, memoryview(good if number else bad), 0)
+    assert output.bad_pages == {"bad": [0]}
