@@ -1,4 +1,4 @@
-"""gcp-storage-emulator with four rules of the real service that it lacks and Seawall rests on.
+"""gcp-storage-emulator with rules of the real service that it lacks and Seawall rests on.
 
 python -m tools.gcs_server PORT
 
@@ -6,6 +6,9 @@ python -m tools.gcs_server PORT
 - A resumable upload whose `X-Goog-Hash` does not fit what arrived is refused.
 - A session that has received nothing says so by answering without `Range`.
 - A range that begins behind the object's end is answered with 416.
+- A bucket made with `enableObjectRetention` locks objects: a retention that has not passed, or a hold, forbids to
+  delete and to replace; a retention in the mode Locked is never made shorter, an Unlocked one only with
+  `overrideUnlockedRetention` ("Object Retention Lock", "Object holds").
 """
 
 from __future__ import annotations
@@ -13,11 +16,12 @@ from __future__ import annotations
 import re
 import sys
 from collections.abc import Callable
+from datetime import UTC, datetime
 from http import HTTPStatus
 from typing import Any
 
 from gcp_storage_emulator.exceptions import NotFound
-from gcp_storage_emulator.handlers import objects
+from gcp_storage_emulator.handlers import buckets, objects
 
 _Handler = Callable[..., None]
 
@@ -27,6 +31,9 @@ def _conditional(handler: _Handler) -> _Handler:
         bucket, name = request.params["bucket_name"], request.query.get("name", [""])[0]
         if request.query.get("ifGenerationMatch") == ["0"] and _there(storage, bucket, name):
             _refuse(response, HTTPStatus.PRECONDITION_FAILED, "conditionNotMet")
+            return
+        if _is_kept(storage, bucket, name):
+            _refuse(response, HTTPStatus.FORBIDDEN, "forbidden")
             return
         handler(request, response, storage, *rest, **more)
         said = request.get_header("X-Goog-Hash", "")
@@ -60,6 +67,54 @@ def _incomplete(handler: _Handler) -> _Handler:
     return told
 
 
+def _with_retention(handler: _Handler) -> _Handler:
+    def made(request: Any, response: Any, storage: Any, *rest: Any, **more: Any) -> None:
+        handler(request, response, storage, *rest, **more)
+        if request.query.get("enableObjectRetention") == ["true"]:
+            storage.buckets[request.data["name"]]["objectRetention"] = {"mode": "Enabled"}
+
+    return made
+
+
+def _keeping(handler: _Handler) -> _Handler:
+    def checked(request: Any, response: Any, storage: Any, *rest: Any, **more: Any) -> None:
+        if _is_kept(storage, request.params["bucket_name"], request.params["object_id"]):
+            _refuse(response, HTTPStatus.FORBIDDEN, "forbidden")
+            return
+        handler(request, response, storage, *rest, **more)
+
+    return checked
+
+
+def _never_shorter(handler: _Handler) -> _Handler:
+    def checked(request: Any, response: Any, storage: Any, *rest: Any, **more: Any) -> None:
+        bucket, name = request.params["bucket_name"], request.params["object_id"]
+        there = _there(storage, bucket, name)
+        old = (storage.get_file_obj(bucket, name).get("retention") if there else None) or {}
+        if "retention" in request.data and old:
+            new = request.data["retention"] or {"mode": "", "retainUntilTime": ""}
+            # Both are written as 2026-11-23T14:49:39Z, so that their order is that of the text.
+            less = new["retainUntilTime"] < old["retainUntilTime"] or (old["mode"], new["mode"]) == (
+                "Locked",
+                "Unlocked",
+            )
+            if less and (old["mode"] == "Locked" or request.query.get("overrideUnlockedRetention") != ["true"]):
+                _refuse(response, HTTPStatus.FORBIDDEN, "forbidden")
+                return
+            if request.data["retention"] is None:
+                storage.get_file_obj(bucket, name).pop("retention")
+        handler(request, response, storage, *rest, **more)
+
+    return checked
+
+
+def _is_kept(storage: Any, bucket: str, name: str) -> bool:
+    found = storage.get_file_obj(bucket, name) if _there(storage, bucket, name) else {}
+    until = (found.get("retention") or {}).get("retainUntilTime")
+    held = found.get("temporaryHold") or found.get("eventBasedHold")
+    return bool(held or (until and datetime.fromisoformat(until) > datetime.now(UTC)))
+
+
 def _there(storage: Any, bucket: str, name: str) -> bool:
     try:
         storage.get_file_obj(bucket, name)
@@ -77,6 +132,10 @@ def serve(port: int) -> None:
     objects.insert = _conditional(objects.insert)
     objects.upload_partial = _conditional(objects.upload_partial)
     objects.download = _ranged(objects.download)
+    objects._WRITABLE_FIELDS = (*objects._WRITABLE_FIELDS, "retention", "temporaryHold", "eventBasedHold")
+    objects.delete = _keeping(objects.delete)
+    objects.patch = _never_shorter(objects.patch)
+    buckets.insert = _with_retention(buckets.insert)
     objects._resumable_incomplete = _incomplete(objects._resumable_incomplete)
     # Its table of routes takes the handlers when it is imported.
     from gcp_storage_emulator.server import create_server  # noqa: PLC0415 - see the line above

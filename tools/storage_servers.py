@@ -189,10 +189,16 @@ class GcsServer:
     def __init__(self, port: int) -> None:
         self.port = port
 
-    def settings(self, *, port: int = 0) -> RepositorySettings:
+    def settings(self, *, lock: bool = False, port: int = 0) -> RepositorySettings:
+        """A new bucket and prefix.
+
+        Args:
+            lock: with object retention.
+            port: of something in between, such as a proxy.
+        """
         bucket = f"bucket-{secrets.token_hex(6)}"
         request = urllib.request.Request(
-            f"http://127.0.0.1:{self.port}/storage/v1/b?project=tests",
+            f"http://127.0.0.1:{self.port}/storage/v1/b?project=tests&enableObjectRetention={str(lock).lower()}",
             data=json.dumps({"name": bucket}).encode(),
             headers={"Content-Type": "application/json"},
         )

@@ -4,7 +4,11 @@ Each request that carries bytes carries their MD5, which the service compares wi
 request; a larger one is sent in blocks and gets its name by a commit that fails if the name is taken. Blocks of an
 upload that was broken off are removed by the service itself after a week ("Put Block", remarks), so `sweep` finds none.
 
-Not guaranteed: that a delete frees space in an account that keeps versions or deleted blobs for a while.
+Locks are those of single blobs: an immutability policy with a date, and a legal hold ("Set Blob Immutability Policy",
+"Set Blob Legal Hold"), in containers for which version-level immutability was turned on.
+
+Not guaranteed: that a delete frees space in an account that keeps versions or deleted blobs for a while, which one
+with version-level immutability does.
 """
 
 from __future__ import annotations
@@ -14,7 +18,7 @@ import hashlib
 import json
 import secrets
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -28,19 +32,29 @@ from azure.core.exceptions import (
     ServiceRequestError,
     ServiceResponseError,
 )
-from azure.storage.blob import BlobBlock, BlobPrefix, BlobProperties, BlobServiceClient, ContainerClient
+from azure.storage.blob import (
+    BlobBlock,
+    BlobPrefix,
+    BlobProperties,
+    BlobServiceClient,
+    ContainerClient,
+    ImmutabilityPolicy,
+)
 
 from seawall.errors import (
     NotARepository,
     ObjectExists,
     ObjectLocked,
+    ObjectMissing,
     SeawallError,
     SettingsError,
     StorageBusy,
     StorageDenied,
+    StorageError,
     StorageFull,
     StorageUnreachable,
 )
+from seawall.model import LockMode
 from seawall.settings import RepositorySettings
 from seawall.storage.access import (
     Place,
@@ -53,12 +67,17 @@ from seawall.storage.access import (
 )
 from seawall.storage.answers import explained, server_time
 from seawall.storage.base import Capabilities, Stat
-from seawall.storage.objects import Fetched, ObjectStorage
+from seawall.storage.immutability import Retention
+from seawall.storage.locking import Attack, LockingStorage, can_lock_now, refuse_locked
+from seawall.storage.objects import Fetched
 from seawall.storage.parts import AHEAD, PART_BYTES
 from seawall.storage.retry import RetryPolicy, Sleep
 
 _CONNECT_SECONDS = 10
 _READ_SECONDS = 60
+
+# Locked: nobody makes it shorter. Unlocked: whoever may set policies does ("Set Blob Immutability Policy").
+_POLICY_MODES = {LockMode.COMPLIANCE: "Locked", LockMode.GOVERNANCE: "Unlocked"}
 
 # Codes that say more than their status (Azure Storage REST reference, "Blob service error codes").
 _BY_CODE: dict[str, type[SeawallError]] = {
@@ -76,15 +95,15 @@ _BY_CODE: dict[str, type[SeawallError]] = {
 }
 
 
-def open_url(url: str, settings: RepositorySettings, sleep: Sleep = time.sleep) -> ObjectStorage:
+def open_url(url: str, settings: RepositorySettings, sleep: Sleep = time.sleep) -> AzureStorage:
     """The storage at `azure://container/prefix`; nothing is asked of the service yet.
 
     Raises:
         SettingsError: the URL, the endpoint or the credentials file is wrong.
     """
     place = bucket_place(url, "azure")
-    bucket = AzureContainer(place, client(settings).get_container_client(place.bucket))
-    return ObjectStorage(bucket, RetryPolicy(attempts=settings.attempts), sleep)
+    bucket = AzureContainer(place, client(settings).get_container_client(place.bucket), settings.lock_mode)
+    return AzureStorage(bucket, RetryPolicy(attempts=settings.attempts), sleep)
 
 
 def client(settings: RepositorySettings) -> BlobServiceClient:
@@ -110,11 +129,25 @@ def client(settings: RepositorySettings) -> BlobServiceClient:
 
 
 class AzureContainer:
-    """A container and a prefix."""
+    """A container and a prefix.
 
-    def __init__(self, place: Place, container: ContainerClient) -> None:
+    Args:
+        container: the vendor's client, of which several threads may make use.
+        mode: how firmly blobs are locked where they are.
+        until: lock what is written until then; None for not at all.
+    """
+
+    lock_hint = "Version-level immutability must be on for the container; see docs/how-to/azure.md."
+
+    def __init__(self, place: Place, container: ContainerClient, mode: LockMode, until: datetime | None = None) -> None:
         self._place = place
         self._client = container
+        self._mode = mode
+        self._lock = {} if until is None else {"immutability_policy": self._policy(until)}
+        self._lockable: bool | None = None
+
+    def locking(self, until: datetime) -> AzureContainer:
+        return AzureContainer(self._place, self._client, self._mode, until)
 
     @property
     def url(self) -> str:
@@ -123,12 +156,19 @@ class AzureContainer:
     @property
     def capabilities(self) -> Capabilities:
         return Capabilities(
-            create_only=True, consistent_list=True, object_lock=False, free_space=False, checksums=True, folders=False
+            create_only=True,
+            consistent_list=True,
+            object_lock=can_lock_now(self),
+            free_space=False,
+            checksums=True,
+            folders=False,
         )
 
     def create(self, name: str, content: bytearray) -> None:
         with self._translated("write", name):
-            self._blob(name).upload_blob(bytes(content), length=len(content), overwrite=False, validate_content=True)
+            self._blob(name).upload_blob(
+                bytes(content), length=len(content), overwrite=False, validate_content=True, **self._lock
+            )
 
     def holds(self, name: str, content: bytearray) -> bool:
         found = self._properties(name).content_settings.content_md5
@@ -161,12 +201,91 @@ class AzureContainer:
                 yield name[len(self._place.prefix) :]
 
     def remove(self, name: str) -> None:
+        if self.can_lock():
+            # Where there are versions, the service might take a delete for "hide", and keep the bytes out of sight.
+            try:
+                refuse_locked(name, self.url, self.retention(name), self.now())
+            except ObjectMissing:
+                return
+        with contextlib.suppress(ObjectMissing):
+            self._delete(name)
+
+    def _delete(self, name: str, **version: str) -> None:
         with self._translated("delete", name):
             try:
-                self._blob(name).delete_blob()
+                self._blob(name).delete_blob(**version)
             except HttpResponseError as error:
-                if _code(error) != "BlobNotFound":
-                    raise
+                if _code(error) == "BlobNotFound":
+                    raise ObjectMissing(f"{name} does not exist in {self.url}") from error
+                raise
+
+    def can_lock(self) -> bool:
+        if self._lockable is None:
+            try:
+                with self._translated("look at", "the container"):
+                    found = self._client.get_container_properties()
+            except (StorageUnreachable, NotARepository):
+                raise
+            except StorageError:
+                self._lockable = False
+            else:
+                self._lockable = bool(found.immutable_storage_with_versioning_enabled)
+        return self._lockable
+
+    def retention(self, name: str) -> Retention:
+        found = self._properties(name)
+        until = found.immutability_policy.expiry_time
+        return Retention(None if until is None else until.astimezone(UTC), bool(found.has_legal_hold))
+
+    def lock(self, name: str, until: datetime) -> None:
+        with self._translated("lock", name):
+            self._blob(name).set_immutability_policy(self._policy(until))
+
+    def hold(self, name: str, on: bool) -> None:
+        with self._translated("hold", name):
+            self._blob(name).set_legal_hold(on)
+
+    def attacks(self, name: str) -> list[Attack]:
+        found = self._properties(name)
+        version, until = found.version_id, found.immutability_policy.expiry_time or self.now()
+        return [
+            ("could be unlocked before its time", lambda: self.lock(name, until - timedelta(hours=1))),
+            ("could be unlocked", lambda: self._unlock(name)),
+            ("could be deleted", lambda: self._gone(name, version, lambda: self._delete(name))),
+            ("could be deleted as a version", lambda: self._delete_version(name, version)),
+            ("could be overwritten", lambda: self._gone(name, version, lambda: self._overwrite(name))),
+        ]
+
+    def _unlock(self, name: str) -> None:
+        with self._translated("unlock", name):
+            self._blob(name).delete_immutability_policy()
+
+    def _overwrite(self, name: str) -> None:
+        with self._translated("overwrite", name):
+            self._blob(name).upload_blob(b"overwritten", overwrite=True)
+
+    def _delete_version(self, name: str, version: str | None) -> None:
+        if version is None:
+            raise ObjectLocked(f"{name} in {self.url} has no versions")
+        self._delete(name, version_id=version)
+
+    def _gone(self, name: str, version: str | None, attack: Callable[[], object]) -> None:
+        """Make an attack that hits the newest version.
+
+        Raises:
+            ObjectLocked: the version that was locked is there all the same, below what the attack left.
+        """
+        attack()
+        if version is None:
+            return
+        try:
+            self._properties(name, version_id=version)
+        except ObjectMissing:
+            return
+        raise ObjectLocked(f"the version of {name} that was locked is as it was")
+
+    def _policy(self, until: datetime) -> ImmutabilityPolicy:
+        return ImmutabilityPolicy(expiry_time=until, policy_mode=_POLICY_MODES[self._mode])
 
     def now(self) -> datetime:
         dates: list[str | None] = []
@@ -189,9 +308,9 @@ class AzureContainer:
     def _blob(self, name: str) -> Any:
         return self._client.get_blob_client(self._place.prefix + name)
 
-    def _properties(self, name: str) -> BlobProperties:
+    def _properties(self, name: str, **version: str) -> BlobProperties:
         with self._translated("look at", name):
-            found: BlobProperties = self._blob(name).get_blob_properties()
+            found: BlobProperties = self._blob(name).get_blob_properties(**version)
             return found
 
     @contextlib.contextmanager
@@ -208,6 +327,12 @@ class AzureContainer:
             raise StorageUnreachable(f"{what}: {error}", hint=hint) from error
         except AzureError as error:
             raise StorageDenied(f"{what}: {error}", hint="See docs/how-to/azure.md.") from error
+
+
+class AzureStorage(LockingStorage):
+    """Blobs in a container, which can lock them where version-level immutability is on."""
+
+    bucket: AzureContainer
 
 
 @dataclass
@@ -230,7 +355,9 @@ class AzureUpload:
     def finish(self) -> None:
         blocks = [BlobBlock(self._block(number)) for number in sorted(self.numbers)]
         with self.container._translated("write", self.name):
-            self.container._blob(self.name).commit_block_list(blocks, match_condition=MatchConditions.IfMissing)
+            self.container._blob(self.name).commit_block_list(
+                blocks, match_condition=MatchConditions.IfMissing, **self.container._lock
+            )
 
     def stored(self) -> bool:
         with self.container._translated("look at", self.name):

@@ -5,6 +5,9 @@ service compares with what arrived before anybody can read it. A large object is
 after the other, and after a broken connection the service is asked how much of it has arrived. Sessions that nobody
 finishes end by themselves after a week ("Resumable uploads", session URIs), so `sweep` finds none.
 
+Locks are those of single objects: a retention with a date ("Object Retention Lock"), which must be enabled for the
+bucket, and a temporary hold ("Object holds"), which has no end of its own.
+
 Not guaranteed: that a delete frees space in a bucket with soft delete or versions.
 """
 
@@ -15,7 +18,7 @@ import contextlib
 import json
 import secrets
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -40,11 +43,14 @@ from seawall.errors import (
     StorageError,
     StorageUnreachable,
 )
+from seawall.model import LockMode
 from seawall.settings import RepositorySettings
 from seawall.storage.access import Place, bucket_place, certificates, credentials, secured_endpoint
 from seawall.storage.answers import explained, server_time
 from seawall.storage.base import Capabilities, Stat
-from seawall.storage.objects import Fetched, ObjectStorage
+from seawall.storage.immutability import Retention
+from seawall.storage.locking import Attack, LockingStorage, can_lock_now, refuse_locked
+from seawall.storage.objects import Fetched
 from seawall.storage.parts import PART_BYTES
 from seawall.storage.retry import RetryPolicy, Sleep
 
@@ -53,21 +59,25 @@ _SCOPE = "https://www.googleapis.com/auth/devstorage.read_write"
 _TIMEOUT_SECONDS = (10, 60)
 _POOL = 32
 _FIELDS = "name,size,timeCreated,crc32c"
+_LOCK_FIELDS = "generation,retention,temporaryHold,eventBasedHold"
+
+# Locked: nobody makes it shorter. Unlocked: whoever may `storage.objects.overrideUnlockedRetention` does.
+_RETENTION_MODES = {LockMode.COMPLIANCE: "Locked", LockMode.GOVERNANCE: "Unlocked"}
 
 # Reasons that say more than their status (Cloud Storage JSON API, "HTTP status and error codes").
 _LOCKED = frozenset({"retentionPolicyNotMet", "objectUnderActiveHold", "objectUnderRetention"})
 _BUSY = frozenset({"rateLimitExceeded", "userRateLimitExceeded", "usageLimitExceeded", "quotaExceeded"})
 
 
-def open_url(url: str, settings: RepositorySettings, sleep: Sleep = time.sleep) -> ObjectStorage:
+def open_url(url: str, settings: RepositorySettings, sleep: Sleep = time.sleep) -> GcsStorage:
     """The storage at `gs://bucket/prefix`; nothing is asked of the service yet.
 
     Raises:
         SettingsError: the URL, the endpoint or the credentials file is wrong.
     """
     endpoint = secured_endpoint(settings)
-    bucket = GcsBucket(bucket_place(url, "gs"), session(settings), endpoint or _ENDPOINT)
-    return ObjectStorage(bucket, RetryPolicy(attempts=settings.attempts), sleep)
+    bucket = GcsBucket(bucket_place(url, "gs"), session(settings), endpoint or _ENDPOINT, settings.lock_mode)
+    return GcsStorage(bucket, RetryPolicy(attempts=settings.attempts), sleep)
 
 
 def session(settings: RepositorySettings) -> AuthorizedSession:
@@ -85,15 +95,32 @@ def session(settings: RepositorySettings) -> AuthorizedSession:
 
 
 class GcsBucket:
-    """A bucket and a prefix."""
+    """A bucket and a prefix.
 
-    def __init__(self, place: Place, http: AuthorizedSession, endpoint: str) -> None:
+    Args:
+        http: of which several threads may make use.
+        mode: how firmly objects are locked where they are.
+        until: lock what is written until then; None for not at all.
+    """
+
+    lock_hint = "Object retention must be enabled for the bucket; see docs/how-to/gcs.md."
+
+    def __init__(
+        self, place: Place, http: AuthorizedSession, endpoint: str, mode: LockMode, until: datetime | None = None
+    ) -> None:
         self._place = place
         self._http = http
+        self._endpoint = endpoint
+        self._mode = mode
+        self._lock = {} if until is None else {"retention": self._retained(until)}
+        self._lockable: bool | None = None
         self._base = f"{endpoint}/storage/v1/b/{quote(place.bucket, safe='')}"
         self._upload = f"{endpoint}/upload/storage/v1/b/{quote(place.bucket, safe='')}/o"
         self._download = f"{endpoint}/download/storage/v1/b/{quote(place.bucket, safe='')}/o"
         self._seen = False
+
+    def locking(self, until: datetime) -> GcsBucket:
+        return GcsBucket(self._place, self._http, self._endpoint, self._mode, until)
 
     @property
     def url(self) -> str:
@@ -102,11 +129,16 @@ class GcsBucket:
     @property
     def capabilities(self) -> Capabilities:
         return Capabilities(
-            create_only=True, consistent_list=True, object_lock=False, free_space=False, checksums=True, folders=False
+            create_only=True,
+            consistent_list=True,
+            object_lock=can_lock_now(self),
+            free_space=False,
+            checksums=True,
+            folders=False,
         )
 
     def create(self, name: str, content: bytearray) -> None:
-        about = {"name": self._place.prefix + name, "crc32c": _crc32c(content)}
+        about = {"name": self._place.prefix + name, "crc32c": _crc32c(content), **self._lock}
         boundary = secrets.token_hex(16)
         head = f"--{boundary}\r\nContent-Type: application/json\r\n\r\n{json.dumps(about)}\r\n"
         head += f"--{boundary}\r\nContent-Type: application/octet-stream\r\n\r\n"
@@ -127,7 +159,7 @@ class GcsBucket:
         answer = self._new(
             name,
             params={"uploadType": "resumable", "name": key, "ifGenerationMatch": "0"},
-            json={"name": key},
+            json={"name": key, **self._lock},
         )
         return GcsUpload(self, name, answer.headers["Location"])
 
@@ -164,9 +196,83 @@ class GcsBucket:
 
     def remove(self, name: str) -> None:
         try:
-            self.ask("delete", name, "DELETE", f"{self._base}/o/{self._key(name)}")
+            if self.can_lock():
+                # A bucket with versions would take a delete for "hide", and keep the bytes out of sight.
+                refuse_locked(name, self.url, self.retention(name), self.now())
+            self._delete(name)
         except ObjectMissing:
             self._refuse_missing_bucket()
+
+    def _delete(self, name: str, **which: str) -> None:
+        self.ask("delete", name, "DELETE", f"{self._base}/o/{self._key(name)}", params=which)
+
+    def can_lock(self) -> bool:
+        if self._lockable is None:
+            try:
+                answer = self.ask("look at", "the bucket", "GET", self._base, params={"fields": "objectRetention"})
+            except ObjectMissing as error:
+                raise self._no_bucket() from error
+            except StorageUnreachable:
+                raise
+            except StorageError:
+                self._lockable = False
+            else:
+                self._lockable = (answer.json().get("objectRetention") or {}).get("mode") == "Enabled"
+        return self._lockable
+
+    def retention(self, name: str) -> Retention:
+        found = self._resource(name, _LOCK_FIELDS)
+        until = (found.get("retention") or {}).get("retainUntilTime")
+        held = bool(found.get("temporaryHold") or found.get("eventBasedHold"))
+        return Retention(None if until is None else datetime.fromisoformat(until).astimezone(UTC), held)
+
+    def lock(self, name: str, until: datetime) -> None:
+        self._patch("lock", name, {"retention": self._retained(until)})
+
+    def hold(self, name: str, on: bool) -> None:
+        self._patch("hold", name, {"temporaryHold": on})
+
+    def attacks(self, name: str) -> list[Attack]:
+        found = self._resource(name, _LOCK_FIELDS)
+        generation = str(found["generation"])
+        until = (self.retention(name).until or self.now()) - timedelta(hours=1)
+        lift = {"overrideUnlockedRetention": "true"}
+        return [
+            ("could be unlocked before its time", lambda: self.lock(name, until)),
+            ("could be unlocked", lambda: self._patch("unlock", name, {"retention": None}, **lift)),
+            ("could be deleted", lambda: self._gone(name, generation, lambda: self._delete(name))),
+            ("could be deleted as a version", lambda: self._delete(name, generation=generation)),
+            ("could be overwritten", lambda: self._gone(name, generation, lambda: self._overwrite(name))),
+        ]
+
+    def _overwrite(self, name: str) -> None:
+        key = self._place.prefix + name
+        self._new(name, params={"uploadType": "media", "name": key}, data=b"overwritten")
+
+    def _gone(self, name: str, generation: str, attack: Callable[[], object]) -> None:
+        """Make an attack that hits the newest version.
+
+        Raises:
+            ObjectLocked: the version that was locked is there all the same, below what the attack left.
+        """
+        attack()
+        try:
+            self._resource(name, "generation", generation=generation)
+        except ObjectMissing:
+            return
+        raise ObjectLocked(f"the version of {name} that was locked is as it was")
+
+    def _patch(self, action: str, name: str, change: Mapping[str, object], **more: str) -> None:
+        url = f"{self._base}/o/{self._key(name)}"
+        try:
+            self.ask(action, name, "PATCH", url, params={"fields": "name", **more}, json=change)
+        except ObjectMissing:
+            self._refuse_missing_bucket()
+            raise
+
+    def _retained(self, until: datetime) -> dict[str, str]:
+        moment = until.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+        return {"mode": _RETENTION_MODES[self._mode], "retainUntilTime": moment}
 
     def lifecycle(self) -> dict[str, Any]:
         """The bucket's lifecycle configuration."""
@@ -222,9 +328,10 @@ class GcsBucket:
         except ObjectMissing as error:
             raise self._no_bucket() from error
 
-    def _resource(self, name: str) -> Mapping[str, Any]:
+    def _resource(self, name: str, fields: str = _FIELDS, **which: str) -> Mapping[str, Any]:
+        url = f"{self._base}/o/{self._key(name)}"
         try:
-            answer = self.ask("look at", name, "GET", f"{self._base}/o/{self._key(name)}", params={"fields": _FIELDS})
+            answer = self.ask("look at", name, "GET", url, params={"fields": fields, **which})
         except ObjectMissing:
             self._refuse_missing_bucket()
             raise
@@ -264,6 +371,12 @@ class GcsBucket:
 
     def _stat(self, name: str, found: Mapping[str, Any]) -> Stat:
         return Stat(name, int(found["size"]), datetime.fromisoformat(found["timeCreated"]).astimezone(UTC))
+
+
+class GcsStorage(LockingStorage):
+    """Objects in a bucket, which can lock them where object retention is enabled."""
+
+    bucket: GcsBucket
 
 
 @dataclass

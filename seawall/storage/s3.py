@@ -15,7 +15,7 @@ import configparser
 import contextlib
 import hashlib
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -41,9 +41,10 @@ from seawall.model import LockMode
 from seawall.settings import RepositorySettings
 from seawall.storage.access import Place, bucket_place, certificates, credentials, secured_endpoint
 from seawall.storage.answers import explained, server_time
-from seawall.storage.base import Bytes, Capabilities, Stat, checked_object_name
+from seawall.storage.base import Capabilities, Stat
 from seawall.storage.immutability import Retention
-from seawall.storage.objects import Fetched, ObjectStorage
+from seawall.storage.locking import Attack, LockingStorage, can_lock_now, refuse_locked
+from seawall.storage.objects import Fetched
 from seawall.storage.parts import AHEAD
 from seawall.storage.retry import RetryPolicy, Sleep
 
@@ -123,6 +124,8 @@ class S3Bucket:
         until: lock what is written until then; None for not at all.
     """
 
+    lock_hint = "Object Lock must be on for the bucket; see docs/how-to/s3.md."
+
     def __init__(self, place: Place, client: Any, mode: LockMode, until: datetime | None = None) -> None:
         self._place = place
         self._client = client
@@ -144,7 +147,7 @@ class S3Bucket:
         return Capabilities(
             create_only=True,
             consistent_list=True,
-            object_lock=self._can_lock(),
+            object_lock=can_lock_now(self),
             free_space=False,
             checksums=True,
             folders=False,
@@ -216,12 +219,15 @@ class S3Bucket:
                 found = self.head(name)
             except ObjectMissing:
                 return
-            self._refuse_locked(name, found)
+            refuse_locked(name, self.url, _retention(found), _date(found, self.url))
             version = {"VersionId": found["VersionId"]} if found.get("VersionId", "null") != "null" else {}
             with self._translated("delete", name):
                 self._client.delete_object(**self._where(name), **version)
             if not version:
                 return
+
+    def retention(self, name: str) -> Retention:
+        return _retention(self.head(name))
 
     def lock(self, name: str, until: datetime, version: str | None = None) -> None:
         """Set the lock's end of a version; whether it may be earlier than before is the service's to say."""
@@ -251,6 +257,31 @@ class S3Bucket:
             self._client.delete_object(
                 **self._version(name, version), **({"BypassGovernanceRetention": True} if bypass else {})
             )
+
+    def attacks(self, name: str) -> list[Attack]:
+        found = self.head(name)
+        version = found.get("VersionId") if found.get("VersionId", "null") != "null" else None
+        until = found.get("ObjectLockRetainUntilDate", self.now()) - timedelta(hours=1)
+        return [
+            ("could be unlocked before its time", lambda: self.lock(name, until, version)),
+            ("could be overwritten", lambda: self._overwrite(name, version)),
+            ("could be deleted", lambda: self.remove_version(name, version)),
+            ("could be deleted by lifting the lock", lambda: self.remove_version(name, version, bypass=True)),
+        ]
+
+    def _overwrite(self, name: str, version: str | None) -> None:
+        """Write over an object.
+
+        Raises:
+            ObjectLocked: only a newer version came to lie on the old one, which is as it was.
+        """
+        newer = self.overwrite(name)
+        if version is None or newer is None or newer == version:
+            return
+        # The newer version would hide the object until somebody looks for versions.
+        self.remove_version(name, newer)
+        if self.head(name).get("VersionId") == version:
+            raise ObjectLocked(f"the version of {name} that was locked is as it was")
 
     def _version(self, name: str, version: str | None) -> dict[str, Any]:
         return {**self._where(name), **({} if version is None else {"VersionId": version})}
@@ -304,22 +335,13 @@ class S3Bucket:
         with self._translated("list", prefix):
             yield from pages
 
-    def _refuse_locked(self, name: str, found: dict[str, Any]) -> None:
-        """Not asking spares the storage's log a refusal for each locked object of each expiry."""
-        until, held = found.get("ObjectLockRetainUntilDate"), found.get("ObjectLockLegalHoldStatus") == "ON"
-        if held:
-            raise ObjectLocked(f"{name} in {self.url} is under a legal hold")
-        if until is not None and until > server_time(found["ResponseMetadata"]["HTTPHeaders"].get("date"), self.url):
-            raise ObjectLocked(f"{name} in {self.url} is immutable until {until.astimezone(UTC):%Y-%m-%d %H:%M} UTC")
-
-    def _can_lock(self) -> bool:
-        """Whether Object Lock is on; not, as long as the service does not say so."""
+    def can_lock(self) -> bool:
         if self._lockable is None:
             try:
                 with self._translated("look at", "the bucket"):
                     found = self._client.get_object_lock_configuration(Bucket=self._place.bucket)
             except (StorageUnreachable, NotARepository):
-                return False
+                raise
             except StorageError:
                 self._lockable = False
             else:
@@ -367,70 +389,10 @@ class S3Bucket:
             raise StorageDenied(f"{what}: {error}", hint="See docs/how-to/s3.md.") from error
 
 
-class S3Storage(ObjectStorage):
-    """Objects in a bucket of S3, which can lock them where Object Lock is on (`immutability.Lockable`)."""
+class S3Storage(LockingStorage):
+    """Objects in a bucket of S3, which can lock them where Object Lock is on."""
 
     bucket: S3Bucket
-
-    def put_locked(self, name: str, chunks: Iterable[Bytes], until: datetime) -> Stat:
-        made = self.through(self.bucket.locking(until)).put(name, chunks)
-        # Some services lock what comes in one request only, and forget it for an upload in parts.
-        self.retain(name, until)
-        return made
-
-    def retain(self, name: str, until: datetime) -> None:
-        found = self.retention(name).until
-        if found is None or found < until:
-            self.bucket.lock(checked_object_name(name), until)
-
-    def retention(self, name: str) -> Retention:
-        found = self.bucket.head(checked_object_name(name))
-        until = found.get("ObjectLockRetainUntilDate")
-        held = found.get("ObjectLockLegalHoldStatus") == "ON"
-        return Retention(None if until is None else until.astimezone(UTC), held)
-
-    def hold(self, name: str, on: bool) -> None:
-        self.bucket.hold(checked_object_name(name), on)
-
-    def tamper(self, name: str) -> tuple[str, ...]:
-        found = self.bucket.head(checked_object_name(name))
-        version = found.get("VersionId") if found.get("VersionId", "null") != "null" else None
-        until = found.get("ObjectLockRetainUntilDate", self.now()) - timedelta(hours=1)
-        attacks: list[tuple[str, Callable[[], object]]] = [
-            ("could be unlocked before its time", lambda: self.bucket.lock(name, until, version)),
-            ("could be overwritten", lambda: self._overwrite(name, version)),
-            ("could be deleted", lambda: self.bucket.remove_version(name, version)),
-            ("could be deleted by lifting the lock", lambda: self.bucket.remove_version(name, version, bypass=True)),
-        ]
-        return tuple(breach for breach, attack in attacks if _succeeds(attack))
-
-    def _overwrite(self, name: str, version: str | None) -> None:
-        """Write over an object.
-
-        Raises:
-            ObjectLocked: only a newer version came to lie on the old one, which is as it was.
-        """
-        newer = self.bucket.overwrite(name)
-        if version is None or newer is None or newer == version:
-            return
-        # The newer version would hide the object until somebody looks for versions.
-        self.bucket.remove_version(name, newer)
-        if self.bucket.head(name).get("VersionId") == version:
-            raise ObjectLocked(f"the version of {name} that was locked is as it was")
-
-
-def _succeeds(attack: Callable[[], object]) -> bool:
-    """Whether an attack was not refused; a storage that does not answer is no proof of either."""
-    try:
-        attack()
-    except StorageDenied:
-        return False
-    except StorageError as error:
-        # Some services answer a forbidden change of a lock with 400, "invalid request".
-        if error.retryable and not error.exhausted:
-            raise
-        return False
-    return True
 
 
 @dataclass
@@ -490,7 +452,7 @@ def _explained(error: botocore.exceptions.ClientError, what: str, bucket: str) -
     if code == "NoSuchUpload":
         return ObjectMissing(message)
     if "ObjectLockConfiguration" in said or "Object Lock" in said:
-        return StorageDenied(message, hint="Object Lock must be on for the bucket; see docs/how-to/s3.md.")
+        return StorageDenied(message, hint=S3Bucket.lock_hint)
     if code in _KEYS or (status == 403 and hint):
         return StorageDenied(message, hint=hint)
     return explained(status, message, hint=hint)
@@ -512,6 +474,16 @@ def _keys(text: str | None) -> dict[str, str]:
     if not {"aws_access_key_id", "aws_secret_access_key"} <= found.keys():
         raise SettingsError("credentials_file has no aws_access_key_id and aws_secret_access_key below [default]")
     return found
+
+
+def _retention(found: dict[str, Any]) -> Retention:
+    until = found.get("ObjectLockRetainUntilDate")
+    held = found.get("ObjectLockLegalHoldStatus") == "ON"
+    return Retention(None if until is None else until.astimezone(UTC), held)
+
+
+def _date(found: dict[str, Any], url: str) -> datetime:
+    return server_time(found["ResponseMetadata"]["HTTPHeaders"].get("date"), url)
 
 
 def _sha256(content: bytes | bytearray) -> str:
