@@ -23,6 +23,10 @@ class BackupRepository(Block):
 
     url: str = Field(default="", description="an absolute path, s3://, azure://, gs:// or sftp://")
     credentials: str = Field(default="", description="name of a credentials block, for remote storage")
+    deleting_credentials: str = Field(
+        default="",
+        description="credentials block that may delete, for cleanups; the other may only write then",
+    )
     endpoint: str = Field(default="", description="https address of the service, where it is not the vendor's own")
     region: str = Field(default="", description="of an S3 bucket")
     ca_file: str = Field(default="", description="certificates of an authority of your own, on the worker's host")
@@ -45,13 +49,18 @@ def scheme_of(block: BackupRepository) -> str:
 
 
 def repository_settings(
-    block: BackupRepository, *, credentials: Credentials | None = None, file: Path | None = None
+    block: BackupRepository,
+    *,
+    credentials: Credentials | None = None,
+    file: Path | None = None,
+    deleting_file: Path | None = None,
 ) -> RepositorySettings:
     """The engine's settings of the repository that a block describes.
 
     Args:
         credentials: what the credentials block says, if one is named.
         file: where its text was written.
+        deleting_file: where that of the credentials that may delete was written, for work that needs them.
 
     Raises:
         SettingsError: it has no URL, or a path in it is not absolute.
@@ -63,6 +72,7 @@ def repository_settings(
         endpoint=block.endpoint or (said.endpoint if said else ""),
         region=block.region or (said.region if said else ""),
         credentials_file=file,
+        deleting_credentials_file=deleting_file,
         ca_file=_path(block.ca_file or (said.ca_file if said else ""), "ca_file"),
         known_hosts_file=_path(block.known_hosts_file, "known_hosts_file"),
         lock_mode=block.lock_mode,

@@ -15,7 +15,7 @@ from pathlib import Path
 from pydantic import BaseModel, Field, SecretStr
 
 from blocks.cluster import PostgresCluster, passfile_line, source_settings
-from blocks.credentials import credentials_of, kind_of
+from blocks.credentials import Credentials, credentials_of, kind_of
 from blocks.loading import loaded
 from blocks.repository import BackupRepository, repository_settings, scheme_of
 from blocks.sealing import SealingKeys, sealing_settings
@@ -31,13 +31,16 @@ class BlockNames(BaseModel):
     sealing: str = Field(default="", description="Seawall sealing keys")
 
 
-def settings_for(source: str, settings_file: str | None = None, blocks: BlockNames | None = None) -> Settings:
+def settings_for(
+    source: str, settings_file: str | None = None, blocks: BlockNames | None = None, *, deleting: bool = False
+) -> Settings:
     """The settings that a flow works with.
 
     Args:
         source: whose cluster block is loaded, if one is named; may be empty for work on the whole site.
         settings_file: a path on the worker's host; else `SEAWALL_CONFIG`, else the default file.
         blocks: what is loaded from Prefect instead.
+        deleting: whether credentials that may delete are loaded too; a host that only writes never has them.
 
     Raises:
         SettingsError: the file or a block is wrong.
@@ -48,7 +51,7 @@ def settings_for(source: str, settings_file: str | None = None, blocks: BlockNam
     return with_blocks(
         settings,
         source=_cluster(names.cluster, source, secrets) if names.cluster else None,
-        repository=_repository(names.repository, secrets) if names.repository else None,
+        repository=_repository(names.repository, secrets, deleting=deleting) if names.repository else None,
         sealing=_sealing(names.sealing, secrets) if names.sealing else None,
     )
 
@@ -81,14 +84,20 @@ def _cluster(name: str, source: str, secrets: Path) -> SourceSettings:
     return source_settings(block, source, passfile=passfile)
 
 
-def _repository(name: str, secrets: Path) -> RepositorySettings:
+def _repository(name: str, secrets: Path, *, deleting: bool) -> RepositorySettings:
     block = loaded(BackupRepository, name)
-    if not block.credentials:
-        return repository_settings(block)
+    found = file = deleting_file = None
+    if block.credentials:
+        found, file = _credentials(block, block.credentials, secrets)
+    if block.deleting_credentials and deleting:
+        _, deleting_file = _credentials(block, block.deleting_credentials, secrets)
+    return repository_settings(block, credentials=found, file=file, deleting_file=deleting_file)
+
+
+def _credentials(block: BackupRepository, name: str, secrets: Path) -> tuple[Credentials, Path]:
     scheme = scheme_of(block)
-    found = credentials_of(scheme, loaded(kind_of(scheme), block.credentials))
-    file = secret_file(secrets / f"storage-{checked_name(block.credentials)}.credentials", found.text)
-    return repository_settings(block, credentials=found, file=file)
+    found = credentials_of(scheme, loaded(kind_of(scheme), name))
+    return found, secret_file(secrets / f"storage-{checked_name(name)}.credentials", found.text)
 
 
 def _sealing(name: str, secrets: Path) -> SealingSettings:

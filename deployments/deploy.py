@@ -117,6 +117,13 @@ SERVED = (
         "Look whether every storage location works.",
         Limit(1, cancel_next=True),
     ),
+    Served(
+        "immutability-probe",
+        "flows.immutability_probe.immutability_probe",
+        "maintenance",
+        "Attack a locked canary in every location that claims to lock.",
+        Limit(1, cancel_next=True),
+    ),
 )
 
 

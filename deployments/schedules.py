@@ -59,6 +59,7 @@ JOBS = (
     JobPlan(SITE_JOBS[JobType.MIRROR], JobType.MIRROR, "20 * * * *", for_each_source=False),
     JobPlan(SITE_JOBS[JobType.PROOFS], JobType.PROOFS, "30 3 * * *", is_local=True, for_each_source=False),
     JobPlan(SITE_JOBS[JobType.LOCATION_HEALTH], JobType.LOCATION_HEALTH, "10 * * * *", for_each_source=False),
+    JobPlan(SITE_JOBS[JobType.IMMUTABILITY], JobType.IMMUTABILITY, "45 5 * * *", is_local=True, for_each_source=False),
 )
 DEPLOYMENT_OF = {
     JobType.FULL: "backup",

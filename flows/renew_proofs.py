@@ -33,7 +33,7 @@ def renew_proofs(
         settings_file: on the worker's host.
         blocks: what is loaded from Prefect instead.
     """
-    settings = settings_for(source or "", settings_file, blocks)
+    settings = settings_for(source or "", settings_file, blocks, deleting=True)
     job = site_job(settings, job_id, JobType.PROOFS)
     if refused := admission.refusal(settings, job.id):
         return refused

@@ -35,7 +35,7 @@ def retention_cleanup(
         settings_file: on the worker's host.
         blocks: what is loaded from Prefect instead.
     """
-    settings = settings_for(source or "", settings_file, blocks)
+    settings = settings_for(source or "", settings_file, blocks, deleting=True)
     job = cleaning_job(settings, job_id)
     if refused := admission.refusal(settings, job.id):
         return refused

@@ -16,6 +16,7 @@ or an HTTP problem.
     │   ├── StorageFull           no space
     │   ├── StorageDenied         permissions
     │   │   └── ObjectLocked      immutable until a date, or under a legal hold
+    │   ├── LockBroken            what should be immutable could be changed
     │   └── StorageUnreachable    no answer, time-out, too many attempts
     │       └── StorageBusy       the storage asks to slow down
     ├── RepositoryError           the repository contradicts itself or what was asked
@@ -136,6 +137,13 @@ class ObjectLocked(StorageDenied):
     code = "object-locked"
     exit_code = 27
     default_hint = "This is what immutability is for. Expiry leaves the object and tries again after that date."
+
+
+class LockBroken(StorageError):
+    code = "lock-broken"
+    exit_code = 29
+    retryable = False
+    default_hint = "Whoever has these credentials can destroy the backups there; see docs/how-to/immutability.md."
 
 
 class StorageUnreachable(StorageError):

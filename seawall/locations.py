@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from seawall import throttle
 from seawall.capacity import Capacity
-from seawall.errors import Damaged, NotARepository, SeawallError, StorageError
+from seawall.errors import Damaged, NotARepository, SeawallError, StorageDenied, StorageError
 from seawall.events import Noticed, Observer
 from seawall.keys import KeyRing
 from seawall.nearest import Copy, Nearest
@@ -41,6 +41,9 @@ class LocationReport:
     Args:
         problem: what is wrong with it; empty if nothing is.
         repository_id: of the repository that lies there; empty if none does yet.
+        locks: whether it locks objects, by its service's word.
+        kept: why the probe could not be deleted, empty where it was: it is locked, or this account may not delete, as
+            is wanted where another one cleans up.
         write_seconds, read_seconds, delete_seconds: of one probe of 64 KiB; 0 where it was not come so far.
         findings: what else was seen, the gravest first.
         usage: what lies there; None while that is not known.
@@ -57,6 +60,8 @@ class LocationReport:
     write_seconds: float = 0.0
     read_seconds: float = 0.0
     delete_seconds: float = 0.0
+    locks: bool = False
+    kept: str = ""
     free_bytes: int | None = None
     findings: tuple[LocationFinding, ...] = ()
     usage: Usage | None = None
@@ -68,22 +73,26 @@ class LocationReport:
         return not self.problem
 
 
-def opened(settings: Settings, name: str, observe: Observer) -> Storage:
+def opened(settings: Settings, name: str, observe: Observer, *, deleting: bool = False) -> Storage:
     """A location's storage, at the pace that its limits allow; waiting for bandwidth can be cancelled.
+
+    Args:
+        deleting: with the credentials that may delete, where these are others.
 
     Raises:
         SettingsError: none of that name is configured, or no driver knows its URL.
     """
     sleep = cancellable_sleep(observe.cancel)
     bucket = throttle.location_bucket(settings, name, sleep=sleep)
-    return open_storage(settings.location(name).storage, bucket=bucket, sleep=sleep)
+    place = settings.location(name).storage
+    return open_storage(place.deleting if deleting else place, bucket=bucket, sleep=sleep)
 
 
 def check(location: LocationSettings, settings: Settings, observe: Observer) -> LocationReport:
     """Open a location, write a probe, read it back, see it refused a second time, and delete it.
 
-    What goes wrong is in the report; nothing but a probe's leftover stays behind. Nothing is written into a configured
-    location that holds no copy: what belongs there may not be mounted.
+    What goes wrong is in the report; nothing stays behind but a probe that cannot be deleted. Nothing is written into a
+    configured location that holds no copy: what belongs there may not be mounted.
     """
     where = location.storage.url.partition("?")[0]
     try:
@@ -94,7 +103,7 @@ def check(location: LocationSettings, settings: Settings, observe: Observer) -> 
                     f"{storage.url} holds no copy of the repository",
                     hint="Mount what belongs there, or begin a new copy with `seawall mirror --begin`.",
                 )
-            written, came_back, gone = _probe(storage)
+            written, came_back, gone, kept = _probe(storage)
             return LocationReport(
                 location.name,
                 location.role,
@@ -103,6 +112,8 @@ def check(location: LocationSettings, settings: Settings, observe: Observer) -> 
                 write_seconds=written,
                 read_seconds=came_back,
                 delete_seconds=gone,
+                locks=storage.capabilities.object_lock,
+                kept=kept,
                 free_bytes=storage.free_bytes(),
             )
     except SeawallError as error:
@@ -120,7 +131,7 @@ def _is_known(location: LocationSettings, settings: Settings) -> bool:
     return location.name == PRIMARY or location.name in settings.locations
 
 
-def _probe(storage: Storage) -> tuple[float, float, float]:
+def _probe(storage: Storage) -> tuple[float, float, float, str]:
     name, data = f"probes/{secrets.token_hex(16)}", secrets.token_bytes(_PROBE_BYTES)
     written = _timed(lambda: storage.put(name, [data]))
     try:
@@ -133,10 +144,17 @@ def _probe(storage: Storage) -> tuple[float, float, float]:
                 f"the probe {name} is stored but not listed", hint="The storage's listing is not prompt."
             )
     finally:
-        gone = _timed(lambda: storage.delete(name))
-    if next(iter(storage.list(name)), None) is not None:
+        kept = ""
+        begin = time.monotonic()
+        try:
+            storage.delete(name)
+        except StorageDenied as error:
+            # As wanted, where another account cleans up; it finds the probe a day later.
+            kept = error.message
+        gone = time.monotonic() - begin
+    if not kept and next(iter(storage.list(name)), None) is not None:
         raise StorageError(f"the probe {name} was deleted but is still listed", hint="Retention cannot work so.")
-    return written, came_back, gone
+    return written, came_back, 0.0 if kept else gone, kept
 
 
 def _timed(act: Callable[[], object]) -> float:

@@ -34,6 +34,7 @@ from seawall.errors import (
     ObjectExists,
     ObjectMissing,
     SeawallError,
+    StorageDenied,
     StorageError,
 )
 from seawall.events import Advanced, Began, Ended, Noticed, Observer
@@ -346,7 +347,9 @@ class _Mirroring:
                 self._group(group, pool)
         self._prove_lease()
         for name in self.chosen.forget:
-            self.destination.delete(name)
+            # Who may not delete there leaves it to the cleanup of that location.
+            with contextlib.suppress(StorageDenied):
+                self.destination.delete(name)
         for name in self.chosen.other_size:
             self.left[name] = "it lies there with another size; `seawall verify --location` says which copy is sound"
         took = time.monotonic() - begin

@@ -49,6 +49,8 @@ class RepositorySettings:
         region: of an S3 bucket, such as `eu-central-1`.
         credentials_file: a file (mode 0600) with what the storage asks for (see the how-to of each); without it, the
             vendor's usual places are searched.
+        deleting_credentials_file: the same of an account that may delete, which only `seawall expire`, healing,
+            `seawall keys rotate` and the flows that do the same use; without it, one account does everything.
         ca_file: certificates (PEM) of your own authority, where the storage's is not one that the system knows.
         known_hosts_file: public keys of SFTP servers, as OpenSSH writes them; the account's own when omitted.
         lock_mode: how objects are locked where they are: `compliance` (nobody can shorten it) or `governance`.
@@ -68,6 +70,7 @@ class RepositorySettings:
     endpoint: str = ""
     region: str = ""
     credentials_file: Path | None = None
+    deleting_credentials_file: Path | None = None
     ca_file: Path | None = None
     known_hosts_file: Path | None = None
     lock_mode: LockMode = LockMode.COMPLIANCE
@@ -75,6 +78,11 @@ class RepositorySettings:
     cold_classes: tuple[str, ...] = ()
     quota_bytes: int = 0
     prices: str = ""
+
+    @property
+    def deleting(self) -> RepositorySettings:
+        """The same place, reached with the credentials that may delete where these are others."""
+        return replace(self, credentials_file=self.deleting_credentials_file or self.credentials_file)
 
 
 class LocationRole(StrEnum):

@@ -260,7 +260,8 @@ def prove(
             area.wal.lists.write(report.unlisted, How.OPENED)
         healed = HealReport()
         if heal and not report.good:
-            healed = _heal(settings, area, Copy(location, storage), report, ring, actor=actor, now=now, observe=observe)
+            with closing(locations.opened(settings, location, observe, deleting=True)) as at:
+                healed = _heal(settings, area, Copy(location, at), report, ring, actor=actor, now=now, observe=observe)
         _remember(catalog, repository.id, location, report, healed, now=now)
         if report.proved:
             catalog.note_proof(known_name(catalog, location, storage.url), now=now)

@@ -1,5 +1,5 @@
-"""What is seen of storage locations: whether they answer, what lies there, for how long there is room, what their
-buckets' rules do, and whether they are apart from each other.
+"""What is seen of storage locations: whether they answer, whether their locks hold, what lies there, for how long there
+is room, what their buckets' rules do, and whether they are apart from each other.
 
 Each location is looked at by itself. One that is down is an alert; when it answers again, the alert is resolved.
 """
@@ -14,7 +14,7 @@ from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-from seawall import lifecycle, locations
+from seawall import lifecycle, locations, lockprobe
 from seawall.capacity import (
     Capacity,
     Ratios,
@@ -32,6 +32,7 @@ from seawall.errors import RepositoryError, SeawallError, StorageError
 from seawall.events import Observer
 from seawall.lifecycle import Inspected
 from seawall.locations import LocationFinding, LocationReport
+from seawall.lockprobe import LockReport, LockState
 from seawall.model import Head
 from seawall.repository import Repository
 from seawall.settings import PRIMARY, LocationRole, Settings
@@ -275,6 +276,34 @@ def _device(path: str) -> int | str:
 
 
 # ---- what the catalog is told
+
+
+def probe_locks(
+    settings: Settings, catalog: Catalog | None, names: Sequence[str] = (), *, now: datetime, observe: Observer
+) -> tuple[LockReport, ...]:
+    """Attack a locked canary in locations, all of them unless some are named, and tell the catalog.
+
+    Raises:
+        Cancelled: on request.
+    """
+    reports = tuple(
+        lockprobe.probe_location(settings.location(name), settings, now=now, observe=observe)
+        for name in names or locations.in_order(settings)
+    )
+    if catalog is not None:
+        for report in reports:
+            _record_lock(catalog, report, now)
+    return reports
+
+
+def _record_lock(catalog: Catalog, report: LockReport, now: datetime) -> None:
+    """A breach stays an alert until a later probe finds the lock held: silence is no proof of that."""
+    judge(catalog, "lock-unproved", report.name, report.sentence if report.error else "", now)
+    if report.state is LockState.BROKEN:
+        text = f"location {report.name}: {report.sentence}"
+        catalog.raise_alert("lock-broken", Severity.CRITICAL, text, subject=report.name, now=now)
+    elif report.state is LockState.HOLDS:
+        catalog.resolve_alerts("lock-broken", subject=report.name, now=now)
 
 
 def record_health(catalog: Catalog, report: LocationReport, now: datetime) -> None:

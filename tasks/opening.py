@@ -26,9 +26,14 @@ RETRY_SECONDS = [60.0, 300.0]
 
 
 @contextmanager
-def opened(settings: Settings) -> Iterator[Repository]:
-    """The repository that settings name."""
-    storage = open_storage(settings.repository, bucket=location_bucket(settings))
+def opened(settings: Settings, *, deleting: bool = False) -> Iterator[Repository]:
+    """The repository that settings name.
+
+    Args:
+        deleting: with the credentials that may delete, where these are others.
+    """
+    place = settings.repository.deleting if deleting else settings.repository
+    storage = open_storage(place, bucket=location_bucket(settings))
     try:
         yield Repository.open(storage)
     finally:

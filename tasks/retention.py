@@ -38,7 +38,7 @@ def clean(settings: Settings, source: str, job_id: UUID, *, dry_run: bool) -> Fa
 
     def verb(around: Surroundings) -> Result:
         policy = retention.policy_for(settings, source)
-        with opened(settings) as repository:
+        with opened(settings, deleting=True) as repository:
             area, now = repository.source(source), around.now
             plan = retention.plan_for(
                 area,

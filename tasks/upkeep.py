@@ -7,7 +7,7 @@ from uuid import UUID
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
-from seawall import upkeep, watch
+from seawall import lockprobe, upkeep, watch
 from seawall.catalog.facts import Facts
 from seawall.catalog.recording import ExecutionRecord, Result
 from seawall.errors import NotARepository, SeawallError, StorageError
@@ -142,3 +142,23 @@ def check_locations(settings: Settings, job_id: UUID | None) -> Facts:
 
     record = None if job_id is None else ExecutionRecord(job_id)
     return execute(record, verb, settings=settings, title="location-health", subject="site")
+
+
+@task(name="probe-locks", cache_policy=NO_CACHE, persist_result=False)
+def probe_locks(settings: Settings, job_id: UUID | None) -> Facts:
+    """Attack a locked canary in every location; one that locks nothing is told, and one that is down stops no other.
+
+    Raises:
+        LockBroken: a locked object could be changed.
+        SeawallError: why nothing is known of the first location that did not answer.
+    """
+
+    def verb(around: Surroundings) -> Result:
+        reports = watch.probe_locks(settings, around.catalog, now=around.now, observe=around.observe)
+        failure = lockprobe.failure(reports)
+        if failure is not None:
+            raise failure
+        return Result({one.name: {"state": one.state.value, "sentence": one.sentence} for one in reports})
+
+    record = None if job_id is None else ExecutionRecord(job_id)
+    return execute(record, verb, settings=settings, title="immutability-probe", subject="site")

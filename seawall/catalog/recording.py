@@ -49,6 +49,7 @@ SITE_JOBS = {
     JobType.MIRROR: "mirror",
     JobType.PROOFS: "renew-proofs",
     JobType.LOCATION_HEALTH: "location-health",
+    JobType.IMMUTABILITY: "immutability-probe",
 }
 SUSPECT = "suspect-backup"
 

@@ -34,6 +34,7 @@ class JobType(StrEnum):
     MIRROR = "mirror"
     PROOFS = "proofs"
     LOCATION_HEALTH = "location_health"
+    IMMUTABILITY = "immutability"
 
 
 class RunStatus(StrEnum):

@@ -17,7 +17,7 @@ from seawall.cli.console import Console
 from seawall.errors import SettingsError
 from seawall.events import Observer
 from seawall.model import checked_name
-from seawall.settings import Settings, SourceSettings, load
+from seawall.settings import RepositorySettings, Settings, SourceSettings, load
 
 if TYPE_CHECKING:
     from seawall.catalog import Catalog
@@ -70,11 +70,19 @@ class Context:
 
     @cached_property
     def repository(self) -> Repository:
+        return self._opened(self.settings.repository)
+
+    @cached_property
+    def deletable(self) -> Repository:
+        """The repository, opened with the credentials that may delete, where these are others."""
+        return self._opened(self.settings.repository.deleting)
+
+    def _opened(self, place: RepositorySettings) -> Repository:
         from seawall.repository import Repository
         from seawall.storage import open_storage
         from seawall.throttle import location_bucket
 
-        return Repository.open(open_storage(self.settings.repository, bucket=location_bucket(self.settings)))
+        return Repository.open(open_storage(place, bucket=location_bucket(self.settings)))
 
     @cached_property
     def copies(self) -> Repository:

@@ -62,7 +62,7 @@ def _undo(options: argparse.Namespace, context: Context) -> None:
             {"source": source, "would_restore": str(label), "dry_run": True}, [f"would list {label}"]
         )
         return
-    retention.unexpire(context.repository, source, label, actor=context.actor, now=context.now())
+    retention.unexpire(context.deletable, source, label, actor=context.actor, now=context.now())
     record = _withdrawn(context, source, label)
     context.console.result({"source": source, "restored": str(label), **record}, [f"{source} {label} is listed again"])
 
@@ -92,7 +92,7 @@ def _expire(context: Context, name: str, options: argparse.Namespace) -> dict[st
     )
     if options.dry_run:
         collected = retention.collect(
-            context.repository, name, actor=context.actor, now=now, observe=context.observer, dry_run=True
+            context.deletable, name, actor=context.actor, now=now, observe=context.observer, dry_run=True
         )
         return _outcome(name, plan, collected, marked=0, dry_run=True)
     return _done(context, name, plan)
@@ -123,8 +123,8 @@ def _done(context: Context, name: str, plan: RetentionPlan) -> dict[str, Any]:
 
     actor, now = context.actor, context.now()
     with recorded(context, "retention-cleanup", name, row) as record:
-        marked = retention.expire(context.repository, plan, actor=actor, now=now)
-        collected = retention.collect(context.repository, name, actor=actor, now=now, observe=record.observe)
+        marked = retention.expire(context.deletable, plan, actor=actor, now=now)
+        collected = retention.collect(context.deletable, name, actor=actor, now=now, observe=record.observe)
         record.result = Result(retention_facts(plan, collected, marked))
         record.tell(
             lambda catalog, _: record_collected(

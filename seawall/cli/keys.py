@@ -92,7 +92,8 @@ def _export(options: argparse.Namespace, context: Context) -> None:
 
 
 def _rotate(options: argparse.Namespace, context: Context) -> None:
-    sealing, repository = context.settings.sealing, context.repository
+    sealing = context.settings.sealing
+    repository = context.deletable if options.retire else context.repository
     wrapped = retired = total = 0
     for name in repository.sources():
         chain = repository.source(name).keychain

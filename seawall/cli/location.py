@@ -18,6 +18,7 @@ from seawall.settings import PRIMARY, LocationRole, Settings, parse
 
 if TYPE_CHECKING:
     from seawall.locations import LocationReport
+    from seawall.lockprobe import LockReport
 
 _ROLES = [role.value for role in LocationRole if role is not LocationRole.PRIMARY]
 
@@ -39,6 +40,10 @@ def arguments(parser: argparse.ArgumentParser, _verb: str) -> None:
     check = commands.add_parser("check", help="write, read back and delete a probe in a location, or in all")
     check.add_argument("name", nargs="?", help="which (default: all)")
     check.add_argument("--measure", action="store_true", help="count now and wholly what lies there")
+    probe = commands.add_parser(
+        "probe", help="attack a locked object in a location, or in all, to prove that locks hold"
+    )
+    probe.add_argument("name", nargs="?", help="which (default: all)")
     commands.add_parser("list", help="show all locations, and what the catalog knows of them")
     cost = commands.add_parser("cost", help="estimate what locations cost in a month, by your own price table")
     cost.add_argument("name", nargs="?", help="which (default: all)")
@@ -158,6 +163,36 @@ def _critical(reports: Sequence[LocationReport]) -> VerificationFailed | None:
     return VerificationFailed("; ".join(found), hint="Change it now; see docs/how-to/locations.md.") if found else None
 
 
+def _probe(options: argparse.Namespace, context: Context) -> int:
+    from seawall import lockprobe, watch
+
+    names = [options.name] if options.name else []
+    with context.catalog_if_any() as catalog:
+        reports = watch.probe_locks(context.settings, catalog, names, now=context.now(), observe=context.observer)
+    value = {"locations": [_lock_value(report) for report in reports]}
+    lines = [f"{report.name}: {report.state.value}; {report.sentence}" for report in reports]
+    failure = lockprobe.failure(reports)
+    if failure is None:
+        context.console.result(value, lines)
+        return 0
+    context.console.failed(failure, value, lines)
+    return failure.exit_code
+
+
+def _lock_value(report: LockReport) -> dict[str, Any]:
+    return {
+        "name": report.name,
+        "role": report.role.value,
+        "url": report.url,
+        "state": report.state.value,
+        "sentence": report.sentence,
+        "breaches": list(report.breaches),
+        "canary": report.canary or None,
+        "until": report.until,
+        "error": report.error.as_dict() if report.error else None,
+    }
+
+
 def _list(_options: argparse.Namespace, context: Context) -> int:
     from seawall.cli import standing
 
@@ -252,6 +287,8 @@ def _value(report: LocationReport) -> dict[str, Any]:
         "write_seconds": round(report.write_seconds, 4),
         "read_seconds": round(report.read_seconds, 4),
         "delete_seconds": round(report.delete_seconds, 4),
+        "locks": report.locks,
+        "can_delete": None if report.error else not report.kept,
         "free_bytes": report.free_bytes,
         "used_bytes": None if report.usage is None else report.usage.used_bytes,
         "measured_at": None if report.usage is None else report.usage.measured_at,
@@ -270,7 +307,9 @@ def _line(report: LocationReport) -> str:
     free = "" if report.free_bytes is None else f", {size(report.free_bytes)} free"
     used = "" if report.usage is None else f", {size(report.usage.used_bytes)} used"
     what = f"repository {report.repository_id}" if report.repository_id else "empty so far"
-    return f"{report.name}: good; {report.role.value}; {times}{used}{free}; {what}"
+    locks = "locks objects" if report.locks else "locks nothing"
+    kept = f"; cannot delete, as wanted where another account cleans up ({report.kept})" if report.kept else ""
+    return f"{report.name}: good; {report.role.value}; {times}{used}{free}; {locks}{kept}; {what}"
 
 
 _VERBS = {
@@ -280,5 +319,6 @@ _VERBS = {
     "lifecycle": _lifecycle,
     "list": _list,
     "prices": _prices,
+    "probe": _probe,
     "remove": _remove,
 }

@@ -21,6 +21,7 @@ from seawall.model import BackupKind, Head
 from seawall.repository import Repository, SourceArea
 from seawall.retention import policy_of, promised
 from seawall.settings import Settings, SourceSettings
+from seawall.storage.base import Storage
 
 __all__ = ["CheckResult", "Status", "check", "first_failure"]
 
@@ -81,10 +82,14 @@ def _repository(made: Round, settings: Settings, now: Callable[[], datetime]) ->
     storage = repository.storage
     made.make("repository-identity", lambda: host.identity_is_whole(repository))
     made.make("recovery-script", lambda: host.repository_has_script(repository))
-    made.make("storage", lambda: host.storage_keeps(storage))
+    made.make("storage", lambda: _storage_keeps(settings, storage))
     made.make("capabilities", lambda: host.capabilities(storage))
     made.make("storage-clock", lambda: host.clocks_agree("the storage", storage.now, now))
     return repository
+
+
+def _storage_keeps(settings: Settings, storage: Storage) -> Finding:
+    return host.storage_keeps(storage, others_delete=settings.repository.deleting_credentials_file is not None)
 
 
 def _keys(made: Round, settings: Settings, ring: KeyRing, now: Callable[[], datetime]) -> None:

@@ -18,6 +18,7 @@ from seawall.errors import (
     ObjectExists,
     ObjectLocked,
     SettingsError,
+    StorageDenied,
     StorageError,
 )
 from seawall.health.result import Finding, good, skipped, warning
@@ -78,8 +79,11 @@ def identity_is_whole(repository: Repository) -> Finding:
     return good(f"both {' and '.join(known)} say so")
 
 
-def storage_keeps(storage: Storage) -> Finding:
+def storage_keeps(storage: Storage, *, others_delete: bool = False) -> Finding:
     """Write a probe, read it back, see that it is not overwritten, and remove it.
+
+    Args:
+        others_delete: other credentials are there for deleting, so that these should not be able to.
 
     Raises:
         Damaged: what came back is not what was written.
@@ -96,20 +100,28 @@ def storage_keeps(storage: Storage) -> Finding:
             )
         _refuse_overwriting(storage, name, data)
     finally:
-        locked = _removed_or_locked(storage, name)
-    if locked:
-        return good(f"a probe of {_PROBE_BYTES} bytes was written, read back, not overwritten, and is locked: {locked}")
+        kept = _removed_or_kept(storage, name)
+    done = f"a probe of {_PROBE_BYTES} bytes was written, read back, not overwritten"
+    if kept:
+        return good(f"{done}, and {kept}")
     if next(iter(storage.list(name)), None) is not None:
         raise StorageError(f"the probe {name} was deleted but is still listed", hint="Retention cannot work so.")
-    return good(f"a probe of {_PROBE_BYTES} bytes was written, read back, not overwritten, and deleted")
+    if others_delete:
+        return warning(
+            f"{done}, and deleted: the credentials that write may delete as well",
+            "Take that right from them: deleting_credentials_file names those that have it.",
+        )
+    return good(f"{done}, and deleted")
 
 
-def _removed_or_locked(storage: Storage, name: str) -> str:
-    """Delete a probe; what keeps it, where the storage locks all that is put, and nothing where it is gone."""
+def _removed_or_kept(storage: Storage, name: str) -> str:
+    """Delete a probe; what keeps it, and nothing where it is gone."""
     try:
         storage.delete(name)
     except ObjectLocked as error:
-        return error.message
+        return f"is locked: {error.message}"
+    except StorageDenied:
+        return "not deleted: these credentials cannot, as wanted where another account cleans up"
     return ""
 
 

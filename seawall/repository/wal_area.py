@@ -16,7 +16,7 @@ from datetime import datetime
 from typing import Literal
 
 from seawall.codec import DataKey, FrameReader, read_envelope
-from seawall.errors import Damaged, ObjectExists, ObjectLocked, ObjectMissing, WalConflict
+from seawall.errors import Damaged, ObjectExists, ObjectMissing, StorageDenied, WalConflict
 from seawall.keys import KeyRing
 from seawall.model import SealingMode, StoredObject
 from seawall.repository import documents, sealed
@@ -87,6 +87,13 @@ class WalArea:
         """Up to where the open segment was saved, ascending."""
         found = (_TAIL.fullmatch(leaf) for leaf in self._leaves(f"{self.layout.segment(segment.name)}.tail-"))
         return tuple(Lsn(int(match[2], 16)) for match in found if match)
+
+    def superseded_tails(self) -> tuple[str, ...]:
+        """Objects of tails that say nothing new: their segment is stored whole, or a longer tail of it is."""
+        found: dict[str, list[str]] = {}
+        for segment, name in self.objects():
+            found.setdefault(segment, []).append(name)
+        return tuple(name for names in found.values() for name in _superseded(names))
 
     def histories(self) -> dict[int, TimelineHistory]:
         """The ancestry of every timeline whose history file is stored, by timeline.
@@ -161,8 +168,9 @@ class WalArea:
                 self._forget_tail(segment, end)
 
     def _forget_tail(self, segment: Segment, end: Lsn) -> None:
-        # A storage may lock whatever is put; then a tail stays until its WAL goes, and misleads nobody meanwhile.
-        with contextlib.suppress(ObjectLocked):
+        # A storage may lock whatever is put, or admit this host only to write: then a tail stays until a cleanup finds
+        # it, and misleads nobody meanwhile.
+        with contextlib.suppress(StorageDenied):
             self._storage.delete(self.layout.tail(segment, end.value))
 
     def _put(
@@ -329,6 +337,13 @@ class WalArea:
             return TimelineHistory.parse(timeline, str(self._stated(name)["history"]))
         except (ValueError, KeyError) as error:
             raise Damaged(f"{name} states no history of timeline {timeline}") from error
+
+
+def _superseded(names: list[str]) -> list[str]:
+    """The tails among the objects of one segment that another of these objects continues."""
+    tails = sorted(name for name in names if _TAIL.fullmatch(name.rsplit("/", 1)[1]))
+    whole = any(_SEGMENT.fullmatch(name.rsplit("/", 1)[1]) for name in names)
+    return tails if whole else tails[:-1]
 
 
 def _again(first: bytes, rest: Iterator[Bytes]) -> Iterator[Bytes]:

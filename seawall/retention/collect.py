@@ -11,7 +11,7 @@ Not guaranteed: that anything goes at once. What is locked, held or needed is to
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 
@@ -23,7 +23,7 @@ from seawall.repository import Lease, Repository, SourceArea, documents
 from seawall.repository.lease import CLEANUP
 from seawall.retention.marks import compare_clocks
 from seawall.retention.unneeded import Needed
-from seawall.storage.base import Stat
+from seawall.storage.base import Stat, Storage
 from seawall.wal import Segment
 
 MINIMUM_GRACE = timedelta(hours=24)
@@ -78,8 +78,18 @@ def collect(
     with area.lease(actor, CLEANUP) as held:
         remover = _Remover(area, audit or AuditLog(repository.storage), held, actor=actor, now=now)
         done = _Collection(area, remover, origin, now=now, observe=observe, grace=grace).run()
-    swept = area.storage.sweep(grace)
+    swept = area.storage.sweep(grace) + _sweep_probes(area.storage, grace)
     return Collected(done.sets, done.objects, done.freed_bytes, done.left, swept)
+
+
+def _sweep_probes(storage: Storage, older_than: timedelta) -> int:
+    """Remove what checks left that may write and not delete, and canaries whose lock has ended; how many there were."""
+    limit, swept = storage.now() - older_than, 0
+    for stat in [stat for stat in storage.list("probes/") if stat.modified_at <= limit]:
+        with suppress(StorageDenied):
+            storage.delete(stat.name)
+            swept += 1
+    return swept
 
 
 class _Dry:
@@ -145,6 +155,7 @@ class _Collection:
             if "label" not in content:
                 with self._telling(mark):
                     self._collect_wal(str(content["first"]), str(content["last"]), mark)
+        self._collect_tails()
         return Collected(tuple(self._sets), self._objects, self._freed, self._left)
 
     def _ripe_marks(self) -> Iterator[tuple[str, dict[str, object]]]:
@@ -262,6 +273,13 @@ class _Collection:
         return self._delete_all(
             name for begin, end, name in touched if not any(begin <= segment <= end for segment in stored)
         )
+
+    def _collect_tails(self) -> None:
+        """What the writers of WAL leave behind where they may write and not delete."""
+        names = self._area.wal.superseded_tails()
+        if names:
+            self._remover.announce("collect-tails", "tails", {"objects": str(len(names))})
+            self._delete_all(names)
 
     # ---- deleting
 

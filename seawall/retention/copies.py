@@ -121,7 +121,7 @@ def clean_copy(
         ClockWentBackwards, LeaseHeld, LeaseLost, RetentionRefused: nothing, or no more, is let go.
         StorageError: a location does not answer.
     """
-    with closing(locations.opened(settings, location, observe)) as storage:
+    with closing(locations.opened(settings, location, observe, deleting=True)) as storage:
         copy = Repository.open(storage)
         if copy.id != primary.id:
             raise ClusterMismatch(f"{storage.url} is repository {copy.id}, not a copy of {primary.id}")

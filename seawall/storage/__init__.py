@@ -26,7 +26,7 @@ DRIVERS = {
 }
 
 # Settings that only a storage on the other side of a network understands.
-_REMOTE = ("endpoint", "region", "credentials_file", "ca_file", "known_hosts_file")
+_REMOTE = ("endpoint", "region", "credentials_file", "deleting_credentials_file", "ca_file", "known_hosts_file")
 
 
 class _Driver(Protocol):

@@ -11,12 +11,12 @@ delete marker; the version below stays, and removing the marker brings it back.
 from __future__ import annotations
 
 import secrets
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Protocol, runtime_checkable
 
-from seawall.errors import ObjectLocked, StorageDenied
+from seawall.errors import StorageDenied
 from seawall.storage.base import Bytes, Stat, Storage
 
 CANARIES = "probes/canary-"
@@ -43,7 +43,15 @@ class Retention:
 
 @runtime_checkable
 class Lockable(Protocol):
-    """A storage that can lock objects."""
+    """A storage that can lock objects, if the place that it is about can."""
+
+    def can_lock(self) -> bool:
+        """Whether the place says that it locks.
+
+        Raises:
+            StorageUnreachable, NotARepository: it does not answer, or there is no such place.
+        """
+        ...
 
     def put_locked(self, name: str, chunks: Iterable[Bytes], until: datetime) -> Stat:
         """As `put`, and immutable from the moment that it is there.
@@ -92,7 +100,7 @@ class ProbeReport:
     """What a probe found.
 
     Args:
-        canary: the object that was attacked, still there if `holds`.
+        canary: the object that was attacked, the last one of several; still there if `holds`.
         until: until when it was locked.
         breaches: which attacks succeeded, as sentences' ends: "could be deleted".
         removed: canaries of earlier probes whose lock had ended.
@@ -121,11 +129,12 @@ def lockable(storage: Storage) -> Lockable | None:
     return inner
 
 
-def probe(storage: Storage, now: datetime) -> ProbeReport:
-    """Lock a canary, attack it with the same credentials, and say what succeeded.
+def probe(storage: Storage, now: datetime, others: Sequence[Storage] = ()) -> ProbeReport:
+    """Lock a canary, attack it with the same credentials and with others, and say what succeeded.
 
     Args:
         now: this host's clock.
+        others: the same place, opened with other credentials, such as those that may delete.
 
     Raises:
         StorageDenied: the storage locks nothing, or these credentials may not lock.
@@ -134,16 +143,25 @@ def probe(storage: Storage, now: datetime) -> ProbeReport:
     locks = lockable(storage)
     if locks is None:
         raise StorageDenied(
-            f"{storage.url} cannot lock objects", hint="Immutability needs S3 with Object Lock; see docs/how-to/s3.md."
+            f"{storage.url} cannot lock objects",
+            hint="Immutability needs S3, Azure or Google; see docs/how-to/immutability.md.",
         )
-    removed = _remove_old(storage)
-    name = f"{CANARIES}{now:%Y%m%dT%H%M%S}-{secrets.token_hex(4)}"
+    removed = sum(_remove_old(one) for one in (storage, *others))
     until = now.replace(microsecond=0) + CANARY_LOCK
-    locks.put_locked(name, [b"canary"], until)
-    found = locks.retention(name)
+    canary, breaches = "", list[str]()
+    for attacker in (storage, *others):
+        # One for each: what an attack leaves lying over a canary must not stand before the next attacker.
+        canary = f"{CANARIES}{now:%Y%m%dT%H%M%S}-{secrets.token_hex(4)}"
+        locks.put_locked(canary, [b"canary"], until)
+        breaches += _attacked(locks, lockable(attacker) or locks, canary, until)
+    return ProbeReport(canary, until, tuple(dict.fromkeys(breaches)), removed)
+
+
+def _attacked(locks: Lockable, attacker: Lockable, canary: str, until: datetime) -> tuple[str, ...]:
+    found = locks.retention(canary)
     if found.until is None or found.until < until:
-        return ProbeReport(name, until, ("was stored without the lock that was asked for",), removed)
-    return ProbeReport(name, until, locks.tamper(name), removed)
+        return ("was stored without the lock that was asked for",)
+    return attacker.tamper(canary)
 
 
 def _remove_old(storage: Storage) -> int:
@@ -151,7 +169,8 @@ def _remove_old(storage: Storage) -> int:
     for stat in list(storage.list(CANARIES)):
         try:
             storage.delete(stat.name)
-        except ObjectLocked:
+        except StorageDenied:
+            # Locked still, or these credentials do not delete: then a cleanup does.
             continue
         removed += 1
     return removed

@@ -70,6 +70,9 @@ class LockingStorage(ObjectStorage):
 
     bucket: LockingBucket
 
+    def can_lock(self) -> bool:
+        return self.bucket.can_lock()
+
     def put_locked(self, name: str, chunks: Iterable[Bytes], until: datetime) -> Stat:
         self._refuse_unlockable(name)
         made = self.through(self.bucket.locking(whole_seconds(until))).put(name, chunks)

@@ -133,6 +133,9 @@ class MemoryStorage:
                 self._names.pop(bisect.bisect_left(self._names, name))
                 self._used -= len(gone.content)
 
+    def can_lock(self) -> bool:
+        return True
+
     def put_locked(self, name: str, chunks: Iterable[Bytes], until: datetime) -> Stat:
         made = self.put(name, chunks)
         self.retain(name, until)
