@@ -10,13 +10,14 @@ from __future__ import annotations
 import os
 import queue
 import time
+from array import array
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from io import BytesIO
 from pathlib import Path
 from typing import TypeAlias
 
 from seawall.backup.compare import Comparison
-from seawall.backup.load import Part, pack
+from seawall.backup.load import Load, Part, WholeFiles, pack
 from seawall.backup.output import Copied, Output, run_together
 from seawall.backup.prior import Prior
 from seawall.backup.reading import SMALL_BYTES, opened
@@ -131,17 +132,18 @@ def _went_back(prior: Prior | None, started: StartInfo) -> bool:
 
 def _parts(
     found: CopyPlan, output: Output, told: Told | None, *, reread: bool, workers: int, bucket: TokenBucket
-) -> list[Part]:
+) -> Sequence[Part]:
     """What has to be stored; the rest is taken over from the prior."""
-    files = [entry for entry in found.files if not entry.is_control]
     if output.prior is None:
-        return [Part.whole(entry) for entry in files]
+        chosen = (n for n, entry in enumerate(found.entries) if entry.kind == "file" and not entry.is_control)
+        return WholeFiles(found.entries, array("Q", chosen))
+    files = [entry for entry in found.files if not entry.is_control]
     comparison = Comparison(output.prior, output, workers=workers, bucket=bucket, reread=reread, told=told)
-    return comparison.parts(files)
+    return sorted(comparison.parts(files), key=lambda part: (part.entry.path, part.offset))
 
 
 def _copy_parts(parts: Sequence[Part], cluster: Cluster, output: Output, workers: int, bucket: TokenBucket) -> None:
-    loads: queue.SimpleQueue[tuple[Part, ...]] = queue.SimpleQueue()
+    loads: queue.SimpleQueue[Load] = queue.SimpleQueue()
     for load in pack(parts, workers):
         loads.put(load)
 

@@ -8,9 +8,12 @@ from __future__ import annotations
 import struct
 import tempfile
 from array import array
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import IO, NamedTuple
+
+import numpy as np
 
 from seawall.backup import prior
 from seawall.model import Extent, FileEntry, StoredObject
@@ -20,8 +23,9 @@ from seawall.repository.lines import Row
 
 # Below this much nothing is written to disk.
 _IN_MEMORY_BYTES = 8 * 1024 * 1024
-# Number of the object, offset in the file, in the object's plain stream, length, run length, hash, bytes of digests.
-_ROW = struct.Struct("<IQQQI32sI")
+# Number of the object, offset in the file, in the object's plain stream, length, run length, hash, bytes of path and
+# digests.
+_ROW = struct.Struct("<IQQQI32sII")
 # Bytes of the file, its runs, then bytes of the line, and in it of the manifest's row and of the block map's.
 _ENTRY = struct.Struct("<QQIII")
 _NOTHING = Row(b"", 0)
@@ -36,33 +40,55 @@ class StoredExtent(NamedTuple):
 
 
 class Extents:
-    """What was stored of each file, in any order; one writer at a time, and no reader before the last of them."""
+    """What was stored of each file, in any order; one writer at a time, and no reader before the last of them.
+
+    An extent is found by a hash of its path, and is one of the path only if it says so itself.
+    """
 
     def __init__(self) -> None:
         self._rows: IO[bytes] = tempfile.SpooledTemporaryFile(_IN_MEMORY_BYTES)  # noqa: SIM115 - `close` does
         self._end = 0
         self._numbers: dict[str, int] = {}
         self._names: list[str] = []
-        self._places: dict[str, array[int]] = {}
+        self._hashes, self._places = array("q"), array("Q")
+        self._is_sorted = True
 
     def add(self, path: str, offset: int, extent: Extent, digests: bytes) -> None:
         """Note an extent of a file."""
         number = self._numbers.setdefault(extent.object, len(self._numbers))
         if number == len(self._names):
             self._names.append(extent.object)
+        name = path.encode("utf-8", "surrogatepass")
         row = _ROW.pack(
-            number, offset, extent.offset, extent.length, extent.run_bytes, bytes.fromhex(extent.blake3), len(digests)
-        )
-        self._places.setdefault(path, array("Q")).append(self._end)
-        self._end += self._rows.write(row + digests)
+            number, offset, extent.offset, extent.length, extent.run_bytes, bytes.fromhex(extent.blake3), len(name),
+            len(digests),
+        )  # fmt: skip
+        self._hashes.append(hash(path))
+        self._places.append(self._end)
+        self._is_sorted = False
+        self._end += self._rows.write(row + name + digests)
 
     def of(self, path: str) -> list[StoredExtent]:
         """What was stored of a file, in the order of the file."""
-        return sorted((self._row(place) for place in self._places.get(path, ())), key=lambda row: row.offset)
+        if not self._is_sorted:
+            self._sort()
+        wanted, name = hash(path), path.encode("utf-8", "surrogatepass")
+        begin = bisect_left(self._hashes, wanted)
+        end = bisect_right(self._hashes, wanted, begin)
+        found = (self._row(place, name) for place in self._places[begin:end])
+        return sorted((row for row in found if row is not None), key=lambda row: row.offset)
 
-    def _row(self, place: int) -> StoredExtent:
+    def _sort(self) -> None:
+        order = np.argsort(np.frombuffer(self._hashes, np.int64), kind="stable")
+        self._hashes = array("q", np.frombuffer(self._hashes, np.int64)[order].tobytes())
+        self._places = array("Q", np.frombuffer(self._places, np.uint64)[order].tobytes())
+        self._is_sorted = True
+
+    def _row(self, place: int, name: bytes) -> StoredExtent | None:
         self._rows.seek(place)
-        number, offset, at, length, run_bytes, blake3, size = _ROW.unpack(self._rows.read(_ROW.size))
+        number, offset, at, length, run_bytes, blake3, path, size = _ROW.unpack(self._rows.read(_ROW.size))
+        if self._rows.read(path) != name:
+            return None
         return StoredExtent(
             offset, Extent(self._names[number], at, length, blake3.hex(), run_bytes), self._rows.read(size)
         )

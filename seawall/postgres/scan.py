@@ -19,6 +19,9 @@ from pathlib import Path
 from seawall.errors import ClusterMismatch, PrivilegeMissing
 from seawall.model import Cluster
 from seawall.postgres.control import ControlData, read_control
+from seawall.postgres.listing import CopyEntry, Listing
+
+__all__ = ["EXTERNAL_PID_FILE", "CopyEntry", "CopyPlan", "is_left_out", "relation_block", "scan", "unlogged", "walk"]
 
 _log = logging.getLogger(__name__)
 
@@ -44,55 +47,19 @@ _RELATION_PATH = re.compile(r"(?:global|(?:base|pg_tblspc/\d+/PG_[^/]+)/\d+)/\d+
 
 
 @dataclass(frozen=True, slots=True)
-class CopyEntry:
-    """One file, directory or link to copy.
-
-    `path` is relative to the data directory, `/`-separated, perhaps below `pg_tblspc/<oid>/`; `kind` is file,
-    directory or link. For a relation file `first_block` is the number of its first block within the fork.
-    A file that is reached through a link inside the data directory is a file; `link` then says where it lies.
-    `mtime_ns`, `ctime_ns` and `inode` are a file's, from before it was opened.
-    """
-
-    root: str
-    path: str
-    kind: str
-    mode: int
-    size: int = 0
-    mtime: float = 0.0
-    link: str = ""
-    is_relation: bool = False
-    first_block: int = 0
-    mtime_ns: int = 0
-    ctime_ns: int = 0
-    inode: int = 0
-
-    @property
-    def absolute(self) -> Path:
-        """Where to read it."""
-        return Path(self.place)
-
-    @property
-    def place(self) -> str:
-        """The same as a text: of a million small files, each takes longer to make a `Path` of than to open."""
-        return f"{self.root}/{self.path}"
-
-    @property
-    def is_control(self) -> bool:
-        """Whether this is pg_control, which `control.read_control_bytes` reads and a restore writes last."""
-        return self.path == "global/pg_control"
-
-
-@dataclass(frozen=True, slots=True)
 class CopyPlan:
     """What to copy, sorted by path; `left_out` names what no backup can carry, with the reason."""
 
-    entries: tuple[CopyEntry, ...]
-    total_bytes: int
+    entries: Listing
     left_out: tuple[tuple[str, str], ...] = ()
 
     @property
-    def files(self) -> tuple[CopyEntry, ...]:
-        return tuple(e for e in self.entries if e.kind == "file")
+    def total_bytes(self) -> int:
+        return self.entries.total_bytes
+
+    @property
+    def files(self) -> Iterator[CopyEntry]:
+        return (entry for entry in self.entries if entry.kind == "file")
 
 
 def scan(data_directory: Path, cluster: Cluster | None = None) -> CopyPlan:
@@ -115,8 +82,8 @@ def scan(data_directory: Path, cluster: Cluster | None = None) -> CopyPlan:
             hint="Correct `data_directory` of the source: on another host the server's own path is another directory.",
         )
     left_out: list[tuple[str, str]] = []
-    entries = sorted(_walk(data_directory, control, left_out), key=lambda entry: entry.path)
-    return CopyPlan(tuple(entries), sum(entry.size for entry in entries), tuple(left_out))
+    entries = Listing(_walk(data_directory, control, left_out))
+    return CopyPlan(entries, tuple(left_out))
 
 
 def walk(data_directory: Path) -> Iterator[CopyEntry]:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from array import array
 from collections import defaultdict
 
 from hypothesis import given
 from hypothesis import strategies as st
 
-from seawall.backup.load import Part, pack
+from seawall.backup.load import Part, WholeFiles, pack
 from seawall.codec import BUNDLE_BYTES, FRAME_BYTES
 from seawall.postgres.scan import CopyEntry
 
@@ -27,7 +28,8 @@ def files_of(sizes: list[int], *, relations: bool = True) -> list[CopyEntry]:
 
 
 def loads_of(sizes: list[int], workers: int = 2) -> list[tuple[Part, ...]]:
-    return pack([Part.whole(file) for file in files_of(sizes)], workers)
+    files = files_of(sizes)
+    return [tuple(load) for load in pack(WholeFiles(files, array("Q", range(len(files)))), workers)]
 
 
 @given(st.lists(SIZES, max_size=60), st.integers(1, 16))
