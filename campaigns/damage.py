@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from campaigns.sample import NOON, SOURCE, Sample
-from seawall import restore, verify
+from seawall import restore, traces, verify
 from seawall.audit import AuditLog
 from seawall.errors import SeawallError
 from seawall.events import Observer
@@ -232,6 +232,7 @@ class Examiner:
         seen.ask("lease", lambda: lease.newest(storage, area.layout))
         seen.ask("marks", lambda: _documents(storage, area.layout.expired))
         self._prove_all(storage, seen)
+        seen.ask("traces", lambda: self._traces(storage, seen))
         seen.ask("labels", lambda: area.labels(with_expired=True))
         for label in sorted({*self.sample.labels, *seen.view.get("labels", ())}):
             seen.ask(f"verify {label}", lambda label=label: self._verify(area, label, seen))  # type: ignore[misc] # default binds the loop's value
@@ -260,6 +261,13 @@ class Examiner:
         for stat in storage.list():
             if evidence.can_tell(stat.name):
                 seen.ask("objects", lambda name=stat.name: evidence.refuse_damaged(name, storage.get(name)))  # type: ignore[misc] # default binds the loop's value
+
+    def _traces(self, storage: MemoryStorage, seen: Seen) -> int:
+        """What `seawall verify --all` asks beside the backups."""
+        found = traces.examine(Repository.open(storage), SOURCE, now=LATER, observe=Observer())
+        for finding in found:
+            seen.told["traces"] = finding.code
+        return len(found)
 
     def _audit(self, storage: MemoryStorage, seen: Seen) -> tuple[int, str]:
         found = AuditLog(storage).verify()

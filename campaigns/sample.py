@@ -34,6 +34,7 @@ from seawall.model import (
     Tablespace,
 )
 from seawall.repository import BackupSetWriter, Repository, Sealing, SourceArea, blocks, documents
+from seawall.repository.area import new_hold_id
 from seawall.storage.base import Bytes
 from seawall.storage.memory import MemoryStorage
 from seawall.wal import Lsn, Segment
@@ -325,9 +326,11 @@ def _mark(sample: Sample, repository: Repository, ring: KeyRing, now: datetime) 
     area, audit = repository.source(SOURCE), AuditLog(repository.storage)
     oldest, middle, _ = sample.labels
     for reason in ("released again", "lawsuit"):
-        audit.append("campaign", "hold", f"{SOURCE} {middle}", {"reason": reason}, now=now)
-        hold = area.place_hold(middle, reason=reason, owner="campaign", now=now)
+        hold_id = new_hold_id(now)
+        audit.append("campaign", "hold", f"{SOURCE} {middle}", {"id": hold_id, "reason": reason}, now=now)
+        hold = area.place_hold(middle, reason=reason, owner="campaign", now=now, hold_id=hold_id)
         if reason == "released again":
+            audit.append("campaign", "release-hold", f"{SOURCE} {hold.id}", {}, now=now)
             area.release_hold(hold.id, owner="campaign", now=now)
     if sample.mode is SealingMode.AES_256_GCM:
         audit.append("campaign", "rewrap", str(middle), {}, now=now)

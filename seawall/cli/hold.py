@@ -9,6 +9,7 @@ from seawall.audit import AuditLog
 from seawall.cli.context import Context
 from seawall.errors import BackupMissing, UsageError
 from seawall.model import BackupLabel
+from seawall.repository.area import new_hold_id
 
 
 def arguments(parser: argparse.ArgumentParser, _verb: str) -> None:
@@ -40,9 +41,13 @@ def _place(options: argparse.Namespace, context: Context) -> None:
         raise BackupMissing(f"{source} has no backup {label}")
     # Later timelines have larger names, so the largest name is the newest segment of the newest timeline.
     through = max(area.wal.names(), default="") if options.through_now else ""
-    details = {"reason": options.reason, "until": options.until or "no end", "through": through}
+    hold_id = new_hold_id(now)
+    # The audit names the hold, so that one which is lost later is missed.
+    details = {"id": hold_id, "reason": options.reason, "until": options.until or "no end", "through": through}
     AuditLog(context.repository.storage).append(context.actor, "hold", f"{source} {label}", details, now=now)
-    hold = area.place_hold(label, reason=options.reason, owner=context.actor, now=now, until=until, through=through)
+    hold = area.place_hold(
+        label, reason=options.reason, owner=context.actor, now=now, until=until, through=through, hold_id=hold_id
+    )
     context.console.result({"hold": hold.id, "label": str(label)}, [f"{label} is held; the hold's id is {hold.id}"])
 
 
@@ -50,14 +55,22 @@ def _release(options: argparse.Namespace, context: Context) -> None:
     if not options.id:
         raise UsageError("name the hold with --id", hint="`seawall hold list` shows the ids.")
     source, now = context.stored_source(options.source), context.now()
-    known = context.repository.source(source).holds(now)
-    if options.id not in {hold.id for hold in known}:
+    is_there = options.id in {hold.id for hold in context.repository.source(source).holds(now)}
+    if not is_there and not _is_lost(context, source, options.id, now):
         raise UsageError(f"{source} has no hold {options.id!r}", hint="`seawall hold list` shows the ids.")
     AuditLog(context.repository.storage).append(
         context.actor, "release-hold", f"{source} {options.id}", {"reason": options.reason or ""}, now=now
     )
-    context.repository.source(source).release_hold(options.id, owner=context.actor, now=now)
+    if is_there:
+        context.repository.source(source).release_hold(options.id, owner=context.actor, now=now)
     context.console.result({"released": options.id}, [f"hold {options.id} is released"])
+
+
+def _is_lost(context: Context, source: str, hold_id: str, now: datetime) -> bool:
+    """Whether only the audit still tells of it; then only the audit can end it."""
+    from seawall import traces
+
+    return traces.forgotten_hold(context.repository, source, hold_id, now)
 
 
 def _list(options: argparse.Namespace, context: Context) -> None:

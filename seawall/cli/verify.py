@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from seawall.cli.console import size, span
@@ -15,7 +16,7 @@ from seawall.errors import (
     UsageError,
     VerificationFailed,
 )
-from seawall.model import BackupLabel, Proof, Verdict
+from seawall.model import BackupLabel, Finding, Proof, Verdict
 from seawall.settings import PRIMARY
 
 if TYPE_CHECKING:
@@ -28,7 +29,11 @@ _LEVELS = (Proof.PRESENT, Proof.HASH_GOOD, Proof.DECRYPTABLE, Proof.WAL_CONTINUO
 def arguments(parser: argparse.ArgumentParser, _verb: str) -> None:
     parser.add_argument("source", nargs="?", help="a source's name (default: the only one)")
     parser.add_argument("label", nargs="?", help="one backup (default: the newest)")
-    parser.add_argument("--all", action="store_true", help="every backup of the source")
+    parser.add_argument(
+        "--all",
+        action="store_true",
+        help="every backup of the source, every document, and what the audit says is there",
+    )
     parser.add_argument(
         "--up-to",
         choices=[proof.value for proof in _LEVELS],
@@ -48,6 +53,8 @@ def arguments(parser: argparse.ArgumentParser, _verb: str) -> None:
 
 
 def run(options: argparse.Namespace, context: Context) -> int:
+    from seawall import traces
+
     source = context.stored_source(options.source)
     if options.budget or options.location or options.heal:
         return _objects(options, context, source)
@@ -63,11 +70,24 @@ def run(options: argparse.Namespace, context: Context) -> int:
     value = {"source": source, "verdicts": verdict_values(verdicts), "records": [record for _, record in proved]}
     lines = verdict_lines(source, verdicts)
     failure = failure_of(source, verdicts)
+    if options.all:
+        found = traces.examine(context.repository, source, now=context.now(), observe=context.observer)
+        value["findings"] = [{"code": f.code, "subject": f.subject, "message": f.message} for f in found]
+        lines += [f"{source}: {'documents are sound and none is missed' if not found else f'{len(found)} findings'}"]
+        lines += [f"  {finding.code}  {finding.subject}: {finding.message}" for finding in found]
+        failure = failure or _failure_of_documents(source, found)
     if failure is not None:
         context.console.failed(failure, value, lines)
         return failure.exit_code
     context.console.result(value, lines)
     return 0
+
+
+def _failure_of_documents(source: str, found: Sequence[Finding]) -> VerificationFailed | None:
+    if not found:
+        return None
+    faults = "; ".join(f"{finding.subject}: {finding.message}" for finding in found[:5])
+    return VerificationFailed(f"{len(found)} documents of {source} are damaged or lost: {faults}")
 
 
 def _objects(options: argparse.Namespace, context: Context, source: str) -> int:

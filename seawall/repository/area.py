@@ -349,10 +349,12 @@ class SourceArea:
         now: datetime,
         until: datetime | None = None,
         through: str = "",
+        hold_id: str = "",
     ) -> Hold:
         """Keep a set, and all that it needs, without regard to policy.
 
         Args:
+            hold_id: made before by `new_hold_id`, so that the audit could name it; a new one if it is omitted.
             through: a segment; WAL from the set's start to it is kept too. Empty for the set's own WAL.
 
         Raises:
@@ -360,7 +362,7 @@ class SourceArea:
         """
         if not self._exists(self.layout.manifest(label)):
             raise BackupMissing(f"{self.name} has no backup {label}")
-        hold = Hold(f"{now:%Y%m%dT%H%M%SZ}-{secrets.token_hex(4)}", label, reason, owner, now, until, through)
+        hold = Hold(hold_id or new_hold_id(now), label, reason, owner, now, until, through)
         document = {
             "id": hold.id,
             "label": str(label),
@@ -407,6 +409,11 @@ class SourceArea:
         except ObjectMissing:
             return False
         return True
+
+
+def new_hold_id(now: datetime) -> str:
+    """The id of a hold that is placed at `now`."""
+    return f"{now:%Y%m%dT%H%M%SZ}-{secrets.token_hex(4)}"
 
 
 class BackupSetWriter:

@@ -38,7 +38,7 @@ _UNKNOWN_TTL = timedelta(hours=1)
 
 @dataclass(frozen=True, slots=True)
 class LeaseRecord:
-    """The newest lease of a source as it lies in the storage."""
+    """The newest lease of a source as it lies in the storage; a damaged one has no nonce."""
 
     token: int
     holder: str
@@ -46,6 +46,7 @@ class LeaseRecord:
     ttl: timedelta
     renewed_at: datetime
     released: bool
+    nonce: str = ""
 
     def runs_at(self, moment: datetime) -> bool:
         return not self.released and moment < self.renewed_at + self.ttl
@@ -58,7 +59,7 @@ def newest(storage: Storage, layout: SourceLayout) -> LeaseRecord | None:
     if not tokens:
         return None
     token = max(tokens)
-    holder, purpose, ttl = _stated(storage, layout.lease(token))
+    holder, purpose, ttl, nonce = _stated(storage, layout.lease(token))
     own = [stat for name, stat in stats.items() if name.startswith(f"{token:012d}.")]
     return LeaseRecord(
         token=token,
@@ -67,17 +68,22 @@ def newest(storage: Storage, layout: SourceLayout) -> LeaseRecord | None:
         ttl=ttl,
         renewed_at=max(stat.modified_at for stat in own),
         released=any(stat.name == layout.lease_end(token) for stat in own),
+        nonce=nonce,
     )
 
 
-def _stated(storage: Storage, name: str) -> tuple[str, str, timedelta]:
-    """Holder, purpose and time to live; of a damaged lease what is safe: one that ran out must not stop all writers."""
+def _stated(storage: Storage, name: str) -> tuple[str, str, timedelta, str]:
+    """Holder, purpose, time to live and nonce.
+
+    Of a damaged lease what is safe: one that ran out must not stop all writers.
+    """
     try:
         document = documents.get(storage, name)
-        return str(document["holder"]), str(document["purpose"]), timedelta(seconds=float(document["ttl_seconds"]))
+        ttl = timedelta(seconds=float(document["ttl_seconds"]))
+        return str(document["holder"]), str(document["purpose"]), ttl, str(document.get("nonce", ""))
     except (Damaged, KeyError, TypeError, ValueError, OverflowError) as error:
         log.warning("%s is damaged and counts for %s: %s", name, _UNKNOWN_TTL, error)
-        return "an unknown writer (its lease is damaged)", "an unknown purpose", _UNKNOWN_TTL
+        return "an unknown writer (its lease is damaged)", "an unknown purpose", _UNKNOWN_TTL, ""
 
 
 class Lease:
@@ -86,9 +92,12 @@ class Lease:
     Use `acquire` to get one.
     """
 
-    def __init__(self, storage: Storage, layout: SourceLayout, token: int, holder: str, ttl: timedelta) -> None:
+    def __init__(
+        self, storage: Storage, layout: SourceLayout, token: int, *, holder: str, ttl: timedelta, nonce: str
+    ) -> None:
         self.token = token
         self.holder = holder
+        self._nonce = nonce
         self._storage = storage
         self._layout = layout
         self._ttl = ttl
@@ -117,7 +126,7 @@ class Lease:
         if self._lost:
             raise LeaseLost(self._lost)
         record = newest(self._storage, self._layout)
-        if record is None or record.token != self.token:
+        if record is None or not self._is_ours(record):
             held = "is gone" if record is None else f"was taken over by {record.holder}"
             raise LeaseLost(f"the lease of {self._layout.source} {held}")
         if not record.runs_at(self._storage.now()):
@@ -130,12 +139,16 @@ class Lease:
             LeaseLost: another writer took over meanwhile.
         """
         record = newest(self._storage, self._layout)
-        if record is None or record.token != self.token:
+        if record is None or not self._is_ours(record):
             self._lost = f"the lease of {self._layout.source} was taken over"
             raise LeaseLost(self._lost)
         self._renewals += 1
         name = self._layout.lease_renewal(self.token, self._renewals)
         documents.put(self._storage, name, {"holder": self.holder})
+
+    def _is_ours(self, record: LeaseRecord) -> bool:
+        # Where the newest lease was lost, the next writer gets its number again; only the nonce tells them apart.
+        return record.token == self.token and record.nonce in (self._nonce, "")
 
     def _keep(self) -> None:
         # A third of the time to live leaves two more tries before the lease runs out.
@@ -188,6 +201,7 @@ def acquire(
         until = current.renewed_at + current.ttl
         raise LeaseHeld(f"{source} is leased by {current.holder} for {current.purpose} until {until:%H:%M:%S %Z}")
     token = 1 if current is None else current.token + 1
+    nonce = secrets.token_hex(8)
     try:
         documents.put(
             storage,
@@ -197,13 +211,13 @@ def acquire(
                 "purpose": purpose,
                 "ttl_seconds": ttl.total_seconds(),
                 "token": token,
-                "nonce": secrets.token_hex(8),
+                "nonce": nonce,
             },
         )
     except ObjectExists as error:
         raise LeaseHeld(f"{source} was leased by another writer at this moment") from error
     _forget_older(storage, layout, token)
-    return Lease(storage, layout, token, holder, ttl)
+    return Lease(storage, layout, token, holder=holder, ttl=ttl, nonce=nonce)
 
 
 def _runs_before(storage: Storage, current: LeaseRecord, until: datetime) -> bool:
