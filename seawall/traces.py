@@ -40,7 +40,7 @@ def examine(repository: Repository, source: str, *, now: datetime, observe: Obse
     found = list(damaged_documents(repository.storage, area, observe))
     found += lost_identities(area)
     try:
-        records = [record for record in AuditLog(repository.storage).records() if _concerns(record, source)]
+        records = _records(repository, source)
     except Damaged as error:
         # What a broken chain says of holds and marks is no evidence.
         return (*found, Finding("audit-broken", "audit/", error.message))
@@ -49,8 +49,9 @@ def examine(repository: Repository, source: str, *, now: datetime, observe: Obse
     return tuple(sorted(found, key=lambda finding: (finding.subject, finding.code)))
 
 
-def _concerns(record: AuditRecord, source: str) -> bool:
-    return record.subject.partition(" ")[0] == source
+def _records(repository: Repository, source: str) -> list[AuditRecord]:
+    records = AuditLog(repository.storage).records()
+    return [record for record in records if record.subject.partition(" ")[0] == source]
 
 
 # ---- documents
@@ -246,5 +247,12 @@ def _needed_timelines(area: SourceArea, heads: Iterable[Head]) -> set[int]:
 def forgotten_hold(repository: Repository, source: str, hold_id: str, now: datetime) -> bool:
     """Whether the audit tells of a hold in force that is not there, so that only the audit can end it."""
     area = repository.source(source)
-    records = [record for record in AuditLog(repository.storage).records() if _concerns(record, source)]
-    return any(finding.subject == area.layout.hold(hold_id) for finding in lost_holds(area, records, now))
+    found = lost_holds(area, _records(repository, source), now)
+    return any(finding.subject == area.layout.hold(hold_id) for finding in found)
+
+
+def forgotten_mark(repository: Repository, source: str, label: BackupLabel) -> bool:
+    """Whether the audit tells of a mark on a backup that is not there, so that only the audit can take it back."""
+    area = repository.source(source)
+    found = lost_marks(area, _records(repository, source))
+    return any(finding.subject == area.layout.expiry(label) for finding in found)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING, Any
 
-from seawall import retention
+from seawall import retention, traces
 from seawall.cli import simulation
 from seawall.cli.console import size
 from seawall.cli.context import Context
@@ -53,7 +53,8 @@ def run(options: argparse.Namespace, context: Context) -> None:
 def _undo(options: argparse.Namespace, context: Context) -> None:
     source = context.stored_source(options.source)
     label = BackupLabel.parse(options.undo)
-    if not context.repository.source(source).is_expired(label):
+    is_marked = context.repository.source(source).is_expired(label)
+    if not is_marked and not traces.forgotten_mark(context.repository, source, label):
         raise UsageError(
             f"{source} {label} is not marked for removal", hint="`seawall list --expired` shows the marks."
         )

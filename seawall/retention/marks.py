@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 
+from seawall import traces
 from seawall.audit import AuditLog
 from seawall.errors import BackupMissing, ClockWentBackwards, ObjectExists
 from seawall.model import BackupLabel, Head
@@ -103,14 +104,15 @@ def unexpire(repository: Repository, source: str, label: BackupLabel, *, actor: 
 
     Raises:
         BackupMissing: its removal has begun, or it never was.
-        ObjectMissing: it is not marked.
+        ObjectMissing: it is not marked, and the audit tells of no mark that was lost.
         LeaseHeld: its removal may be under way at this moment, or a backup runs.
     """
     area = repository.source(source)
     with area.lease(actor, CLEANUP) as held:
         if label not in area.labels(with_expired=True):
             raise BackupMissing(f"{source} has no backup {label} any more")
-        area.storage.stat(area.layout.expiry(label))
+        if not traces.forgotten_mark(repository, source, label):
+            area.storage.stat(area.layout.expiry(label))
         held.check()
         AuditLog(repository.storage).append(actor, "unexpire", f"{source} {label}", {}, now=now)
         # WAL that this set leads on to may be marked, too. All marks on WAL go: the next `expire` makes those that

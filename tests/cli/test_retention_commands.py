@@ -166,3 +166,23 @@ def test_the_copies_in_a_location_are_cleaned_by_its_own_rules(
     assert seawall("expire", "shop", "--location", "moon", "--config", config, "--json").code == 2
     again = seawall("expire", "shop", "--dry-run", "--config", config, "--json").json["sources"][0]
     assert not any("shall hold it" in why for item in again["keep"] for why in item["reasons"])
+
+
+def test_a_hold_that_is_lost_is_found_by_verification_of_all_and_ended_in_the_audit(
+    seawall: Run, made: Path, tmp_path: Path
+) -> None:
+    config = moved(made.parent, tmp_path / "site")
+    newest = seawall("list", "shop", "--config", config, "--json").json["backups"][-1]["label"]
+    placed = seawall("hold", "place", "shop", "--label", newest, "--reason", "r", "--config", config, "--json")
+    hold_id = placed.json["hold"]
+
+    def codes() -> set[str]:
+        done = seawall("verify", "shop", "--all", "--up-to", "present", "--config", config, "--json")
+        return {finding["code"] for finding in done.json["findings"]}
+
+    assert "hold-lost" not in codes()
+    (config.parent / "repository" / "sources" / "shop" / "holds" / f"{hold_id}.json").unlink()
+    assert "hold-lost" in codes()
+    assert seawall("hold", "release", "shop", "--id", "another", "--config", config, "--json").code == 2
+    assert seawall("hold", "release", "shop", "--id", hold_id, "--config", config, "--json").code == 0
+    assert "hold-lost" not in codes()

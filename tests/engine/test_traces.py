@@ -6,9 +6,9 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from seawall import traces
+from seawall import retention, traces
 from seawall.audit import AuditLog
-from seawall.errors import LeaseLost
+from seawall.errors import LeaseLost, ObjectMissing
 from seawall.events import Observer
 from seawall.model import BackupLabel, ClusterIdentity, Compression, SealingMode
 from seawall.repository import Repository, Sealing, documents
@@ -108,6 +108,15 @@ def test_a_mark_that_is_gone_is_missed_where_it_lay_and_as_long_as_its_backup_is
     kept.storage.delete(name)
     assert kept.found() == [("mark-lost", name)]
     kept.storage.delete(kept.area.layout.manifest(LABEL))
+    assert kept.found() == []
+
+
+def test_a_mark_that_is_gone_can_be_taken_back_in_the_audit_and_no_other(kept: Kept) -> None:
+    with pytest.raises(ObjectMissing):
+        retention.unexpire(kept.repository, "shop", LABEL, actor="ada", now=NOW)
+    kept.storage.delete(kept.mark())
+    assert kept.found()
+    retention.unexpire(kept.repository, "shop", LABEL, actor="ada", now=NOW)
     assert kept.found() == []
 
 
