@@ -220,19 +220,30 @@ def used_bytes(storage: Storage) -> int:
     return sum(stat.size_bytes for stat in storage.list())
 
 
-def expected_bytes(kind: BackupKind, cluster_bytes: int, recent: Sequence[Head]) -> int:
+def expected_bytes(
+    kind: BackupKind, cluster_bytes: int, recent: Sequence[Head], *, full: Head | None = None, wal_bytes: int = 0
+) -> int:
     """How much the next backup will probably store; pure.
 
     Args:
         cluster_bytes: the size of the cluster's files.
         recent: heads of the newest backups of this kind.
+        full: the newest full backup, by which compression is judged.
+        wal_bytes: what was written to the log since the backup that this one builds on.
     """
-    if kind is not BackupKind.FULL:
-        # What changed since may be anything; the largest of the last ones is a fair guess, and none is no guess.
-        return max((head.stored_bytes for head in recent), default=0)
-    newest = max(recent, key=lambda head: head.ended_at, default=None)
-    ratio = newest.stored_bytes / newest.plain_bytes if newest is not None and newest.plain_bytes else 1.0
-    return round(cluster_bytes * min(ratio, 1.0))
+    if kind is BackupKind.FULL:
+        return round(cluster_bytes * _stored_share(max(recent, key=lambda head: head.ended_at, default=full)))
+    if recent:
+        # What changed since may be anything; the largest of the last ones is a fair guess.
+        return max(head.stored_bytes for head in recent)
+    # Pages that changed left about themselves in the log. It may be fewer, but the log itself goes into this storage
+    # too: where there is no room for as much once more, there is none for what the cluster writes until the next one.
+    return round(min(wal_bytes, cluster_bytes) * _stored_share(full))
+
+
+def _stored_share(head: Head | None) -> float:
+    """Stored by plain bytes of a full backup; all of it where nothing is known."""
+    return min(head.stored_bytes / head.plain_bytes, 1.0) if head is not None and head.plain_bytes else 1.0
 
 
 def refuse_full(free_bytes: int | None, needed_bytes: int) -> None:
@@ -248,19 +259,28 @@ def refuse_full(free_bytes: int | None, needed_bytes: int) -> None:
         )
 
 
-def refuse_without_room(area: SourceArea, kind: BackupKind, cluster_bytes: int) -> None:
+def refuse_without_room(area: SourceArea, kind: BackupKind, cluster_bytes: int, *, wal_bytes: int = 0) -> None:
     """Stop before a backup of a source for which its storage has no room; reads a few heads.
+
+    Args:
+        kind: the one that will be taken, which need not be what was asked for.
+        wal_bytes: what was written to the log since the backup that this one builds on; 0 where that is not known.
 
     Raises:
         StorageFull: with the numbers.
     """
-    refuse_full(area.storage.free_bytes(), expected_bytes(kind, cluster_bytes, _recent(area, kind)))
+    free = area.storage.free_bytes()
+    if free is None:
+        return
+    recent = _recent(area, kind)
+    full = None if recent or kind is BackupKind.FULL else next(iter(_recent(area, BackupKind.FULL, most=1)), None)
+    refuse_full(free, expected_bytes(kind, cluster_bytes, recent, full=full, wal_bytes=wal_bytes))
 
 
-def _recent(area: SourceArea, kind: BackupKind) -> list[Head]:
+def _recent(area: SourceArea, kind: BackupKind, most: int = _RECENT) -> list[Head]:
     found: list[Head] = []
     for label in sorted(area.begun(), key=lambda label: label.begun_at, reverse=True):
-        if label.kind is kind and len(found) < _RECENT:
+        if label.kind is kind and len(found) < most:
             try:
                 found.append(area.head(label))
             except (BackupMissing, Damaged, FormatTooNew):

@@ -168,7 +168,7 @@ class ClusterIdentity:
 
 @dataclass(frozen=True, slots=True)
 class Cluster:
-    """A live cluster as `postgres.inspect` found it."""
+    """A live cluster as `postgres.inspect` found it; `wal_position` is where it writes, or replays, just now."""
 
     system_identifier: int
     server_version: int
@@ -183,6 +183,7 @@ class Cluster:
     extensions: tuple[tuple[str, str, str], ...] = ()
     configuration_files: tuple[str, ...] = ()
     total_bytes: int = 0
+    wal_position: Lsn | None = None
 
     @property
     def major_version(self) -> int:

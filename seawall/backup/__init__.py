@@ -99,13 +99,21 @@ def take(
             stack.enter_context(prior)
         if chosen.reason:
             observe.hear(Noticed("low", "kind-changed", chosen.reason))
-        refuse_without_room(area, chosen.kind, cluster.total_bytes)
+        # Only now is it known which kind it will be: a full one may stand in for what nothing can be built on.
+        refuse_without_room(area, chosen.kind, cluster.total_bytes, wal_bytes=_written_since(chosen))
         writer = area.begin(chosen.label, sealing, now)
         pace = pace or source_bucket(
             Settings(sources={source.name: source}), source.name, sleep=cancellable_sleep(observe.cancel)
         )
         taking = _Taking(source, area, chosen, writer, held, observe, clock, prior, maps, reread, pace)
         return taking.run(began_at=now)
+
+
+def _written_since(chosen: BackupPlan) -> int:
+    """How much the cluster wrote to its log since the plan's prior began."""
+    if chosen.prior is None or chosen.cluster.wal_position is None:
+        return 0
+    return max(chosen.cluster.wal_position.value - chosen.prior.start_lsn.value, 0)
 
 
 def _with_prior(chosen: BackupPlan, area: SourceArea, maps: Maps, sealing: Sealing) -> tuple[BackupPlan, Prior | None]:

@@ -22,6 +22,7 @@ from seawall.postgres.binaries import find
 from seawall.postgres.connect import Session, connect, connection_string, error_for, translated
 from seawall.postgres.control import read_control
 from seawall.settings import SourceSettings
+from seawall.wal import Lsn
 
 _log = logging.getLogger(__name__)
 
@@ -38,6 +39,9 @@ _TIMELINE: LiteralString = """
                (SELECT received_tli FROM pg_stat_wal_receiver))
            ELSE ('x' || substr(pg_walfile_name(CASE WHEN pg_is_in_recovery() THEN '0/1' ELSE pg_current_wal_lsn() END),
                                1, 8))::bit(32)::int END
+"""
+_POSITION: LiteralString = """
+    SELECT (CASE WHEN pg_is_in_recovery() THEN pg_last_wal_replay_lsn() ELSE pg_current_wal_lsn() END)::text
 """
 _TABLESPACES: LiteralString = """
     SELECT oid::int8, pg_tablespace_location(oid) FROM pg_tablespace
@@ -71,6 +75,7 @@ def inspect(source: SourceSettings) -> Cluster:
     with connect(source) as session, translated(source.name):
         identity = _one(session, _IDENTITY)
         timeline = int(_one(session, _TIMELINE)[0])
+        position = _one(session, _POSITION)[0]
         directory = str(source.data_directory or _one(session, "SELECT current_setting('data_directory')")[0])
         tablespaces = tuple(Tablespace(int(r[0]), str(r[1])) for r in session.execute(_TABLESPACES).fetchall())
         databases = session.execute(_DATABASES).fetchall()
@@ -89,6 +94,7 @@ def inspect(source: SourceSettings) -> Cluster:
         extensions=_extensions(source, [str(name) for name, _, allowed in databases if allowed]),
         configuration_files=files,
         total_bytes=sum(int(size) for _, size, _ in databases),
+        wal_position=None if position is None else Lsn.parse(str(position)),
     )
 
 

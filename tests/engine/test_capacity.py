@@ -117,7 +117,14 @@ def test_the_next_backup_is_guessed_from_the_last_ones() -> None:
     assert expected_bytes(FULL, 100, []) == 100
     assert expected_bytes(FULL, 100, [a_head(2, 50, 50), a_head(1, 50, 20)]) == 40
     assert expected_bytes(INCREMENTAL, 100, [a_head(2, 50, 7, INCREMENTAL), a_head(1, 50, 3, INCREMENTAL)]) == 7
-    assert expected_bytes(INCREMENTAL, 100, []) == 0
+
+
+def test_an_incremental_without_others_before_it_is_guessed_by_the_log_since_its_prior() -> None:
+    full = a_head(1, 50, 20)
+    assert expected_bytes(INCREMENTAL, 1000, [], full=full, wal_bytes=100) == 40
+    assert expected_bytes(INCREMENTAL, 1000, [], wal_bytes=100) == 100
+    assert expected_bytes(INCREMENTAL, 1000, [], full=full, wal_bytes=10**9) == 400, "never more than a full one"
+    assert expected_bytes(INCREMENTAL, 1000, [], full=full) == 0
 
 
 def test_a_refusal_has_both_numbers() -> None:
@@ -138,7 +145,9 @@ def test_a_backup_without_room_is_refused_by_what_the_source_stored_before(tmp_p
     refuse_without_room(area, FULL, 1_000_000)
     with pytest.raises(StorageFull, match="the next backup takes about 150,000"):
         refuse_without_room(area, FULL, 3_000_000)
-    refuse_without_room(area, INCREMENTAL, 3_000_000)
+    refuse_without_room(area, INCREMENTAL, 3_000_000, wal_bytes=1_000_000)
+    with pytest.raises(StorageFull, match="the next backup takes about 100,000"):
+        refuse_without_room(area, INCREMENTAL, 3_000_000, wal_bytes=2_000_000)
     assert 0 < capacity.used_bytes(repository.storage) < 100_000
 
 

@@ -15,10 +15,11 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from seawall.backup import changes, compare
-from seawall.errors import Damaged, ObjectMissing
+from seawall.errors import Damaged, ObjectMissing, StorageFull
 from seawall.events import Began, Event, Noticed, Observer
 from seawall.keys import KeyRing
 from seawall.model import BackupKind, CopyMode, Head, Health, Proof, RecoveryTarget, SealingMode, TargetKind
+from seawall.storage.base import read
 
 if TYPE_CHECKING:
     Site = Any
@@ -361,6 +362,28 @@ def test_a_prior_that_is_not_whole_is_not_built_on(site18: Site) -> None:
         kept.rename(lost)
     assert head.kind is FULL
     assert "is not whole" in head.reason and lost.name in head.reason
+
+
+def test_a_full_backup_that_stands_in_is_refused_where_only_an_incremental_would_fit(
+    site18: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    head = site18.backup(FULL)
+    before = len(site18.area.begun())
+    site18.query("CREATE TABLE late AS SELECT n FROM generate_series(1, 30000) AS n")
+    monkeypatch.setattr(type(site18.storage), "free_bytes", lambda _self: 1000)
+    with pytest.raises(StorageFull, match=r"1,000 bytes are free, the next backup takes about \d"):
+        site18.backup(INCREMENTAL)
+    monkeypatch.setattr(type(site18.storage), "free_bytes", lambda _self: head.stored_bytes // 2)
+    bundle = next(
+        one.name for one in site18.storage.list(site18.area.layout.backup(head.label)) if "bundles" in one.name
+    )
+    kept = read(site18.storage, bundle)
+    site18.storage.delete(bundle)
+    with pytest.raises(StorageFull, match="it was not begun"):
+        site18.backup(INCREMENTAL)
+    site18.storage.put(bundle, [kept])
+    assert site18.backup(INCREMENTAL).kind is INCREMENTAL
+    assert len(site18.area.begun()) == before + 1, "what was refused left nothing"
 
 
 def test_an_object_that_vanishes_while_an_incremental_runs_keeps_it_from_being_listed(site18: Site) -> None:
