@@ -373,7 +373,7 @@ def test_a_full_backup_that_stands_in_is_refused_where_only_an_incremental_would
     monkeypatch.setattr(type(site18.storage), "free_bytes", lambda _self: 1000)
     with pytest.raises(StorageFull, match=r"1,000 bytes are free, the next backup takes about \d"):
         site18.backup(INCREMENTAL)
-    monkeypatch.setattr(type(site18.storage), "free_bytes", lambda _self: head.stored_bytes // 2)
+    monkeypatch.setattr(type(site18.storage), "free_bytes", lambda _self: head.stored_bytes * 9 // 10)
     bundle = next(
         one.name for one in site18.storage.list(site18.area.layout.backup(head.label)) if "bundles" in one.name
     )
