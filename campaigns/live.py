@@ -20,7 +20,7 @@ from campaigns.sample import SOURCE, recipients
 from campaigns.victims import Scene
 from seawall import restore, retention, settings
 from seawall.catalog import Catalog, JobType
-from seawall.catalog.rebuild import rebuild
+from seawall.catalog.rebuilding import rebuild
 from seawall.catalog.recording import job_of
 from seawall.errors import SeawallError
 from seawall.events import Observer

@@ -13,10 +13,10 @@ from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
+from typing import TYPE_CHECKING
 
 from seawall import healing, locations, mirror, proofs, retention
 from seawall.audit import AuditLog
-from seawall.catalog import Catalog
 from seawall.catalog.views import ObjectProof
 from seawall.errors import (
     Cancelled,
@@ -46,6 +46,9 @@ from seawall.watch import judge, known_name
 
 # As long as a backup waits: a cleanup ends by itself, within minutes.
 _CLEANUP_PATIENCE = timedelta(minutes=15)
+
+if TYPE_CHECKING:
+    from seawall.catalog import Catalog
 
 Known = dict[str, tuple[Proof | None, datetime]]
 

@@ -12,7 +12,7 @@ from contextlib import closing
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from seawall import lifecycle, locations, lockprobe
 from seawall.capacity import (
@@ -27,7 +27,7 @@ from seawall.capacity import (
     warned,
     within_quota,
 )
-from seawall.catalog import Catalog, LocationType, Measurement, Severity
+from seawall.catalog import LocationType, Logbook, Measurement, Severity
 from seawall.errors import RepositoryError, SeawallError, StorageError
 from seawall.events import Observer
 from seawall.lifecycle import Inspected
@@ -38,6 +38,9 @@ from seawall.repository import Repository
 from seawall.settings import PRIMARY, LocationRole, Settings
 from seawall.storage.base import Stat, Storage
 from seawall.usage import Usage, measure
+
+if TYPE_CHECKING:
+    from seawall.catalog import Catalog
 
 # Findings of these kinds are alerts, from which severity on.
 _ALERTS = {"lifecycle": ("critical", "high"), "capacity": ("critical", "high", "medium")}
@@ -352,7 +355,7 @@ def _record_usage(catalog: Catalog, name: str, report: LocationReport, room: int
     )
 
 
-def _judge_findings(catalog: Catalog, code: str, report: LocationReport, now: datetime) -> None:
+def _judge_findings(catalog: Logbook, code: str, report: LocationReport, now: datetime) -> None:
     """Open or resolve an alert by the grave findings of one code; what could not be looked at changes nothing."""
     if any(one.code == f"{code}-unknown" for one in report.findings):
         return
@@ -362,7 +365,7 @@ def _judge_findings(catalog: Catalog, code: str, report: LocationReport, now: da
 
 
 def judge(
-    catalog: Catalog, kind: str, subject: str, wrong: str, now: datetime, *, severity: Severity = Severity.HIGH
+    catalog: Logbook, kind: str, subject: str, wrong: str, now: datetime, *, severity: Severity = Severity.HIGH
 ) -> None:
     """Open or resolve an alert by whether something is wrong."""
     if wrong:
@@ -371,7 +374,7 @@ def judge(
         catalog.resolve_alerts(kind, subject=subject, now=now)
 
 
-def known_name(catalog: Catalog, name: str, url: str) -> str:
+def known_name(catalog: Logbook, name: str, url: str) -> str:
     """A location's name in the catalog: the primary may have been recorded there under another before."""
     if name != PRIMARY:
         return name

@@ -4,8 +4,12 @@ It is an index; the repositories are the truth, and `rebuild` recreates from the
 Nothing here is needed for a restore.
 """
 
-from seawall.catalog.rebuild import RebuildReport, rebuild
-from seawall.catalog.store import Catalog
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+from seawall.catalog.logbook import Logbook
 from seawall.catalog.views import (
     Alert,
     AuditAnchor,
@@ -30,6 +34,13 @@ from seawall.catalog.views import (
     VerificationType,
 )
 
+if TYPE_CHECKING:
+    from seawall.catalog.rebuilding import RebuildReport, rebuild
+    from seawall.catalog.store import Catalog
+
+# Imported when they are asked for: they bring SQLAlchemy, SQLModel and pydantic, which who only records does not need.
+_HEAVY = {"Catalog": "store", "RebuildReport": "rebuilding", "rebuild": "rebuilding"}
+
 __all__ = [
     "Alert",
     "AuditAnchor",
@@ -43,6 +54,7 @@ __all__ = [
     "Job",
     "JobType",
     "LocationType",
+    "Logbook",
     "Measurement",
     "RebuildReport",
     "Recovery",
@@ -56,3 +68,9 @@ __all__ = [
     "VerificationType",
     "rebuild",
 ]
+
+
+def __getattr__(name: str) -> object:
+    if name not in _HEAVY:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_HEAVY[name]}"), name)

@@ -10,7 +10,7 @@ from datetime import datetime
 from typing import TYPE_CHECKING
 
 from seawall.audit import AuditEnd, AuditLog
-from seawall.catalog.store import Catalog
+from seawall.catalog.logbook import Logbook
 from seawall.catalog.views import AuditAnchor
 from seawall.errors import Damaged, StorageError
 from seawall.events import Noticed, Observer
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from seawall.repository import Repository
 
 
-def compared(catalog: Catalog, repository: Repository, *, now: datetime) -> AuditEnd:
+def compared(catalog: Logbook, repository: Repository, *, now: datetime) -> AuditEnd:
     """Where a repository's audit ends, after proving that what the catalog saw of it is still there; remembered.
 
     Records that the catalog saw before are not read again; `seawall audit` reads all of them.
@@ -35,7 +35,7 @@ def compared(catalog: Catalog, repository: Repository, *, now: datetime) -> Audi
     return end
 
 
-def watched(catalog: Catalog, repository: Repository, observe: Observer, *, now: datetime) -> None:
+def watched(catalog: Logbook, repository: Repository, observe: Observer, *, now: datetime) -> None:
     """As `compared`, beside other work: a cut audit is a critical notice and stops nothing that reads.
 
     Raises:

@@ -1,4 +1,4 @@
-"""How far each object in each location is proved, which location holds which backup, and what is unusual about one."""
+"""How far each object in each location is proved, and which location holds which backup."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ from uuid import UUID
 
 from sqlmodel import col, delete, select
 
-from seawall.catalog.models import BackupCopyRow, BackupFileRow, ObjectProofRow, StorageLocationRow
-from seawall.catalog.records import Records, aware, found, named
+from seawall.catalog.checks import aware
+from seawall.catalog.models import BackupCopyRow, ObjectProofRow, StorageLocationRow
+from seawall.catalog.records import Records, named
 from seawall.catalog.views import ObjectProof
 
 _AT_ONCE = 500
@@ -96,14 +97,3 @@ class CopyRecords(Records):
             for row in session.exec(query.order_by(BackupCopyRow.label, BackupCopyRow.location)):
                 where.setdefault(row.label, []).append(row.location)
         return {label: tuple(names) for label, names in where.items()}
-
-    def record_suspicions(self, file_id: UUID, suspicions: Sequence[str]) -> None:
-        """Keep what is unusual about a backup; none makes it unsuspicious.
-
-        Raises:
-            RecordMissing: there is no such file.
-        """
-        with self._writing() as session:
-            row = found(session, BackupFileRow, file_id, "backup file", lock=True)
-            row.suspicions = list(suspicions)
-            session.add(row)

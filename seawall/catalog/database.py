@@ -7,13 +7,9 @@ helps there). On PostgreSQL, READ COMMITTED and unique indexes do the same work.
 
 from __future__ import annotations
 
-import logging
-import os
 import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager
-from datetime import timedelta
-from pathlib import Path
 from typing import Protocol
 
 import sqlalchemy as sa
@@ -29,12 +25,11 @@ from sqlalchemy.exc import (
 )
 from sqlmodel import Session
 
-from seawall.errors import CatalogError, CatalogMissing, CatalogUnreachable, SettingsError, UsageError
+from seawall.catalog import place as places
+from seawall.catalog.place import HINT, Place
+from seawall.errors import CatalogError, CatalogUnreachable, SettingsError, UsageError
 
-BUSY_TIMEOUT = timedelta(seconds=30)
-CONNECT_TIMEOUT = timedelta(seconds=10)
 _WRITING = "seawall_writing"
-_log = logging.getLogger(__name__)
 
 
 class _Cursor(Protocol):
@@ -47,37 +42,26 @@ class _DriverConnection(Protocol):
     def cursor(self) -> _Cursor: ...
 
 
-def catalog_url(text: str) -> URL:
-    """The SQLAlchemy URL of a catalog: `sqlite:////absolute/file` or `postgresql://user@host/database`.
+def engine_url(place: Place) -> URL:
+    """The URL of a catalog as SQLAlchemy wants it.
 
     Raises:
-        SettingsError: it is malformed, names another database system, has a password, or is an SQLite catalog
-            without a file (one in memory would be gone with the process).
+        SettingsError: it is malformed.
     """
     try:
-        url = make_url(text)
+        url = make_url(place.url)
     except (ArgumentError, ValueError) as error:
-        raise SettingsError("the catalog's URL is malformed", hint=_URL_HINT) from error
-    system = url.get_backend_name()
-    if system not in {"sqlite", "postgresql"}:
-        raise SettingsError(f"a catalog in {system} is not supported", hint=_URL_HINT)
-    if url.password is not None or "password" in url.query:
-        raise SettingsError("the catalog's URL has a password in it", hint="Use libpq's passfile: …?passfile=/path.")
-    if system == "sqlite" and url.database in {None, "", ":memory:"}:
-        raise SettingsError("the catalog's URL names no file", hint=_URL_HINT)
-    return url.set(drivername="sqlite" if system == "sqlite" else "postgresql+psycopg")
-
-
-_URL_HINT = "Use sqlite:////absolute/path.db or postgresql://user@host:5432/database."
+        raise SettingsError("the catalog's URL is malformed", hint=HINT) from error
+    return url.set(drivername="sqlite" if place.file is not None else "postgresql+psycopg")
 
 
 class Database:
     """An open catalog database; threads share it, processes do not."""
 
-    def __init__(self, url: URL) -> None:
-        self.url = url
-        self.is_sqlite = url.get_backend_name() == "sqlite"
-        self._engine = _sqlite_engine(url) if self.is_sqlite else _postgres_engine(url)
+    def __init__(self, place: Place) -> None:
+        self.url = engine_url(place)
+        self.is_sqlite = place.file is not None
+        self._engine = _sqlite_engine(self.url) if self.is_sqlite else _postgres_engine(self.url)
         self._writer = self._engine.execution_options(**{_WRITING: True})
 
     @contextmanager
@@ -156,41 +140,8 @@ def translated() -> Iterator[None]:
         raise CatalogError(f"the catalog cannot be used: {type(error).__name__}") from error
 
 
-def prepare_file(path: Path, *, create: bool) -> None:
-    """Make sure that an SQLite catalog exists, private to its owner.
-
-    Raises:
-        CatalogMissing: its directory is missing, or the file is and `create` is false.
-        CatalogUnreachable: this account may not create or use it.
-    """
-    try:
-        if not path.parent.is_dir():
-            raise CatalogMissing(
-                f"the catalog's directory {path.parent} does not exist", hint=f"Create it: mkdir -p {path.parent}"
-            )
-        if create:
-            _create_private(path)
-        if not path.is_file():
-            raise CatalogMissing(f"there is no catalog at {path}")
-        mode = path.stat().st_mode
-    except OSError as error:
-        raise CatalogUnreachable(f"the catalog {path} cannot be used: {error.strerror}") from error
-    if mode & 0o077:
-        _log.warning("the catalog %s is open to other accounts; chmod 600 closes it", path)
-
-
-def _create_private(path: Path) -> None:
-    """SQLite gives its -wal and -shm files the same mode as this one."""
-    try:
-        os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
-    except FileExistsError:
-        return
-    except OSError as error:
-        raise CatalogUnreachable(f"the catalog {path} cannot be created: {error.strerror}") from error
-
-
 def _sqlite_engine(url: URL) -> sa.Engine:
-    engine = sa.create_engine(url, hide_parameters=True, connect_args={"timeout": BUSY_TIMEOUT.total_seconds()})
+    engine = sa.create_engine(url, hide_parameters=True, connect_args={"timeout": places.BUSY_TIMEOUT.total_seconds()})
     sa.event.listen(engine, "connect", _prepare_sqlite)
     sa.event.listen(engine, "begin", _begin_sqlite)
     return engine
@@ -211,7 +162,7 @@ def _begin_sqlite(connection: sa.Connection) -> None:
 
 
 def _postgres_engine(url: URL) -> sa.Engine:
-    arguments = {"connect_timeout": int(CONNECT_TIMEOUT.total_seconds()), "application_name": "seawall-catalog"}
+    arguments = {"connect_timeout": int(places.CONNECT_TIMEOUT.total_seconds()), "application_name": places.APPLICATION}
     return sa.create_engine(url, hide_parameters=True, pool_pre_ping=True, connect_args=arguments)
 
 

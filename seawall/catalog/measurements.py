@@ -6,10 +6,11 @@ from datetime import datetime
 
 from sqlmodel import col, delete, select
 
+from seawall.catalog.checks import aware, bounded
 from seawall.catalog.documents import as_document
-from seawall.catalog.models import NAME_LENGTH, LocationMeasurementRow, StorageLocationRow
-from seawall.catalog.records import Records, aware, bounded, named, view
-from seawall.catalog.views import Document, Measurement
+from seawall.catalog.models import LocationMeasurementRow, StorageLocationRow
+from seawall.catalog.records import Records, named, view
+from seawall.catalog.views import NAME_LENGTH, Document, Measurement
 from seawall.errors import RecordMissing
 
 # A trend needs no more, and one a day is more than a year.

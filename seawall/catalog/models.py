@@ -16,7 +16,17 @@ import sqlalchemy as sa
 from sqlmodel import Field, SQLModel
 
 from seawall.catalog.types import AwareDateTime, document_type, enum_type
-from seawall.catalog.views import JobType, LocationType, RecoveryType, Role, RunStatus, Severity, VerificationType
+from seawall.catalog.views import (
+    HASH_LENGTH,
+    NAME_LENGTH,
+    JobType,
+    LocationType,
+    RecoveryType,
+    Role,
+    RunStatus,
+    Severity,
+    VerificationType,
+)
 
 NAMING_CONVENTION = {
     "ix": "ix_%(table_name)s_%(column_0_N_name)s",
@@ -25,8 +35,6 @@ NAMING_CONVENTION = {
     "fk": "fk_%(table_name)s_%(column_0_N_name)s_%(referred_table_name)s",
     "pk": "pk_%(table_name)s",
 }
-HASH_LENGTH = 64
-NAME_LENGTH = 200
 
 
 class CatalogRow(SQLModel):

@@ -15,7 +15,7 @@ from uuid import UUID
 
 from seawall.anomaly import judged
 from seawall.catalog.facts import Facts, plan_facts
-from seawall.catalog.store import Catalog
+from seawall.catalog.logbook import Logbook
 from seawall.catalog.views import (
     BackupFile,
     BackupOutcome,
@@ -86,7 +86,7 @@ Ids = tuple[UUID, ...]
 class Record(Protocol):
     """The row, or the rows, that a verb has in the catalog."""
 
-    def begin(self, catalog: Catalog, *, now: datetime, lease: Lease) -> Ids:
+    def begin(self, catalog: Logbook, *, now: datetime, lease: Lease) -> Ids:
         """Make the rows; their ids, the one that stands for the verb first.
 
         Raises:
@@ -94,7 +94,7 @@ class Record(Protocol):
         """
         ...
 
-    def finish(self, catalog: Catalog, ids: Ids, end: End, *, now: datetime) -> None: ...
+    def finish(self, catalog: Logbook, ids: Ids, end: End, *, now: datetime) -> None: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,13 +103,13 @@ class ExecutionRecord:
 
     job_id: UUID
 
-    def begin(self, catalog: Catalog, *, now: datetime, lease: Lease) -> Ids:
+    def begin(self, catalog: Logbook, *, now: datetime, lease: Lease) -> Ids:
         begun = catalog.begin_execution(
             self.job_id, now=now, lease=lease.span, flow_run_id=lease.flow_run_id, host=lease.host
         )
         return (begun,)
 
-    def finish(self, catalog: Catalog, ids: Ids, end: End, *, now: datetime) -> None:
+    def finish(self, catalog: Logbook, ids: Ids, end: End, *, now: datetime) -> None:
         outcome = end.result.outcome or BackupOutcome()
         outcome = replace(outcome, details={**outcome.details, **end.result.facts})
         catalog.finish_execution(ids[0], status=end.status, now=now, outcome=outcome, error=end.error)
@@ -129,7 +129,7 @@ class VerificationRecord:
         kind = VerificationType.CHECKSUM if level is Proof.HASH_GOOD else VerificationType.INTEGRITY
         return cls(backup_file_id, kind, reads_back=level is not Proof.PRESENT)
 
-    def begin(self, catalog: Catalog, *, now: datetime, lease: Lease) -> Ids:
+    def begin(self, catalog: Logbook, *, now: datetime, lease: Lease) -> Ids:
         begun = catalog.begin_verification(
             self.backup_file_id,
             self.verification_type,
@@ -140,7 +140,7 @@ class VerificationRecord:
         )
         return (begun,)
 
-    def finish(self, catalog: Catalog, ids: Ids, end: End, *, now: datetime) -> None:
+    def finish(self, catalog: Logbook, ids: Ids, end: End, *, now: datetime) -> None:
         catalog.finish_verification(
             ids[0],
             status=end.status,
@@ -166,7 +166,7 @@ class RecoveryRecord:
         kind = RecoveryType.FULL if planned.target.kind is TargetKind.LATEST else RecoveryType.POINT_IN_TIME
         return cls(kind, None if file is None else file.id, planned.target.moment, plan_facts(planned))
 
-    def begin(self, catalog: Catalog, *, now: datetime, lease: Lease) -> Ids:
+    def begin(self, catalog: Logbook, *, now: datetime, lease: Lease) -> Ids:
         begun = catalog.begin_recovery(
             self.recovery_type,
             backup_file_id=self.backup_file_id,
@@ -179,7 +179,7 @@ class RecoveryRecord:
         )
         return (begun,)
 
-    def finish(self, catalog: Catalog, ids: Ids, end: End, *, now: datetime) -> None:
+    def finish(self, catalog: Logbook, ids: Ids, end: End, *, now: datetime) -> None:
         catalog.finish_recovery(ids[0], status=end.status, now=now, details=dict(end.result.facts), error=end.error)
 
 
@@ -197,7 +197,7 @@ class Both:
             return other if job_id is None else ExecutionRecord(job_id)
         return cls(ExecutionRecord(job_id), other)
 
-    def begin(self, catalog: Catalog, *, now: datetime, lease: Lease) -> Ids:
+    def begin(self, catalog: Logbook, *, now: datetime, lease: Lease) -> Ids:
         job = self.job.begin(catalog, now=now, lease=lease)
         try:
             return job + self.other.begin(catalog, now=now, lease=lease)
@@ -205,7 +205,7 @@ class Both:
             self.job.finish(catalog, job, End(RunStatus.FAILED, error=error), now=now)
             raise
 
-    def finish(self, catalog: Catalog, ids: Ids, end: End, *, now: datetime) -> None:
+    def finish(self, catalog: Logbook, ids: Ids, end: End, *, now: datetime) -> None:
         self.other.finish(catalog, ids[1:], end, now=now)
         self.job.finish(catalog, ids[:1], end, now=now)
 
@@ -227,7 +227,7 @@ def job_type_of(kind: BackupKind) -> JobType:
     return next(job_type for job_type, known in KINDS.items() if known is kind)
 
 
-def job_of(catalog: Catalog, settings: Settings, source: str, job_type: JobType, *, now: datetime) -> Job:
+def job_of(catalog: Logbook, settings: Settings, source: str, job_type: JobType, *, now: datetime) -> Job:
     """The source's job of a type; if there is none, a new one that has no schedule.
 
     Raises:
@@ -247,12 +247,12 @@ def job_of(catalog: Catalog, settings: Settings, source: str, job_type: JobType,
     return catalog.job(made)
 
 
-def retention_job(catalog: Catalog, settings: Settings, *, now: datetime) -> Job:
+def retention_job(catalog: Logbook, settings: Settings, *, now: datetime) -> Job:
     """The site's job that applies every source's retention; a new one without a schedule if there is none."""
     return site_job(catalog, settings, JobType.RETENTION, now=now)
 
 
-def site_job(catalog: Catalog, settings: Settings, job_type: JobType, *, now: datetime) -> Job:
+def site_job(catalog: Logbook, settings: Settings, job_type: JobType, *, now: datetime) -> Job:
     """The site's job of a type of `SITE_JOBS`; a new one without a schedule if there is none."""
     known = [job for job in catalog.jobs() if job.job_type is job_type]
     if known:
@@ -268,7 +268,7 @@ def site_job(catalog: Catalog, settings: Settings, job_type: JobType, *, now: da
 
 
 def record_taken(
-    catalog: Catalog,
+    catalog: Logbook,
     settings: Settings,
     repository: Repository,
     head: Head,
@@ -290,7 +290,7 @@ def record_taken(
 
 
 def record_judgement(
-    catalog: Catalog, repository: Repository, head: Head, observe: Observer, *, now: datetime
+    catalog: Logbook, repository: Repository, head: Head, observe: Observer, *, now: datetime
 ) -> tuple[str, ...]:
     """Compare a new backup with those before it; what is unusual, which is a notice and kept with the backup."""
     found = tuple(mark.sentence for mark in judged(repository.source(head.source), head.label))
@@ -306,7 +306,7 @@ def record_judgement(
 
 
 def record_collected(
-    catalog: Catalog, repository: Repository, source: str, labels: Iterable[str], *, actor: str, now: datetime
+    catalog: Logbook, repository: Repository, source: str, labels: Iterable[str], *, actor: str, now: datetime
 ) -> None:
     """Record that backup sets were removed from their repository for good."""
     for label in labels:
@@ -317,7 +317,7 @@ def record_collected(
 
 
 def record_withdrawn(
-    catalog: Catalog, repository: Repository, source: str, label: BackupLabel, *, actor: str, now: datetime
+    catalog: Logbook, repository: Repository, source: str, label: BackupLabel, *, actor: str, now: datetime
 ) -> None:
     """Record that a backup set that was to go is listed again."""
     file = catalog.find_backup_file(repository.id, source, label)
@@ -326,7 +326,7 @@ def record_withdrawn(
     catalog.audit(actor, "retention.withdraw", f"{source} {label}", {}, now)
 
 
-def location_of(catalog: Catalog, repository: Repository, *, now: datetime) -> str:
+def location_of(catalog: Logbook, repository: Repository, *, now: datetime) -> str:
     """The name of the repository's storage location in the catalog, which is made if there is none of its URL."""
     url, known = repository.storage.url, catalog.storage_locations()
     for location in known:
@@ -341,7 +341,7 @@ def location_of(catalog: Catalog, repository: Repository, *, now: datetime) -> s
 
 
 def raise_alerts(
-    catalog: Catalog, title: str, subject: str, end: End, notices: Iterable[Noticed], *, now: datetime
+    catalog: Logbook, title: str, subject: str, end: End, notices: Iterable[Noticed], *, now: datetime
 ) -> tuple[UUID, ...]:
     """Open alerts for a verb that failed and for what it noticed, or close those that its success disproves.
 

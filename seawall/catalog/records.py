@@ -1,23 +1,21 @@
-"""What all parts of the catalog share: guarded sessions, views of rows, checks of what comes in."""
+"""What all parts of the catalog share: guarded sessions and views of rows."""
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import fields
-from datetime import datetime
 from typing import TYPE_CHECKING, TypeVar
 from uuid import UUID
 
 from sqlalchemy.exc import IntegrityError
 from sqlmodel import Session, select
 
-from seawall.catalog import schema
 from seawall.catalog.database import Database
-from seawall.catalog.documents import clean
+from seawall.catalog.logbook.rows import Entries
 from seawall.catalog.models import BackupJobRow, CatalogRow, StorageLocationRow, UserRow
-from seawall.errors import RecordMissing, UsageError
+from seawall.catalog.place import Place
+from seawall.errors import RecordMissing
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -27,12 +25,17 @@ Row = TypeVar("Row", bound=CatalogRow)
 Named = TypeVar("Named", BackupJobRow, StorageLocationRow, UserRow)
 
 
-class Records:
+class Records(Entries):
     """Sessions on a catalog that was found to have the newest schema."""
 
-    def __init__(self, database: Database) -> None:
-        self._database = database
-        self._checked = threading.Event()
+    def __init__(self, place: Place) -> None:
+        super().__init__(place)
+        self._database = Database(place)
+
+    def close(self) -> None:
+        """Give up all connections."""
+        self._database.close()
+        super().close()
 
     @contextmanager
     def _reading(self) -> Iterator[Session]:
@@ -53,14 +56,8 @@ class Records:
             yield session
 
     def session_for_rebuild(self) -> AbstractContextManager[Session]:
-        """One writing transaction for `seawall.catalog.rebuild`, which alone works on rows from outside."""
+        """One writing transaction for `seawall.catalog.rebuilding`, which alone works on rows from outside."""
         return self._writing()
-
-    def _require_newest_schema(self) -> None:
-        """Once is enough: an upgrade below a running process is the administrator's to avoid."""
-        if not self._checked.is_set():
-            schema.require_newest(schema.state(self._database))
-            self._checked.set()
 
 
 def view(cls: type[View], row: CatalogRow) -> View:
@@ -100,25 +97,3 @@ def added(session: Session, table: type[Named], wanted: Named) -> Named | None:
         if existing is None:
             raise
     return existing
-
-
-def bounded(text: str, length: int, what: str) -> str:
-    """`text` fit for a column of that length, which SQLite itself does not enforce.
-
-    Raises:
-        UsageError: it is empty or longer.
-    """
-    if not 1 <= len(text) <= length:
-        raise UsageError(f"{what} has {len(text)} characters; 1 to {length} are wanted")
-    return clean(text)
-
-
-def aware(moment: datetime, what: str = "now") -> datetime:
-    """`moment`, if it says which time it means.
-
-    Raises:
-        UsageError: it has no offset from UTC.
-    """
-    if moment.utcoffset() is None:
-        raise UsageError(f"{what} has no offset from UTC: {moment.isoformat()}")
-    return moment

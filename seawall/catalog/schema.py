@@ -7,21 +7,17 @@ its old revision or of the newest one, never between.
 from __future__ import annotations
 
 import warnings
-from dataclasses import dataclass
-from pathlib import Path
 
 import sqlalchemy as sa
 from alembic import command
 from alembic.autogenerate import compare_metadata
 from alembic.config import Config
 from alembic.migration import MigrationContext
-from alembic.script import ScriptDirectory
 
 from seawall.catalog.database import Database
 from seawall.catalog.models import CatalogRow
-from seawall.errors import CatalogMissing, CatalogOutdated, CatalogTooNew
+from seawall.catalog.revisions import MIGRATIONS, VERSION_TABLE, SchemaState, refuse_newer, state_of
 
-VERSION_TABLE = "catalog_version"
 TRIGGERS = {
     "sqlite": frozenset(
         {
@@ -43,55 +39,6 @@ TRIGGERS = {
         }
     ),
 }
-_MIGRATIONS = Path(__file__).parent / "migrations"
-
-
-@dataclass(frozen=True, slots=True)
-class SchemaState:
-    """`current` is None for a database without a catalog."""
-
-    current: str | None
-    newest: str
-    known: frozenset[str]
-
-    @property
-    def is_newest(self) -> bool:
-        return self.current == self.newest
-
-    @property
-    def is_too_new(self) -> bool:
-        return self.current is not None and self.current not in self.known
-
-
-def state(database: Database) -> SchemaState:
-    """The revision of the catalog's schema and those that this version of Seawall knows."""
-    with database.reading() as session:
-        return _state(session.connection())
-
-
-def require_newest(found: SchemaState) -> None:
-    """Raise unless the schema is the one that the code was written for.
-
-    Raises:
-        CatalogMissing: the database has no catalog.
-        CatalogOutdated: migrations are pending.
-        CatalogTooNew: a newer Seawall migrated it.
-    """
-    refuse_newer(found)
-    if found.current is None:
-        raise CatalogMissing("the database has no catalog in it yet")
-    if not found.is_newest:
-        raise CatalogOutdated(f"the catalog is of revision {found.current}, this version needs {found.newest}")
-
-
-def refuse_newer(found: SchemaState) -> None:
-    """Raise if a newer Seawall wrote this catalog.
-
-    Raises:
-        CatalogTooNew: its revision is none of those that this version knows.
-    """
-    if found.is_too_new:
-        raise CatalogTooNew(f"the catalog is of revision {found.current}, this version knows none above {found.newest}")
 
 
 def upgrade(database: Database) -> SchemaState:
@@ -160,16 +107,14 @@ def _compared(connection: sa.Connection) -> list[object]:
 
 
 def _state(connection: sa.Connection) -> SchemaState:
-    scripts = ScriptDirectory.from_config(_config(connection))
     context = MigrationContext.configure(connection, opts={"version_table": VERSION_TABLE})
-    known = frozenset(script.revision for script in scripts.walk_revisions())
-    return SchemaState(context.get_current_revision(), scripts.get_current_head() or "", known)
+    return state_of(context.get_current_revision())
 
 
 def _config(connection: sa.Connection) -> Config:
     config = Config()
     # A percent sign in the path would be taken for interpolation.
-    config.set_main_option("script_location", str(_MIGRATIONS).replace("%", "%%"))
+    config.set_main_option("script_location", str(MIGRATIONS).replace("%", "%%"))
     config.attributes["connection"] = connection
     return config
 

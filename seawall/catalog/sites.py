@@ -1,4 +1,4 @@
-"""Where backups lie, what the disaster-recovery sites are, and who uses Seawall."""
+"""What the disaster-recovery sites are, and who uses Seawall."""
 
 from __future__ import annotations
 
@@ -7,106 +7,15 @@ from uuid import UUID
 
 from sqlmodel import Session, col, select
 
-from seawall.catalog.documents import clean, configuration
-from seawall.catalog.models import NAME_LENGTH, DrConfigurationRow, StorageLocationRow, UserRow
-from seawall.catalog.records import Records, added, aware, bounded, found, named, view
-from seawall.catalog.views import Document, DrConfiguration, LocationType, Role, StorageLocation, User
-from seawall.errors import RecordMissing, UsageError
+from seawall.catalog.checks import aware, bounded
+from seawall.catalog.documents import configuration
+from seawall.catalog.models import DrConfigurationRow, UserRow
+from seawall.catalog.records import Records, added, found, view
+from seawall.catalog.views import NAME_LENGTH, Document, DrConfiguration, Role, User
+from seawall.errors import UsageError
 
 
 class SiteRecords(Records):
-    def ensure_storage_location(
-        self,
-        name: str,
-        location_type: LocationType,
-        *,
-        connection_config: Document,
-        encryption_config: Document | None = None,
-        capacity_bytes: int | None = None,
-        role: str | None = None,
-        now: datetime,
-    ) -> UUID:
-        """Create the location of that name, or bring it to this definition.
-
-        Args:
-            connection_config: where it is, `{"url": …}`; credentials are named, never given.
-            capacity_bytes: None keeps what was configured or measured before.
-            role: what it is for; None keeps what was said before.
-
-        Raises:
-            UsageError: a value is malformed or looks like a secret.
-        """
-        wanted = StorageLocationRow(
-            name=bounded(name, NAME_LENGTH, "the storage location's name"),
-            location_type=LocationType(location_type),
-            connection_config=configuration(connection_config, "connection_config"),
-            encryption_config=configuration(encryption_config or {}, "encryption_config"),
-            capacity_bytes=capacity_bytes,
-            role=role,
-            created_at=aware(now),
-        )
-        with self._writing() as session:
-            existing = added(session, StorageLocationRow, wanted)
-            if existing is not None:
-                existing.location_type = wanted.location_type
-                existing.connection_config = wanted.connection_config
-                existing.encryption_config = wanted.encryption_config
-                existing.capacity_bytes = capacity_bytes or existing.capacity_bytes
-                existing.role = role or existing.role
-                existing.is_active = True
-                session.add(existing)
-                return existing.id
-            return wanted.id
-
-    def observe_storage_location(
-        self,
-        name: str,
-        *,
-        now: datetime,
-        used_bytes: int | None = None,
-        capacity_bytes: int | None = None,
-        latency_ms: int | None = None,
-        problem: str | None = None,
-    ) -> None:
-        """Record a health check of a location; sizes and latency that are None stay as they were.
-
-        Args:
-            problem: what is wrong with it, None if nothing is.
-
-        Raises:
-            RecordMissing: there is no location of that name.
-        """
-        with self._writing() as session:
-            row = named(session, StorageLocationRow, name, lock=True)
-            if row is None:
-                raise RecordMissing(f"the catalog has no storage location {name!r}")
-            row.last_health_check, row.health_message = aware(now), None if problem is None else clean(problem)
-            row.used_bytes = row.used_bytes if used_bytes is None else used_bytes
-            row.capacity_bytes = row.capacity_bytes if capacity_bytes is None else capacity_bytes
-            row.latency_ms = row.latency_ms if latency_ms is None else latency_ms
-            session.add(row)
-
-    def retire_storage_location(self, name: str) -> None:
-        """Mark a location as no longer used; what was recorded of it stays.
-
-        Raises:
-            RecordMissing: there is no location of that name.
-        """
-        with self._writing() as session:
-            row = named(session, StorageLocationRow, name, lock=True)
-            if row is None:
-                raise RecordMissing(f"the catalog has no storage location {name!r}")
-            row.is_active = False
-            session.add(row)
-
-    def storage_locations(self, *, active_only: bool = False) -> tuple[StorageLocation, ...]:
-        """All locations by name."""
-        query = select(StorageLocationRow).order_by(StorageLocationRow.name)
-        if active_only:
-            query = query.where(col(StorageLocationRow.is_active))
-        with self._reading() as session:
-            return tuple(view(StorageLocation, row) for row in session.exec(query))
-
     def set_dr_configuration(
         self,
         *,

@@ -1,26 +1,26 @@
 """The catalog: an index of what happened, that can be rebuilt from the repositories.
 
-`Catalog` gathers its parts: jobs, executions and backup sets, leases, verifications and recoveries, sites, alerts and
-audit. It takes and returns frozen values; sessions and rows stay inside. Every call is one transaction and is durable
-when it returns. Threads may share a catalog; a process that forks opens its own.
+`Catalog` gathers its parts: the logbook that those who work write to, and what is asked and administered through
+SQLModel: jobs, executions and backup sets, leases, verifications and recoveries, sites, alerts and audit. It takes and
+returns frozen values; sessions and rows stay inside. Every call is one transaction and is durable when it returns.
+Threads may share a catalog; a process that forks opens its own.
 """
 
 from __future__ import annotations
 
-from pathlib import Path
-from types import TracebackType
 from typing import Self
 
-from seawall.catalog import schema
 from seawall.catalog.alerts import AlertRecords
 from seawall.catalog.copies import CopyRecords
-from seawall.catalog.database import Database, catalog_url, prepare_file
 from seawall.catalog.executions import ExecutionRecords
 from seawall.catalog.jobs import JobRecords
 from seawall.catalog.journal import AuditRecords
 from seawall.catalog.leases import LeaseRecords
+from seawall.catalog.logbook import Logbook
 from seawall.catalog.measurements import MeasurementRecords
+from seawall.catalog.place import Place, prepare_file
 from seawall.catalog.proofs import ProofRecords
+from seawall.catalog.revisions import refuse_newer, require_newest
 from seawall.catalog.sites import SiteRecords
 
 
@@ -34,6 +34,7 @@ class Catalog(
     SiteRecords,
     AlertRecords,
     AuditRecords,
+    Logbook,
 ):
     """An open catalog."""
 
@@ -51,13 +52,13 @@ class Catalog(
             CatalogTooNew: a newer Seawall migrated it.
             CatalogUnreachable: the server does not answer, or the file may not be used.
         """
-        parsed = catalog_url(url)
-        if parsed.get_backend_name() == "sqlite":
-            prepare_file(Path(parsed.database or ""), create=create)
-        catalog = cls(Database(parsed))
+        place = Place.parse(url)
+        if place.file is not None:
+            prepare_file(place.file, create=create)
+        catalog = cls(place)
         try:
-            found = schema.state(catalog._database)
-            schema.refuse_newer(found)
+            found = catalog.schema_state()
+            refuse_newer(found)
             if create and found.current is None:
                 catalog.upgrade()
         except BaseException:
@@ -71,6 +72,8 @@ class Catalog(
         Raises:
             CatalogTooNew: a newer Seawall migrated it.
         """
+        from seawall.catalog import schema  # noqa: PLC0415 - it brings Alembic, which only this and `check` need
+
         return schema.upgrade(self._database).newest
 
     def check(self) -> tuple[str, ...]:
@@ -79,17 +82,7 @@ class Catalog(
         Raises:
             CatalogMissing, CatalogOutdated, CatalogTooNew: it is of another revision.
         """
-        schema.require_newest(schema.state(self._database))
+        from seawall.catalog import schema  # noqa: PLC0415 - as above
+
+        require_newest(self.schema_state())
         return schema.differences(self._database)
-
-    def close(self) -> None:
-        """Give up all connections."""
-        self._database.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()

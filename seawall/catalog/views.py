@@ -16,6 +16,8 @@ from seawall.catalog.documents import head_document
 from seawall.model import Finding, Head
 
 Document = Mapping[str, object]
+HASH_LENGTH = 64
+NAME_LENGTH = 200
 
 
 class JobType(StrEnum):

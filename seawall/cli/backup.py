@@ -14,7 +14,7 @@ from seawall.model import BackupKind, Head, Proof
 from seawall.settings import SourceSettings
 
 if TYPE_CHECKING:
-    from seawall.catalog import Catalog
+    from seawall.catalog import Logbook
 
 
 def arguments(parser: argparse.ArgumentParser, _verb: str) -> None:
@@ -59,7 +59,7 @@ def _taken(context: Context, source: SourceSettings, kind: BackupKind, *, reread
     settings, repository = context.settings, context.repository
     jobs: list[UUID] = []
 
-    def row(catalog: Catalog) -> ExecutionRecord:
+    def row(catalog: Logbook) -> ExecutionRecord:
         jobs.append(job_of(catalog, settings, source.name, job_type_of(kind), now=context.now()).id)
         return ExecutionRecord(jobs[0])
 

@@ -15,7 +15,7 @@ from seawall.retention import Collected, RetentionPlan, RetentionPolicy
 from seawall.settings import PRIMARY, SourceSettings
 
 if TYPE_CHECKING:
-    from seawall.catalog import Catalog
+    from seawall.catalog import Logbook
     from seawall.catalog.recording import ExecutionRecord
 
 
@@ -119,7 +119,7 @@ def _done(context: Context, name: str, plan: RetentionPlan) -> dict[str, Any]:
     from seawall.catalog.recording import ExecutionRecord, Result, record_collected, retention_job
     from seawall.cli.recorded import recorded
 
-    def row(catalog: Catalog) -> ExecutionRecord:
+    def row(catalog: Logbook) -> ExecutionRecord:
         return ExecutionRecord(retention_job(catalog, context.settings, now=context.now()).id)
 
     actor, now = context.actor, context.now()

@@ -65,7 +65,7 @@ def run(options: argparse.Namespace, context: Context) -> int:
 def _add(options: argparse.Namespace, context: Context) -> int:
     from contextlib import closing
 
-    from seawall import locations, mirror, watch
+    from seawall import locations, mirror
     from seawall.cli.recorded import told
 
     name, file = checked_name(options.name, what="location name"), _file(context)
@@ -82,14 +82,19 @@ def _add(options: argparse.Namespace, context: Context) -> int:
         mirror.begin(context.repository, storage)
     # Only what works is saved.
     _save(file, text)
-    record = told(
-        context,
-        f"location {name}",
-        lambda catalog: watch.record_health(catalog, report, context.now()),
-    )
+    record = told(context, f"location {name}", lambda _: _keep(context, report))
     note = f'let a source use it: mirrors = ["{name}"] in [sources.NAME] of {file}'
     context.console.result({"location": _value(report), **record}, [_line(report), note])
     return 0
+
+
+def _keep(context: Context, report: LocationReport) -> None:
+    """Keep what was found; measurements are more than a logbook takes."""
+    from seawall import watch
+    from seawall.catalog import Catalog
+
+    with Catalog.open(context.settings.catalog.url) as catalog:
+        watch.record_health(catalog, report, context.now())
 
 
 def _refuse(report: LocationReport, context: Context) -> None:

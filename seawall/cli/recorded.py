@@ -14,7 +14,7 @@ from datetime import datetime, timedelta
 from typing import Any, TypeVar
 from uuid import UUID
 
-from seawall.catalog import Catalog, RunStatus
+from seawall.catalog import Logbook, RunStatus
 from seawall.catalog.anchors import watched
 from seawall.catalog.recording import End, Lease, Record, Result, raise_alerts
 from seawall.cli.context import Context
@@ -35,7 +35,7 @@ class Recording:
     def __init__(self, context: Context, title: str, subject: str) -> None:
         self._context, self._title, self._subject = context, title, subject
         self._notices: list[Noticed] = []
-        self._catalog: Catalog | None = None
+        self._catalog: Logbook | None = None
         self._record: Record | None = None
         self._over = threading.Event()
         self.ids: tuple[UUID, ...] = ()
@@ -49,14 +49,14 @@ class Recording:
             self._notices.append(event)
         self._context.observer.hear(event)
 
-    def begin(self, make: Callable[[Catalog], Record | None]) -> None:
+    def begin(self, make: Callable[[Logbook], Record | None]) -> None:
         """Open the catalog and make the row.
 
         Raises:
             LeaseHeld: the catalog says that this very job is running.
         """
         try:
-            self._catalog = Catalog.open(self._context.settings.catalog.url)
+            self._catalog = Logbook.open(self._context.settings.catalog.url)
             self._record = make(self._catalog)
             if self._record is None:
                 self.why_not = "the catalog does not know this backup; `seawall catalog rebuild` makes it known"
@@ -71,7 +71,7 @@ class Recording:
         else:
             threading.Thread(target=self._renew, name="lease", daemon=True).start()
 
-    def tell(self, say: Callable[[Catalog, UUID], _T]) -> _T | None:
+    def tell(self, say: Callable[[Logbook, UUID], _T]) -> _T | None:
         """Tell the catalog something about the row; None if it cannot hear."""
         if self._catalog is None or not self.ids:
             return None
@@ -133,7 +133,7 @@ class Recording:
 
 @contextmanager
 def recorded(
-    context: Context, title: str, subject: str, make: Callable[[Catalog], Record | None]
+    context: Context, title: str, subject: str, make: Callable[[Logbook], Record | None]
 ) -> Iterator[Recording]:
     """Surround a verb with its row in the catalog.
 
@@ -165,14 +165,14 @@ def _end_of(error: BaseException) -> End:
     return End(RunStatus.FAILED, error=SeawallError(f"{type(error).__name__}: {error}", hint="This is a defect."))
 
 
-def told(context: Context, what: str, say: Callable[[Catalog], None]) -> dict[str, Any]:
+def told(context: Context, what: str, say: Callable[[Logbook], None]) -> dict[str, Any]:
     """Tell the catalog of something that was done at once; what JSON output says of that.
 
     Args:
         what: was done, for the notice that it is not recorded.
     """
     try:
-        with Catalog.open(context.settings.catalog.url) as catalog:
+        with Logbook.open(context.settings.catalog.url) as catalog:
             say(catalog)
     except SeawallError as error:
         context.observer.hear(Noticed("high", "not-recorded", f"{what} is not in the catalog: {error.message}"))

@@ -14,7 +14,7 @@ from seawall.model import BackupLabel, RecoveryTarget, TargetAction, TargetKind
 from seawall.wal import Lsn
 
 if TYPE_CHECKING:
-    from seawall.catalog import Catalog
+    from seawall.catalog import Logbook
     from seawall.catalog.recording import RecoveryRecord
     from seawall.postgres.recovery import Reached
     from seawall.restore import RestorePlan, RestoreReport
@@ -138,7 +138,7 @@ def run(options: argparse.Namespace, context: Context) -> None:
     context.console.result(value, report_lines(report))
 
 
-def _row(catalog: Catalog, context: Context, plan: RestorePlan) -> RecoveryRecord:
+def _row(catalog: Logbook, context: Context, plan: RestorePlan) -> RecoveryRecord:
     from seawall.catalog.recording import RecoveryRecord
 
     return RecoveryRecord.of(plan, catalog.find_backup_file(context.copies.id, plan.source, plan.head.label))

@@ -16,7 +16,7 @@ from seawall.errors import VerificationFailed
 from seawall.model import BackupLabel
 
 if TYPE_CHECKING:
-    from seawall.catalog import Catalog
+    from seawall.catalog import Logbook
     from seawall.catalog.recording import VerificationRecord
 
 
@@ -67,7 +67,7 @@ def run(options: argparse.Namespace, context: Context) -> int:
         ring=lambda: context.ring,
     ).head.label
 
-    def row(catalog: Catalog) -> VerificationRecord | None:
+    def row(catalog: Logbook) -> VerificationRecord | None:
         file = catalog.find_backup_file(context.copies.id, source, label)
         return None if file is None else VerificationRecord(file.id, VerificationType.RESTORE_TEST)
 

@@ -20,7 +20,7 @@ from seawall.model import BackupLabel, Finding, Proof, Verdict
 from seawall.settings import PRIMARY
 
 if TYPE_CHECKING:
-    from seawall.catalog import Catalog
+    from seawall.catalog import Logbook
     from seawall.upkeep import Proved
 
 _LEVELS = (Proof.PRESENT, Proof.HASH_GOOD, Proof.DECRYPTABLE, Proof.WAL_CONTINUOUS)
@@ -161,7 +161,7 @@ def prove(context: Context, source: str, label: BackupLabel, up_to: Proof) -> tu
     area = context.repository.source(source)
     workers = context.settings.sources[source].workers if source in context.settings.sources else 2
 
-    def row(catalog: Catalog) -> VerificationRecord | None:
+    def row(catalog: Logbook) -> VerificationRecord | None:
         file = catalog.find_backup_file(context.repository.id, source, label)
         return None if file is None else VerificationRecord.up_to(file.id, up_to)
 

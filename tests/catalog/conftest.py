@@ -147,9 +147,10 @@ def execute(url: str) -> Callable[[str], None]:
     def run(statement: str) -> None:
         import sqlalchemy as sa
 
-        from seawall.catalog.database import catalog_url
+        from seawall.catalog.database import engine_url
+        from seawall.catalog.place import Place
 
-        engine = sa.create_engine(catalog_url(url))
+        engine = sa.create_engine(engine_url(Place.parse(url)))
         try:
             with engine.begin() as connection:
                 connection.exec_driver_sql(statement)

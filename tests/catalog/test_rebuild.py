@@ -319,6 +319,6 @@ def test_a_rebuild_that_created_something_is_audited(
 
 
 def test_all_kinds_of_backup_have_a_type_of_job() -> None:
-    from seawall.catalog.rebuild import _JOB_TYPES
+    from seawall.catalog.rebuilding import _JOB_TYPES
 
     assert set(_JOB_TYPES) == set(BackupKind)

@@ -12,9 +12,13 @@ from pathlib import Path
 
 import pytest
 import sqlalchemy as sa
+from alembic.config import Config
+from alembic.script import ScriptDirectory
 
-from seawall.catalog import Catalog, JobType, schema
-from seawall.catalog.database import Database, catalog_url
+from seawall.catalog import Catalog, JobType, Logbook, schema
+from seawall.catalog.database import Database, engine_url
+from seawall.catalog.place import Place
+from seawall.catalog.revisions import MIGRATIONS, VERSION_TABLE, known_revisions
 from seawall.errors import (
     CatalogError,
     CatalogMissing,
@@ -66,7 +70,7 @@ REFERENCES = {
 
 @pytest.fixture
 def inspector(url: str):
-    engine = sa.create_engine(catalog_url(url))
+    engine = sa.create_engine(engine_url(Place.parse(url)))
     yield sa.inspect(engine)
     engine.dispose()
 
@@ -89,7 +93,7 @@ def test_demanded_indexes_and_references_exist(inspector: sa.Inspector) -> None:
 
 
 def test_newest_first_indexes_are_descending(url: str) -> None:
-    database = Database(catalog_url(url))
+    database = Database(Place.parse(url))
     query = (
         "SELECT name, sql FROM sqlite_master WHERE type = 'index'"
         if database.is_sqlite
@@ -152,7 +156,7 @@ def test_check_names_a_missing_trigger_index_and_column(catalog: Catalog, execut
 def test_downgrade_leaves_nothing_and_upgrade_comes_back(catalog: Catalog) -> None:
     schema.downgrade(catalog._database, "base")
     with catalog._database.reading() as session:
-        assert set(sa.inspect(session.connection()).get_table_names()) <= {schema.VERSION_TABLE}
+        assert set(sa.inspect(session.connection()).get_table_names()) <= {VERSION_TABLE}
     catalog.upgrade()
     assert catalog.check() == ()
 
@@ -179,7 +183,7 @@ def test_upgrade_of_the_newest_schema_does_nothing(catalog: Catalog, now) -> Non
 def test_a_catalog_of_a_newer_version_is_refused_everywhere(
     catalog: Catalog, url: str, execute: Callable[[str], None]
 ) -> None:
-    execute(f"UPDATE {schema.VERSION_TABLE} SET version_num = '9999'")
+    execute(f"UPDATE {VERSION_TABLE} SET version_num = '9999'")
     for use in (lambda: Catalog.open(url), lambda: Catalog.open(url, create=True), catalog.upgrade, catalog.check):
         with pytest.raises(CatalogTooNew, match="9999"):
             use()
@@ -195,11 +199,20 @@ def test_a_database_without_a_catalog_says_so_at_first_use(empty_url: str, tmp_p
         assert catalog.jobs() == ()
 
 
-def test_a_catalog_with_pending_migrations_says_so(catalog: Catalog, url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    state = schema.SchemaState("0001", "0002", frozenset({"0001", "0002"}))
-    monkeypatch.setattr(schema, "state", lambda _database: state)
-    with pytest.raises(CatalogOutdated, match="0002"):
-        catalog.jobs()
+def test_a_catalog_with_pending_migrations_says_so(url: str, execute: Callable[[str], None]) -> None:
+    oldest, *_, newest = known_revisions()
+    execute(f"UPDATE {VERSION_TABLE} SET version_num = '{oldest}'")
+    for kind in (Catalog, Logbook):
+        with kind.open(url) as opened, pytest.raises(CatalogOutdated, match=newest):
+            opened.jobs()
+
+
+def test_the_revisions_that_files_are_named_after_are_those_that_alembic_knows() -> None:
+    config = Config()
+    config.set_main_option("script_location", str(MIGRATIONS))
+    scripts = ScriptDirectory.from_config(config)
+    assert known_revisions() == tuple(script.revision for script in scripts.walk_revisions())[::-1]
+    assert known_revisions()[-1] == scripts.get_current_head()
 
 
 def test_a_migration_that_fails_half_way_leaves_the_old_schema(empty_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -212,7 +225,7 @@ def test_a_migration_that_fails_half_way_leaves_the_old_schema(empty_url: str, m
         patched.setattr(Operations, "bulk_insert", fail)
         with pytest.raises(RuntimeError):
             Catalog.open(empty_url, create=True)
-    database = Database(catalog_url(empty_url))
+    database = Database(Place.parse(empty_url))
     with database.reading() as session:
         assert sa.inspect(session.connection()).get_table_names() == []
     database.close()

@@ -229,7 +229,7 @@ class TestRecords:
     def test_a_catalog_that_is_locked_does_not_fail_a_backup(
         self, site: Site, seawall: Run, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr("seawall.catalog.database.BUSY_TIMEOUT", timedelta(seconds=0.2))
+        monkeypatch.setattr("seawall.catalog.place.BUSY_TIMEOUT", timedelta(seconds=0.2))
         holder = sqlite3.connect(site.config.parent / "catalog.db", isolation_level=None)
         holder.execute("BEGIN IMMEDIATE")
         try:

@@ -11,9 +11,11 @@ from typing import Literal
 import sqlalchemy as sa
 from alembic import context
 
-from seawall.catalog.database import Database, catalog_url
+from seawall.catalog.database import Database
 from seawall.catalog.models import CatalogRow
-from seawall.catalog.schema import VERSION_TABLE, is_comparable, is_ours
+from seawall.catalog.place import Place
+from seawall.catalog.revisions import VERSION_TABLE
+from seawall.catalog.schema import is_comparable, is_ours
 from seawall.catalog.types import AwareDateTime
 
 
@@ -50,7 +52,7 @@ def main() -> None:
     url = context.get_x_argument(as_dictionary=True).get("url")
     if not isinstance(url, str):
         raise SystemExit("name a scratch catalog: alembic … -x url=sqlite:////tmp/scratch.db …")
-    with Database(catalog_url(url)).migrating() as connection:
+    with Database(Place.parse(url)).migrating() as connection:
         migrate(connection)
 
 

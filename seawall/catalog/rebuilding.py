@@ -10,19 +10,20 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from datetime import datetime
 from typing import Protocol
 from uuid import UUID, uuid5
 
+from sqlalchemy.exc import IntegrityError
 from sqlmodel import Session, select
 
+from seawall.catalog.checks import aware
 from seawall.catalog.documents import as_document
-from seawall.catalog.executions import add_file, file_id_of, file_of
+from seawall.catalog.logbook.files import file_id_of, file_of, refuse_other_manifest
 from seawall.catalog.models import BackupExecutionRow, BackupFileRow, BackupJobRow, StorageLocationRow
-from seawall.catalog.records import aware
 from seawall.catalog.store import Catalog
-from seawall.catalog.views import BackupOutcome, JobType, LocationType, RunStatus
+from seawall.catalog.views import BackupFile, BackupOutcome, JobType, LocationType, RunStatus
 from seawall.errors import SeawallError
 from seawall.model import BackupKind, BackupLabel, Finding, Head
 
@@ -186,7 +187,7 @@ class _Rebuilding:
             expires_at=None,
             now=head.ended_at,
         )
-        return add_file(self._session, file)
+        return _added(self._session, file)
 
     def _compare(self, recorded: BackupFileRow, head: Head) -> None:
         if recorded.checksum != head.manifest_sha256:
@@ -283,6 +284,24 @@ class _Rebuilding:
                 and (row.source, row.label) not in survey.present
             )
         )
+
+
+def _added(session: Session, file: BackupFile) -> bool:
+    """Add the record unless another process did since the look before; whether it was added.
+
+    Raises:
+        CatalogError: a set of that label is recorded with another manifest.
+    """
+    try:
+        with session.begin_nested():
+            session.add(BackupFileRow(**{field.name: getattr(file, field.name) for field in fields(file)}))
+    except IntegrityError:
+        existing = session.get(BackupFileRow, file.id)
+        if existing is None:
+            raise
+        refuse_other_manifest(existing.checksum, file)
+        return False
+    return True
 
 
 def _counts(report: RebuildReport) -> dict[str, object]:
