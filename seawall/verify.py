@@ -30,8 +30,7 @@ from seawall.keys import KeyRing
 from seawall.model import BackupLabel, Finding, Head, Proof, StoredObject, Verdict
 from seawall.repository import SourceArea, blocks
 from seawall.repository.sealed import Counted
-from seawall.restore.lay import refuse_holes
-from seawall.restore.wanted import Wanted
+from seawall.repository.wanted import Wanted, refuse_holes
 from seawall.wal import Segment
 
 _WRONG = (Damaged, ObjectMissing, FormatTooNew, StorageError, ClusterMismatch)

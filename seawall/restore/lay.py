@@ -24,10 +24,10 @@ from seawall.model import Extent, FileEntry, Head
 from seawall.postgres.binaries import Account
 from seawall.repository import SourceArea, manifest
 from seawall.repository.sealed import Counted
+from seawall.repository.wanted import Wanted, refuse_holes
 from seawall.restore.destination import MARKER
 from seawall.restore.plan import RestorePlan
 from seawall.restore.tree import CONTROL, Tree, remove_tree, sync_directory, translated
-from seawall.restore.wanted import Wanted
 from seawall.storage.direct import ALIGNMENT, Behind, open_direct
 
 _MADE_BY_THE_RESTORE = ("backup_label", "tablespace_map")
@@ -78,17 +78,6 @@ def sound_manifest(area: SourceArea, head: Head, ring: KeyRing, observe: Observe
             return area.manifest(head.label, ring, copy=bool(copy))
         observe.hear(Noticed("high", "manifest-damaged", f"{name} is not what was stored; its other copy is tried"))
     raise Damaged(f"both copies of the manifest of {head.source} {head.label} are not what was stored")
-
-
-def refuse_holes(entry: FileEntry) -> None:
-    """Stop at a file that its extents do not cover.
-
-    Raises:
-        Damaged: the manifest contradicts itself.
-    """
-    covered = sum(extent.length for extent in entry.extents)
-    if entry.kind == "file" and covered != entry.size_bytes:
-        raise Damaged(f"{entry.path} has {entry.size_bytes} bytes, but its extents have {covered}")
 
 
 class _Laying:

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from seawall.codec import Entry
 from seawall.model import Extent, FileEntry
-from seawall.restore.wanted import Wanted
+from seawall.repository.wanted import Wanted
 
 HASHES = st.binary(min_size=32, max_size=32).map(bytes.hex)
 EXTENTS = st.builds(

@@ -10,6 +10,7 @@ from array import array
 from collections.abc import Iterator
 
 from seawall.codec import Entry
+from seawall.errors import Damaged
 from seawall.model import Extent, FileEntry
 
 # Number of the file, offset in it, offset in the object's plain stream, length, length of a run, hash.
@@ -67,3 +68,14 @@ class Wanted:
     def _path(self, file: int) -> str:
         begin = self._ends[file - 1] if file else 0
         return self._paths[begin : self._ends[file]].decode("utf-8", "surrogatepass")
+
+
+def refuse_holes(entry: FileEntry) -> None:
+    """Stop at a file that its extents do not cover.
+
+    Raises:
+        Damaged: the manifest contradicts itself.
+    """
+    covered = sum(extent.length for extent in entry.extents)
+    if entry.kind == "file" and covered != entry.size_bytes:
+        raise Damaged(f"{entry.path} has {entry.size_bytes} bytes, but its extents have {covered}")
