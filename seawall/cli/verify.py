@@ -53,8 +53,6 @@ def arguments(parser: argparse.ArgumentParser, _verb: str) -> None:
 
 
 def run(options: argparse.Namespace, context: Context) -> int:
-    from seawall import traces
-
     source = context.stored_source(options.source)
     if options.budget or options.location or options.heal:
         return _objects(options, context, source)
@@ -71,6 +69,8 @@ def run(options: argparse.Namespace, context: Context) -> int:
     lines = verdict_lines(source, verdicts)
     failure = failure_of(source, verdicts)
     if options.all:
+        from seawall import traces
+
         found = traces.examine(context.repository, source, now=context.now(), observe=context.observer)
         value["findings"] = [{"code": f.code, "subject": f.subject, "message": f.message} for f in found]
         lines += [f"{source}: {'documents are sound and none is missed' if not found else f'{len(found)} findings'}"]
