@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from statistics import median
 
-from seawall.errors import Damaged
+from seawall.errors import Damaged, NameRefused
 from seawall.model import BackupKind, BackupLabel, Head
 from seawall.repository import SourceArea
 
@@ -134,7 +134,10 @@ def _measured(area: SourceArea, head: Head) -> Measured:
         rows = area.stored_objects(head.label)
     except Damaged:
         return Measured.of(head)
-    bundles = [row for row in rows if "/bundles/" in row.name and area.layout.is_own(row.name, head.label)]
+    try:
+        bundles = [r for r in rows if "/bundles/" in r.name and area.layout.is_new(r.name, head.label, head.prior)]
+    except NameRefused:
+        return Measured.of(head)
     return Measured.of(head, sum(row.plain_bytes for row in bundles), sum(row.stored_bytes for row in bundles))
 
 

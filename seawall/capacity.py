@@ -259,12 +259,15 @@ def refuse_full(free_bytes: int | None, needed_bytes: int) -> None:
         )
 
 
-def refuse_without_room(area: SourceArea, kind: BackupKind, cluster_bytes: int, *, wal_bytes: int = 0) -> None:
+def refuse_without_room(
+    area: SourceArea, kind: BackupKind, cluster_bytes: int, *, wal_bytes: int = 0, there_bytes: int = 0
+) -> None:
     """Stop before a backup of a source for which its storage has no room; reads a few heads.
 
     Args:
         kind: the one that will be taken, which need not be what was asked for.
         wal_bytes: what was written to the log since the backup that this one builds on; 0 where that is not known.
+        there_bytes: of what it will store, that an attempt before it stored already.
 
     Raises:
         StorageFull: with the numbers.
@@ -274,7 +277,8 @@ def refuse_without_room(area: SourceArea, kind: BackupKind, cluster_bytes: int, 
         return
     recent = _recent(area, kind)
     full = None if recent or kind is BackupKind.FULL else next(iter(_recent(area, BackupKind.FULL, most=1)), None)
-    refuse_full(free, expected_bytes(kind, cluster_bytes, recent, full=full, wal_bytes=wal_bytes))
+    expected = expected_bytes(kind, cluster_bytes, recent, full=full, wal_bytes=wal_bytes)
+    refuse_full(free, max(expected - there_bytes, 0))
 
 
 def _recent(area: SourceArea, kind: BackupKind, most: int = _RECENT) -> list[Head]:

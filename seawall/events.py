@@ -54,6 +54,29 @@ class Noticed(Event):
     message: str
 
 
+@dataclass(frozen=True, slots=True)
+class Resumed(Event):
+    """A backup took over what attempts before it had stored.
+
+    Args:
+        attempts: their labels.
+        objects, stored_bytes: what became part of the backup.
+        of_objects, of_bytes: what was there and sound.
+    """
+
+    attempts: tuple[str, ...]
+    objects: int
+    of_objects: int
+    stored_bytes: int
+    of_bytes: int
+
+    @property
+    def sentence(self) -> str:
+        """For people."""
+        reused = f"{self.objects} of {self.of_objects} objects ({self.stored_bytes:,} of {self.of_bytes:,} bytes)"
+        return f"resumed: {reused} of {' and '.join(self.attempts)} reused"
+
+
 class Cancel:
     """A request to stop that any thread may make and every worker looks at between two pieces of work."""
 
@@ -100,6 +123,17 @@ class Observer:
         """
         self.cancel.wait(seconds)
         self.checkpoint()
+
+
+def keeping(observe: Observer, into: list[Resumed]) -> Observer:
+    """The same observer, that keeps what it hears of resuming as well."""
+
+    def hear(event: Event) -> None:
+        if isinstance(event, Resumed):
+            into.append(event)
+        observe.hear(event)
+
+    return Observer(hear, observe.cancel)
 
 
 def silent() -> Observer:

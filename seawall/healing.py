@@ -14,6 +14,7 @@ sound.
 
 from __future__ import annotations
 
+import contextlib
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -26,6 +27,7 @@ from seawall.errors import (
     Damaged,
     KeyMissing,
     LeaseHeld,
+    NameRefused,
     NotARepository,
     ObjectExists,
     ObjectMissing,
@@ -87,8 +89,18 @@ def documents_of(area: SourceArea, label: BackupLabel) -> tuple[str, ...]:
     """What names and opens a set: its documents, both manifests, its keys, the source's identity."""
     layout = area.layout
     fixed = (layout.head(label), layout.objects(label), layout.manifest(label), layout.manifest_copy(label))
-    keys = area.keychain.generations(str(label))
+    keys = [wrap for key_id in _key_ids(area, label) for wrap in area.keychain.generations(key_id)]
     return (*fixed, *keys, *(stat.name for stat in area.storage.list(layout.identities)))
+
+
+def _key_ids(area: SourceArea, label: BackupLabel) -> list[str]:
+    """The data keys of a set: its own, and those of earlier sets and attempts whose objects it needs."""
+    found = {str(label)}
+    # A list that cannot be read names none; it is healed first, and then looked at again.
+    with contextlib.suppress(Damaged, NameRefused):
+        bundles = (name for name in area.needed_objects(label) if not area.layout.is_own(name, label))
+        found |= {str(area.layout.label_of(name)) for name in bundles}
+    return sorted(found)
 
 
 def all_of(area: SourceArea, head: Head, evidence: Evidence) -> tuple[str, ...]:

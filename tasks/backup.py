@@ -11,6 +11,7 @@ from seawall import backup
 from seawall.catalog import BackupOutcome
 from seawall.catalog.facts import Facts, backup_facts
 from seawall.catalog.recording import ExecutionRecord, Result, record_judgement, record_taken
+from seawall.events import Resumed, keeping
 from seawall.model import BackupKind
 from seawall.repository import sealing_of
 from seawall.settings import Settings
@@ -32,10 +33,11 @@ def take(settings: Settings, source: str, job_id: UUID, kind: BackupKind) -> Fac
     """Take a backup, list it and record it.
 
     Returns:
-        `label`, sizes, and the reason if another kind was taken than asked for.
+        `label`, sizes, the reason if another kind was taken than asked for, and what of earlier attempts was `resumed`.
     """
 
     def verb(around: Surroundings) -> Result:
+        resumed: list[Resumed] = []
         with opened(settings) as repository:
             head = backup.take(
                 settings.source(source),
@@ -45,7 +47,7 @@ def take(settings: Settings, source: str, job_id: UUID, kind: BackupKind) -> Fac
                 block_maps=settings.block_maps(source),
                 pace=source_bucket(settings, source, sleep=cancellable_sleep(around.observe.cancel)),
                 now=around.now,
-                observe=around.observe,
+                observe=keeping(around.observe, resumed),
                 clock=around.clock,
             )
             # The set is listed in the repository by now; the catalog follows, never leads.
@@ -59,7 +61,7 @@ def take(settings: Settings, source: str, job_id: UUID, kind: BackupKind) -> Fac
                 now=around.now,
             )
             record_judgement(around.catalog, repository, head, around.observe, now=around.now)
-        return Result(backup_facts(head, kind), BackupOutcome.of(head))
+        return Result(backup_facts(head, kind, resumed), BackupOutcome.of(head))
 
     return execute(ExecutionRecord(job_id), verb, settings=settings, title="backup", subject=source)
 

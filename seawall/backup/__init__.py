@@ -1,4 +1,4 @@
-"""Take a backup of a cluster: identify → lease → plan → prior → copy → wait for WAL → commit.
+"""Take a backup of a cluster: identify → lease → plan → prior → resume → copy → wait for WAL → commit.
 
 Order protects data here. The lease comes before anything is written. Replay needs WAL from the start position, so
 proof that WAL arrives comes before the copy, and every segment up to the stop position must be stored before the
@@ -10,22 +10,25 @@ from __future__ import annotations
 import os
 import socket
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from seawall.archive.arrival import refuse_without_carrier, wait_for
+from seawall.backup.attempts import AttemptLog, Attempts, Terms
 from seawall.backup.direct import copy_direct
 from seawall.backup.output import Copied
 from seawall.backup.plan import BackupPlan, choose_prior, plan
 from seawall.backup.prior import Maps, Prior
+from seawall.backup.resume import ResumePlan, Unfinished, prove, terms_of
+from seawall.backup.resume import plan as plan_resume
 from seawall.backup.stream import copy_stream
 from seawall.capacity import refuse_without_room
 from seawall.errors import BackupMissing, Damaged, FormatTooNew, KeyError_, ObjectMissing, SeawallError, StorageError
 from seawall.events import Ended, Noticed, Observer
-from seawall.model import BackupKind, CopyMode, Head, Health
+from seawall.model import BackupKind, BackupLabel, CopyMode, Head, Health
 from seawall.postgres import extensions
 from seawall.postgres.inspect import configuration, globals_of, inspect
 from seawall.postgres.session import switch_wal_at_primary
@@ -35,7 +38,7 @@ from seawall.storage.wrappers import TokenBucket, cancellable_sleep
 from seawall.throttle import source_bucket
 from seawall.wal import Segment
 
-__all__ = ["BackupPlan", "plan", "take"]
+__all__ = ["BackupPlan", "ResumePlan", "plan", "resumable", "take"]
 
 Clock = Callable[[], datetime]
 # A backup must not fail because old ones are being removed: that ends by itself.
@@ -56,6 +59,7 @@ def take(
     kind: BackupKind = BackupKind.FULL,
     block_maps: Path | None = None,
     reread: bool = False,
+    resume: bool = True,
     pace: TokenBucket | None = None,
     now: datetime,
     observe: Observer,
@@ -67,10 +71,11 @@ def take(
         source: which cluster, and how it is read.
         sealing: how it is compressed and sealed, and for whom.
         kind: what is asked for; where nothing can be built on, a full one is taken, and the head says why.
-        block_maps: where this host keeps what the next incremental needs; without it, that is read from the
-            repository, which takes a private key.
+        block_maps: where this host keeps what the next incremental needs, and notes of backups that were stopped;
+            without it, the former is read from the repository, which takes a private key, and nothing is resumed.
         pace: how fast the cluster is read (`throttle.source_bucket`); by the source's own limits when omitted.
         reread: let an incremental compare all files, also those whose times say that nothing was written to them.
+        resume: take over what attempts that were stopped had stored; otherwise they are forgotten.
         now: when it begins; becomes its label.
         observe: hears progress in steps `copy` and `wal`, and can stop it; then nothing is listed.
 
@@ -91,7 +96,7 @@ def take(
     refuse_without_carrier(source)
     area.claim(cluster.identity, now)
     holder = f"{socket.gethostname()}:{os.getpid()}"
-    maps = Maps(block_maps)
+    maps, attempts = Maps(block_maps), _attempts(block_maps)
     with area.lease(holder, "backup", patience=_CLEANUP_PATIENCE, wait=observe.wait) as held, ExitStack() as stack:
         chosen = plan(source, area, cluster, kind, sealing=sealing.mode, now=now)
         chosen, prior = _with_prior(chosen, area, maps, sealing)
@@ -99,13 +104,26 @@ def take(
             stack.enter_context(prior)
         if chosen.reason:
             observe.hear(Noticed("low", "kind-changed", chosen.reason))
+        if not resume:
+            _forget(attempts, (attempt.label for attempt in attempts.found()), observe)
+        terms = terms_of(chosen, sealing)
+        unfinished = _unfinished(area, attempts, terms, prior, workers=chosen.workers, observe=observe)
+        there = 0
+        if unfinished is not None:
+            stack.enter_context(unfinished)
+            there = sum(stored.stored_bytes for stored in unfinished.taken.values())
         # Only now is it known which kind it will be: a full one may stand in for what nothing can be built on.
-        refuse_without_room(area, chosen.kind, cluster.total_bytes, wal_bytes=_written_since(chosen))
+        written = _written_since(chosen)
+        refuse_without_room(area, chosen.kind, cluster.total_bytes, wal_bytes=written, there_bytes=there)
         writer = area.begin(chosen.label, sealing, now)
+        log = attempts.begin(chosen.label, terms, observe)
+        stack.callback(log.close)
         pace = pace or source_bucket(
             Settings(sources={source.name: source}), source.name, sleep=cancellable_sleep(observe.cancel)
         )
-        taking = _Taking(source, area, chosen, writer, held, observe, clock, prior, maps, reread, pace)
+        taking = _Taking(
+            source, area, chosen, writer, held, observe, clock, prior, maps, reread, pace, attempts, log, unfinished
+        )
         return taking.run(began_at=now)
 
 
@@ -114,6 +132,37 @@ def _written_since(chosen: BackupPlan) -> int:
     if chosen.prior is None or chosen.cluster.wal_position is None:
         return 0
     return max(chosen.cluster.wal_position.value - chosen.prior.start_lsn.value, 0)
+
+
+def resumable(area: SourceArea, chosen: BackupPlan, sealing: Sealing, block_maps: Path | None) -> ResumePlan:
+    """What a planned backup could take over from attempts that were stopped; nothing is changed, or proved yet."""
+    return plan_resume(area, _attempts(block_maps), terms_of(chosen, sealing))
+
+
+def _attempts(block_maps: Path | None) -> Attempts:
+    return Attempts(None if block_maps is None else block_maps / "attempts")
+
+
+def _unfinished(
+    area: SourceArea, attempts: Attempts, terms: Terms, prior: Prior | None, *, workers: int, observe: Observer
+) -> Unfinished | None:
+    """What attempts stored and still lies there, proved object by object; None if that is nothing."""
+    found = plan_resume(area, attempts, terms)
+    _forget(attempts, (label for label, _ in found.over), observe)
+    if not found.objects:
+        return None
+    begin = time.monotonic()
+    sound = prove(area, found, workers=workers, observe=observe)
+    observe.hear(Ended("resume", time.monotonic() - begin))
+    return Unfinished(prior, found, sound) if sound else None
+
+
+def _forget(attempts: Attempts, labels: Iterable[BackupLabel], observe: Observer) -> None:
+    try:
+        attempts.forget(labels)
+    except OSError as error:
+        # Left behind, they are looked at again and found to be over.
+        observe.hear(Noticed("low", "attempts-left", f"notes of earlier attempts cannot be removed: {error}"))
 
 
 def _with_prior(chosen: BackupPlan, area: SourceArea, maps: Maps, sealing: Sealing) -> tuple[BackupPlan, Prior | None]:
@@ -147,6 +196,9 @@ class _Taking:
     maps: Maps
     reread: bool
     pace: TokenBucket
+    attempts: Attempts
+    log: AttemptLog
+    unfinished: Unfinished | None
 
     def run(self, *, began_at: datetime) -> Head:
         with self._step("copy"):
@@ -170,15 +222,27 @@ class _Taking:
             block_map=blocks.encode(str(self.chosen.label), copied.listed_at_ns, copied.files.maps()),
         )
         self._remember(head, copied)
+        self._tell_resumed(copied)
+        taken_up = self.unfinished.labels if self.unfinished is not None else ()
+        _forget(self.attempts, (*taken_up, head.label), self.observe)
         return head
 
+    def _tell_resumed(self, copied: Copied) -> None:
+        if self.unfinished is not None:
+            resumed = self.unfinished.resumed(copied.objects)
+            self.observe.hear(resumed)
+            self.observe.hear(Noticed("low", "resumed", resumed.sentence))
+
     def _copy(self) -> Copied:
+        known = self.unfinished if self.unfinished is not None else self.prior
         if self.chosen.mode is CopyMode.DIRECT:
             return copy_direct(
                 self.source,
                 self.chosen.cluster,
                 self.writer,
+                log=self.log,
                 prior=self.prior,
+                known=known,
                 reread=self.reread,
                 bucket=self.pace,
                 workers=self.chosen.workers,
@@ -189,7 +253,9 @@ class _Taking:
             self.source,
             self.chosen.cluster,
             self.writer,
+            log=self.log,
             prior=self.prior,
+            known=known,
             bucket=self.pace,
             workers=self.chosen.workers,
             first_wal=self._first_wal,
@@ -282,7 +348,9 @@ class _Taking:
     def _head(self, copied: Copied, began_at: datetime) -> Head:
         cluster = self.chosen.cluster
         degraded = bool(copied.files.bad_pages)
-        own = copied.objects[: copied.stored]
+        # What an attempt stored belongs to no other set: it was stored for this one.
+        attempted = self.unfinished.taken if self.unfinished is not None else {}
+        own = [*copied.objects[: copied.stored], *(o for o in copied.objects if o.name in attempted)]
         return Head(
             label=self.chosen.label,
             source=self.source.name,

@@ -9,13 +9,14 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from seawall.codec import combined
 from seawall.codec.runs import DIGEST_BYTES
-from seawall.model import Extent, FileEntry
+from seawall.model import Extent, FileEntry, StoredObject
 from seawall.repository.blocks import FileBlocks
 
 # A write sets the file's times first and its bytes after that, and may be held up in between, by a journal or by
@@ -41,6 +42,30 @@ class PriorFile:
 
     entry: FileEntry
     blocks: FileBlocks
+
+
+class Known(Protocol):
+    """What is known of a cluster's files from before; `get` and `blocks` may be called from several threads.
+
+    Args:
+        listed_at_ns: when they were listed, by the clock that their times come from; 0 if that is not known.
+        objects: all that their extents refer to.
+    """
+
+    listed_at_ns: int
+    objects: list[StoredObject]
+
+    def get(self, path: str) -> PriorFile | None:
+        """A file, or None if nothing of it is known."""
+        ...
+
+    def blocks(self, path: str) -> FileBlocks:
+        """Only the digests of a file that `get` finds.
+
+        Raises:
+            KeyError: there is no such file.
+        """
+        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,14 +102,17 @@ def changed_spans(prior: PriorFile, digests: bytes, size: int) -> tuple[Span, ..
 
     Args:
         prior: the file as it was stored, cut into runs of the same length.
-        digests: of the runs that lie there now.
-        size: how many bytes these are.
+        digests: of the runs that lie there now, at least as far as the prior has the file; the rest is stored anyway.
+        size: how many bytes lie there now.
     """
-    count = -(-size // prior.blocks.run_bytes)
-    if len(digests) != count * DIGEST_BYTES:
+    count, compared = -(-size // prior.blocks.run_bytes), len(digests) // DIGEST_BYTES
+    if len(digests) % DIGEST_BYTES or not min(count, prior.blocks.runs) <= compared <= count:
         raise ValueError(f"{len(digests)} bytes of digests do not describe {size} bytes of {prior.entry.path!r}")
-    differs = differing_runs(prior, digests, size)
-    if count and differs.sum() >= _WHOLE_FROM * count:
+    differs = np.ones(count, np.bool_)
+    differs[:compared] = differing_runs(prior, digests, size)
+    # What was appended is one piece, however long; only what was there before can be in many.
+    both = min(count, prior.blocks.runs)
+    if count and differs[:both].sum() >= _WHOLE_FROM * both:
         return (Span(0, size),)
     return tuple(span for span, differ in stretches(differs, prior.blocks.run_bytes, size) if differ)
 
@@ -156,14 +184,15 @@ def kept_extents(prior: PriorFile, spans: Sequence[Span]) -> Iterator[tuple[int,
         end = begin + extent.length
         while span is not None and span.offset < end:
             first, last = max(span.offset, begin), min(span.offset + span.length, end)
-            yield first, _part(extent, first - begin, last - first, _digests_between(prior, first, last))
+            yield first, _part(extent, first - begin, last - first, digests_between(prior, first, last))
             if span.offset + span.length > end:
                 break
             span = next(waiting, None)
         begin = end
 
 
-def _digests_between(prior: PriorFile, first: int, last: int) -> bytes:
+def digests_between(prior: PriorFile, first: int, last: int) -> bytes:
+    """The digests of the runs from offset `first`, where one begins, to offset `last`."""
     run_bytes = prior.blocks.run_bytes
     return prior.blocks.digests[first // run_bytes * DIGEST_BYTES : -(-last // run_bytes) * DIGEST_BYTES]
 
@@ -176,5 +205,5 @@ def _part(extent: Extent, begin: int, length: int, digests: bytes) -> Extent:
 
 def joined_digests(prior: PriorFile, spans: Iterable[Span], stored: Iterable[tuple[int, bytes]]) -> bytes:
     """The digests of a whole file: of parts that are taken over, and of those that were stored, by their offset."""
-    parts = [(span.offset, _digests_between(prior, span.offset, span.offset + span.length)) for span in spans]
+    parts = [(span.offset, digests_between(prior, span.offset, span.offset + span.length)) for span in spans]
     return b"".join(digests for _, digests in sorted([*parts, *stored]))

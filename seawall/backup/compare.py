@@ -16,10 +16,18 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 from seawall.backup import changes
-from seawall.backup.changes import PriorFile, Span, Times, changed_spans, complement, stretches, unchanged_by_times
+from seawall.backup.changes import (
+    Known,
+    PriorFile,
+    Span,
+    Times,
+    changed_spans,
+    complement,
+    stretches,
+    unchanged_by_times,
+)
 from seawall.backup.load import Part
 from seawall.backup.output import Output, run_together, times_of
-from seawall.backup.prior import Prior
 from seawall.backup.reading import opened
 from seawall.backup.told import Told
 from seawall.codec.runs import DIGEST_BYTES, digests_of
@@ -41,21 +49,27 @@ class _Suspect:
     """A file that is in the prior and may have changed since: its digests, as far as it was read.
 
     What the prior knows of it is looked up whenever it is needed: of all files at once that would fill the memory.
-    `told` are the runs that have to be read, None for all.
+    `reach` is how much of it there is to compare; what was appended since is stored without. `told` are the runs that
+    have to be read, None for all.
     """
 
     entry: CopyEntry
     run_bytes: int
+    reach: int
     told: Runs | None = None
     digests: dict[int, bytes] = field(default_factory=dict)
     unread: int = 0
     vanished: bool = False
 
+    @classmethod
+    def of(cls, entry: CopyEntry, known: PriorFile) -> _Suspect:
+        return cls(entry, known.blocks.run_bytes, min(entry.size, known.entry.size_bytes))
+
     @property
     def pieces(self) -> Iterator[Span]:
         step = max(_PIECE_BYTES, self.run_bytes)
-        for offset in range(0, max(self.entry.size, 1), step):
-            yield Span(offset, min(step, self.entry.size - offset))
+        for offset in range(0, max(self.reach, 1), step):
+            yield Span(offset, min(step, self.reach - offset))
 
     def stretches(self, piece: Span) -> Iterator[tuple[Span, bool]]:
         """The parts of a piece to read, and those to take the prior's digests of."""
@@ -78,7 +92,7 @@ class Comparison:
 
     def __init__(
         self,
-        prior: Prior,
+        prior: Known,
         output: Output,
         *,
         workers: int,
@@ -104,11 +118,11 @@ class Comparison:
             elif self._is_same(entry, known):
                 same.append(entry)
             else:
-                suspects.append(_Suspect(entry, known.blocks.run_bytes))
+                suspects.append(_Suspect.of(entry, known))
         told = self._told
         if self._deceives(same):
             # Who writes past the times of files may write past WAL as well.
-            suspects += [_Suspect(entry, self._known(entry).blocks.run_bytes) for entry in same]
+            suspects += [_Suspect.of(entry, self._known(entry)) for entry in same]
             same, told = [], None
         for entry in same:
             self._output.keep_whole(entry.path)
@@ -121,7 +135,7 @@ class Comparison:
     def _known(self, entry: CopyEntry) -> PriorFile:
         known = self._prior.get(entry.path)
         if known is None:
-            raise Damaged(f"{self._prior.head.label} had {entry.path!r} a moment ago and does not know it now")
+            raise Damaged(f"{entry.path!r} was known from before a moment ago and is not now")
         return known
 
     def _is_same(self, entry: CopyEntry, known: PriorFile) -> bool:

@@ -16,6 +16,8 @@ from io import BytesIO
 from pathlib import Path
 from typing import TypeAlias
 
+from seawall.backup.attempts import AttemptLog
+from seawall.backup.changes import Known
 from seawall.backup.compare import Comparison
 from seawall.backup.load import Load, Part, WholeFiles, pack
 from seawall.backup.output import Copied, Output, run_together
@@ -46,7 +48,9 @@ def copy_direct(
     cluster: Cluster,
     writer: BackupSetWriter,
     *,
+    log: AttemptLog,
     prior: Prior | None = None,
+    known: Known | None = None,
     reread: bool = False,
     bucket: TokenBucket,
     workers: int,
@@ -56,7 +60,10 @@ def copy_direct(
     """Copy a cluster's files on its own host with several readers, between `pg_backup_start` and `pg_backup_stop`.
 
     Args:
+        log: notes what was stored, for an attempt after this one.
         prior: what is known of the backup to build on; None for a full one.
+        known: what parts of files may be taken over from: the prior, and attempts that were stopped; None to store
+            everything.
         reread: compare all files with the prior, also those whose times say that nothing was written to them.
         bucket: how fast files are read, all readers together.
         first_wal: called with the first segment that replay needs, before anything is copied.
@@ -76,7 +83,7 @@ def copy_direct(
         for path, reason in found.left_out:
             observe.hear(Noticed("medium", "left-out", f"{path!r} is not in this backup: {reason}"))
         observe.hear(Began("copy", found.total_bytes))
-        output = Output(writer, observe, cluster.block_bytes, prior, session.check)
+        output = Output(writer, observe, cluster.block_bytes, log, known, session.check)
         reread = reread or _went_back(prior, started)
         told = None if prior is None or reread else told_by(source, cluster, prior, started, observe)
         parts = _parts(found, output, told, reread=reread, workers=workers, bucket=bucket)
@@ -133,12 +140,12 @@ def _went_back(prior: Prior | None, started: StartInfo) -> bool:
 def _parts(
     found: CopyPlan, output: Output, told: Told | None, *, reread: bool, workers: int, bucket: TokenBucket
 ) -> Sequence[Part]:
-    """What has to be stored; the rest is taken over from the prior."""
-    if output.prior is None:
+    """What has to be stored; the rest is taken over."""
+    if output.known is None:
         chosen = (n for n, entry in enumerate(found.entries) if entry.kind == "file" and not entry.is_control)
         return WholeFiles(found.entries, array("Q", chosen))
     files = [entry for entry in found.files if not entry.is_control]
-    comparison = Comparison(output.prior, output, workers=workers, bucket=bucket, reread=reread, told=told)
+    comparison = Comparison(output.known, output, workers=workers, bucket=bucket, reread=reread, told=told)
     return sorted(comparison.parts(files), key=lambda part: (part.entry.path, part.offset))
 
 
@@ -190,6 +197,8 @@ class _Pages:
         first, count = entry.first_block + offset // self._size, len(view) // self._size
         if count > _FEW_PAGES:
             for block in self._checker.check(view, first):
+                # Torn or corrupt: an attempt after this one shall read and judge the file anew.
+                self._output.log.spoil(entry.path)
                 page = view[(block - first) * self._size : (block - first + 1) * self._size]
                 self._judge_again(entry, descriptor, block, page)
             return
@@ -204,6 +213,7 @@ class _Pages:
         waiting, self._waiting = self._waiting, []
         for position in self._checker.check_scattered(self._pages, [block for _, block in waiting]) if waiting else ():
             entry, block = waiting[position]
+            self._output.log.spoil(entry.path)
             descriptor = opened(entry)
             if descriptor < 0:
                 # Dropped since it was read: WAL drops it again.

@@ -68,6 +68,10 @@ class Extents:
         self._is_sorted = False
         self._end += self._rows.write(row + name + digests)
 
+    def has(self, path: str) -> bool:
+        """Whether anything of a file was stored."""
+        return path in self._places
+
     def of(self, path: str) -> list[StoredExtent]:
         """What was stored of a file, in the order of the file."""
         if not self._is_sorted:

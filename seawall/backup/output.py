@@ -12,9 +12,9 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import TypeAlias
 
-from seawall.backup.changes import PriorFile, Span, Times, joined_digests, kept_extents
+from seawall.backup.attempts import AttemptLog
+from seawall.backup.changes import Known, PriorFile, Span, Times, joined_digests, kept_extents
 from seawall.backup.ledger import CopiedFile, Extents, Ledger
-from seawall.backup.prior import Prior
 from seawall.codec import BundleWriter, ExtentSource, Scratch, run_bytes
 from seawall.errors import Cancelled, Damaged
 from seawall.events import Advanced, Observer
@@ -57,14 +57,16 @@ class Output:
 
     Args:
         block_bytes: the cluster's; no page lies in two runs.
-        prior: what this backup builds on, or None for a full one.
+        log: notes what was stored, for an attempt after this one.
+        known: what parts of files may be taken over from, or None to store everything.
         check: raises when the backup is void.
     """
 
     writer: BackupSetWriter
     observe: Observer
     block_bytes: int
-    prior: Prior | None = None
+    log: AttemptLog
+    known: Known | None = None
     check: Callable[[], None] = lambda: None
     objects: list[StoredObject] = field(default_factory=list)
     bad_pages: dict[str, list[int]] = field(default_factory=lambda: defaultdict(list))
@@ -78,16 +80,16 @@ class Output:
     _numbers: Iterator[int] = field(default_factory=lambda: itertools.count(1))
 
     def run_bytes(self, listed: Listed) -> int:
-        """How long the runs of a file are: as in the prior where parts of it are taken over from there."""
+        """How long the runs of a file are: as they were where parts of it are taken over."""
         return self._run_bytes.get(listed.path) or max(run_bytes(listed.size), self.block_bytes)
 
     def keep(self, known: PriorFile, spans: Sequence[Span]) -> None:
-        """Take parts of a file over from the prior: whole runs, in order."""
+        """Take parts of a file over: whole runs, in order."""
         self._run_bytes[known.entry.path] = known.blocks.run_bytes
         self._kept[known.entry.path] = tuple(spans)
 
     def keep_whole(self, path: str) -> None:
-        """Take a file over from the prior as it was stored there."""
+        """Take a file over as it was stored before."""
         self._whole.add(path)
 
     def put(self, sources: Callable[[BundleWriter], Iterable[ExtentSource]], scratch: Scratch) -> None:
@@ -96,10 +98,13 @@ class Output:
             number = next(self._numbers)
         name, bundle = self.writer.bundle_writer(number, scratch)
         stored = self.writer.put_bundle(name, bundle, self._observed(bundle.stream(sources(bundle)), bundle))
+        extents, digests = bundle.extents(name), bundle.digests
+        # Only now: what the storage did not confirm is nothing that another attempt could take over.
+        self.log.note(stored, extents, digests)
         with self.lock:
             self.objects.append(stored)
-            for (path, offset, extent), digests in zip(bundle.extents(name), bundle.digests, strict=True):
-                self._stored.add(path, offset, extent, digests)
+            for (path, offset, extent), found in zip(extents, digests, strict=True):
+                self._stored.add(path, offset, extent, found)
 
     def _observed(self, chunks: Iterator[Bytes], bundle: BundleWriter) -> Iterator[Bytes]:
         plain = stored = 0
@@ -123,7 +128,7 @@ class Output:
         Args:
             listed: in the order of paths.
         """
-        earlier = self.prior.objects if self.prior is not None else ()
+        earlier = self.known.objects if self.known is not None else ()
         with closing(self._stored):
             there = (each for each in listed if each.path not in self.vanished)
             return Ledger(map(self._file, there), self.objects, earlier)
@@ -151,7 +156,7 @@ class Output:
         """The extents of a file, stored and taken over, the digests of its runs, and how long these are."""
         path = listed.path
         spans = self._kept.get(path, ())
-        known = self.prior.get(path) if self.prior is not None and (spans or path in self._whole) else None
+        known = self.known.get(path) if self.known is not None and (spans or path in self._whole) else None
         stored = self._stored.of(path)
         if known is None:
             digests = b"".join(row.digests for row in stored)

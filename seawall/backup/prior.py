@@ -163,7 +163,7 @@ class Maps:
         """
         kept = {f"{label}{_SUFFIX}" for label in labels}
         for path in self._directory.iterdir() if self._directory is not None and self._directory.is_dir() else ():
-            if path.name not in kept:
+            if path.name not in kept and not path.is_dir():
                 path.unlink()
 
     def _path(self, head: Head) -> Path | None:

@@ -12,7 +12,8 @@ import random
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TypeAlias
 
-from seawall.backup.changes import PriorFile, Span, differing_runs, stretches
+from seawall.backup.attempts import AttemptLog
+from seawall.backup.changes import Known, PriorFile, Span, differing_runs, stretches
 from seawall.backup.output import Copied, Output, run_together
 from seawall.backup.prior import Prior
 from seawall.codec import BundleWriter, ExtentSource, Scratch
@@ -39,7 +40,9 @@ def copy_stream(
     cluster: Cluster,
     writer: BackupSetWriter,
     *,
+    log: AttemptLog,
     prior: Prior | None = None,
+    known: Known | None = None,
     bucket: TokenBucket,
     workers: int,
     first_wal: FirstWal,
@@ -48,7 +51,10 @@ def copy_stream(
     """Copy a cluster through the replication protocol: one stream in, several workers compress and store.
 
     Args:
+        log: notes what was stored, for an attempt after this one.
         prior: what is known of the backup to build on; None for a full one.
+        known: what parts of files may be taken over from: the prior, and attempts that were stopped; None to store
+            everything. Where the server sends changes alone, that is the prior and nothing else.
         bucket: how fast the stream is taken in. The server itself keeps to the highest limit of all windows: what it
             is told at the start cannot be changed.
         first_wal: called with the first segment that replay needs, before anything is copied.
@@ -57,8 +63,12 @@ def copy_stream(
         ServerUnreachable: the stream broke.
     """
     listed: list[StreamedFile] = []
-    output = Output(writer, observe, cluster.block_bytes, prior)
-    with _begun(source, cluster, writer, prior, observe) as stream:
+    output = Output(writer, observe, cluster.block_bytes, log, known)
+    begun, is_told = _begun(source, cluster, writer, prior, observe)
+    if is_told:
+        # What does not come is as it was in the prior, which says nothing of attempts.
+        output.known = prior
+    with begun as stream:
         first_wal(Segment.containing(stream.start_lsn, stream.timeline, cluster.segment_bytes), cluster.in_recovery)
         observe.hear(Began("copy", stream.estimated_bytes))
         lanes = [_Lane() for _ in range(workers)]
@@ -86,19 +96,19 @@ def copy_stream(
 
 def _begun(
     source: SourceSettings, cluster: Cluster, writer: BackupSetWriter, prior: Prior | None, observe: Observer
-) -> BaseBackup:
-    """The stream of what changed where the server can tell that, else of everything."""
+) -> tuple[BaseBackup, bool]:
+    """The stream of what changed where the server can tell that, else of everything; and which of these it is."""
     label, rate = str(writer.label), highest(source.limits, source.max_rate_bytes_per_second)
     if prior is not None and cluster.major_version >= FIRST_MAJOR:
         # The same sample whenever the same backup is looked at again.
         chance = random.Random(label)  # noqa: S311 - a sample, no secret
         try:
             told = _told(prior)
-            return base_backup(source, label, max_rate=rate, prior=told, randomness=chance, observe=observe)
+            return base_backup(source, label, max_rate=rate, prior=told, randomness=chance, observe=observe), True
         except IncrementalRefused as refused:
             message = f"{refused.message}; all of the cluster is sent and compared with {prior.head.label}"
             observe.hear(Noticed("low", "changes-not-told", message))
-    return base_backup(source, label, max_rate=rate, observe=observe)
+    return base_backup(source, label, max_rate=rate, observe=observe), False
 
 
 def _told(prior: Prior) -> incremental.Prior:
@@ -199,7 +209,7 @@ def _deal(
 
 
 def _deal_file(file: StreamedFile, lanes: Sequence[_Lane], output: Output, bucket: TokenBucket) -> None:
-    known = output.prior.get(file.path) if output.prior is not None else None
+    known = output.known.get(file.path) if output.known is not None else None
     sending = _Sending(file, lanes, output, bucket)
     if known is not None and file.is_partial:
         sending.send_told(known)

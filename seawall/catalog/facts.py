@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from seawall.model import Head, RecoveryTarget, Verdict
 
 if TYPE_CHECKING:
+    from seawall.events import Resumed
     from seawall.model import BackupKind
     from seawall.restore import RestorePlan, RestoreReport
     from seawall.restoretest import RestoreTestReport
@@ -16,8 +17,8 @@ if TYPE_CHECKING:
 Facts = Mapping[str, object]
 
 
-def backup_facts(head: Head, asked: BackupKind) -> Facts:
-    """What a backup is, and why it is of another kind than was asked for."""
+def backup_facts(head: Head, asked: BackupKind, resumed: Sequence[Resumed] = ()) -> Facts:
+    """What a backup is, why it is of another kind than was asked for, and what it took over from attempts before it."""
     return {
         "label": str(head.label),
         "kind": head.kind.value,
@@ -26,6 +27,18 @@ def backup_facts(head: Head, asked: BackupKind) -> Facts:
         "plain_bytes": head.plain_bytes,
         "stored_bytes": head.stored_bytes,
         "health": head.health.value,
+        "resumed": resumed_facts(resumed[-1]) if resumed else None,
+    }
+
+
+def resumed_facts(resumed: Resumed) -> Facts:
+    """What a backup took over from attempts before it, and what there was."""
+    return {
+        "attempts": list(resumed.attempts),
+        "objects": resumed.objects,
+        "of_objects": resumed.of_objects,
+        "stored_bytes": resumed.stored_bytes,
+        "of_bytes": resumed.of_bytes,
     }
 
 

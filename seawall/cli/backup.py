@@ -10,10 +10,12 @@ from seawall.cli.console import size, span
 from seawall.cli.context import Context
 from seawall.cli.listing import summary
 from seawall.errors import SeawallError
+from seawall.events import Resumed, keeping
 from seawall.model import BackupKind, Head, Proof
 from seawall.settings import SourceSettings
 
 if TYPE_CHECKING:
+    from seawall.backup import ResumePlan
     from seawall.catalog import Logbook
 
 
@@ -30,6 +32,12 @@ def arguments(parser: argparse.ArgumentParser, _verb: str) -> None:
         action="store_true",
         help="compare all files with the prior backup, also those whose times say that nothing was written to them",
     )
+    parser.add_argument(
+        "--no-resume",
+        dest="resume",
+        action="store_false",
+        help="store everything anew, and forget what backups that were stopped had stored already",
+    )
     parser.add_argument("--dry-run", action="store_true", help="show what would be taken, and write nothing")
     parser.add_argument("--verify", action="store_true", help="read it back afterwards")
 
@@ -37,9 +45,9 @@ def arguments(parser: argparse.ArgumentParser, _verb: str) -> None:
 def run(options: argparse.Namespace, context: Context) -> int:
     source, kind = context.source(options.source), BackupKind(options.kind)
     if options.dry_run:
-        _show_plan(context, source, kind)
+        _show_plan(context, source, kind, resume=options.resume)
         return 0
-    head, record = _taken(context, source, kind, reread=options.reread)
+    head, record = _taken(context, source, kind, reread=options.reread, resume=options.resume)
     value, lines = {"backup": summary(head), **record}, [_line(head)]
     if options.verify:
         return _verify(context, head, value, lines)
@@ -47,17 +55,20 @@ def run(options: argparse.Namespace, context: Context) -> int:
     return 0
 
 
-def _taken(context: Context, source: SourceSettings, kind: BackupKind, *, reread: bool) -> tuple[Head, dict[str, Any]]:
+def _taken(
+    context: Context, source: SourceSettings, kind: BackupKind, *, reread: bool, resume: bool
+) -> tuple[Head, dict[str, Any]]:
     """Take it and record it; the head, and what JSON output says of the record."""
     from seawall import backup, throttle
     from seawall.catalog import BackupOutcome
-    from seawall.catalog.facts import backup_facts
+    from seawall.catalog.facts import backup_facts, resumed_facts
     from seawall.catalog.recording import ExecutionRecord, Result, job_of, job_type_of, record_judgement, record_taken
     from seawall.cli.recorded import recorded
     from seawall.storage.wrappers import cancellable_sleep
 
     settings, repository = context.settings, context.repository
     jobs: list[UUID] = []
+    resumed: list[Resumed] = []
 
     def row(catalog: Logbook) -> ExecutionRecord:
         jobs.append(job_of(catalog, settings, source.name, job_type_of(kind), now=context.now()).id)
@@ -71,19 +82,21 @@ def _taken(context: Context, source: SourceSettings, kind: BackupKind, *, reread
             kind=kind,
             block_maps=settings.block_maps(source.name),
             reread=reread,
+            resume=resume,
             pace=throttle.source_bucket(settings, source.name, sleep=cancellable_sleep(context.observer.cancel)),
             now=context.now(),
-            observe=record.observe,
+            observe=keeping(record.observe, resumed),
         )
         # It is listed by now; the catalog follows, never leads.
-        record.result = Result(backup_facts(head, kind), BackupOutcome.of(head))
+        record.result = Result(backup_facts(head, kind, resumed), BackupOutcome.of(head))
         record.tell(
             lambda catalog, execution: record_taken(
                 catalog, settings, repository, head, job_id=jobs[0], execution_id=execution, now=context.now()
             )
         )
         record.tell(lambda catalog, _: record_judgement(catalog, repository, head, record.observe, now=context.now()))
-    return head, record.value()
+    told = {"resumed": resumed_facts(resumed[-1]) if resumed else None}
+    return head, told | record.value()
 
 
 def _line(head: Head) -> str:
@@ -115,13 +128,15 @@ def _verify(context: Context, head: Head, value: dict[str, Any], lines: list[str
     return failure.exit_code
 
 
-def _show_plan(context: Context, source: SourceSettings, kind: BackupKind) -> None:
+def _show_plan(context: Context, source: SourceSettings, kind: BackupKind, *, resume: bool) -> None:
     from seawall import backup
     from seawall.postgres.inspect import inspect
 
     cluster = inspect(source)
-    area, sealing = context.repository.source(source.name), context.settings.sealing.mode
-    chosen = backup.plan(source, area, cluster, kind, sealing=sealing, now=context.now())
+    area, sealing = context.repository.source(source.name), context.sealing
+    chosen = backup.plan(source, area, cluster, kind, sealing=sealing.mode, now=context.now())
+    maps = context.settings.block_maps(source.name) if resume else None
+    resumable = backup.resumable(area, chosen, sealing, maps)
     value = {
         "source": chosen.source,
         "label": str(chosen.label),
@@ -132,6 +147,22 @@ def _show_plan(context: Context, source: SourceSettings, kind: BackupKind) -> No
         "workers": chosen.workers,
         "estimated_bytes": cluster.total_bytes,
         "free_bytes": context.repository.storage.free_bytes(),
+        "resume": {
+            "attempts": [str(label) for label in resumable.labels],
+            "objects": len(resumable.objects),
+            "stored_bytes": resumable.stored_bytes,
+            "passed_over": {str(label): why for label, why in (*resumable.over, *resumable.unfit)},
+        },
     }
     lines = [f"would take {chosen.label} of {chosen.source}: about {size(cluster.total_bytes)}, {chosen.mode.value}"]
-    context.console.result({"plan": value, "dry_run": True}, lines + ([chosen.reason] if chosen.reason else []))
+    lines += [chosen.reason] if chosen.reason else []
+    context.console.result({"plan": value, "dry_run": True}, lines + _resume_lines(resumable))
+
+
+def _resume_lines(resumable: ResumePlan) -> list[str]:
+    lines = [f"{label} is not resumed: {why}" for label, why in (*resumable.over, *resumable.unfit)]
+    if resumable.objects:
+        labels = " and ".join(str(label) for label in resumable.labels)
+        found = f"{len(resumable.objects)} objects, {size(resumable.stored_bytes)}"
+        lines.append(f"would resume {labels}: up to {found}, as far as the cluster still holds what is in them")
+    return lines

@@ -128,10 +128,10 @@ def _extensions(context: Context, area: SourceArea, label: BackupLabel) -> list[
 
 
 def _share(area: SourceArea, head: Head) -> dict[str, Any]:
-    """How much this backup stored itself, before compression, and on how many objects of earlier ones it relies."""
+    """How much was stored for this backup, before compression, and on how many objects of earlier ones it relies."""
     listed = area.stored_objects(head.label)
     bundles = [stored for stored in listed if stored.name != area.layout.blocks(head.label)]
-    own = [stored for stored in bundles if area.layout.is_own(stored.name, head.label)]
+    own = [stored for stored in bundles if area.layout.is_new(stored.name, head.label, head.prior)]
     return {"changed_bytes": sum(stored.plain_bytes for stored in own), "earlier_objects": len(bundles) - len(own)}
 
 

@@ -109,6 +109,10 @@ class SourceArea:
                 committed.append(label)
         return tuple(sorted(committed, key=lambda label: label.begun_at))
 
+    def is_committed(self, label: BackupLabel) -> bool:
+        """Whether that is a backup set, listed or marked."""
+        return self._exists(self.layout.manifest(label))
+
     def begun(self) -> tuple[BackupLabel, ...]:
         """Labels of everything that was ever begun and still has an object, committed or not."""
         return tuple(sorted((BackupLabel.parse(c) for c in self.storage.children(self.layout.backups)), key=str))

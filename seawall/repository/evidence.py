@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TypeVar
 
 from seawall.errors import BackupMissing, Damaged, FormatTooNew, NotARepository, ObjectMissing, StorageError
@@ -105,11 +105,23 @@ class Evidence:
         for known in self._rows.values():
             if name in known:
                 return known[name].stored_sha256
-        try:
-            stored = self.needs(source, label).get(name)
-        except Damaged:
-            return ""
-        return stored.stored_sha256 if stored else ""
+        # What lies under the name of a set that was let go, or of an attempt, is listed by sets that came after it.
+        for candidate in (label, *self._later(source, label)):
+            try:
+                stored = self.needs(source, candidate).get(name)
+            except Damaged:
+                continue
+            if stored is not None:
+                return stored.stored_sha256
+        return ""
+
+    def _later(self, source: str, label: BackupLabel) -> Iterator[BackupLabel]:
+        for storage in self._storages:
+            try:
+                begun = SourceArea(storage, source).begun()
+            except _UNREADABLE:
+                continue
+            yield from (other for other in begun if other.begun_at > label.begun_at)
 
     def _manifest_sha256(self, source: str, label: BackupLabel) -> str:
         key = (source, label)

@@ -70,8 +70,21 @@ class SourceLayout:
         return f"{self.backup(label)}blocks"
 
     def is_own(self, name: str, label: BackupLabel) -> bool:
-        """Whether an object belongs to that backup, and not to an earlier one that it builds on."""
+        """Whether an object bears that backup's name, and not that of an earlier one or of an attempt."""
         return name.startswith(self.backup(label))
+
+    def is_new(self, name: str, label: BackupLabel, prior: str) -> bool:
+        """Whether an object was stored for that backup: by itself, or by an attempt after its prior that it resumed.
+
+        Args:
+            prior: the label that it builds on; empty for a full backup.
+
+        Raises:
+            NameRefused: it is no object of a backup of this source.
+        """
+        if self.is_own(name, label) or not prior:
+            return True
+        return self.label_of(name).begun_at > BackupLabel.parse(prior).begun_at
 
     def label_of(self, name: str) -> BackupLabel:
         """The backup whose object this is.

@@ -18,7 +18,7 @@ from datetime import datetime, timedelta
 from seawall.audit import AuditLog
 from seawall.errors import Damaged, FormatTooNew, NameRefused, ObjectMissing, StorageDenied, UsageError
 from seawall.events import Noticed, Observer
-from seawall.model import BackupKind, BackupLabel
+from seawall.model import BackupLabel
 from seawall.repository import Lease, Repository, SourceArea, documents
 from seawall.repository.lease import CLEANUP
 from seawall.retention.marks import compare_clocks
@@ -345,9 +345,7 @@ class _References:
         return self._foreign
 
     def _look_at(self, label: BackupLabel, area: SourceArea) -> None:
-        # A full backup refers to nothing but its own objects.
-        if label.kind is BackupKind.FULL:
-            return
+        # Full backups are looked at too: one that was resumed refers to objects of the attempts before it.
         own = self._area.layout.backup(label)
         try:
             names = area.needed_objects(label)

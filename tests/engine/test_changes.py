@@ -161,9 +161,16 @@ def test_a_short_last_run_is_never_taken_for_a_whole_one_whatever_its_digest_say
 
 
 def test_digests_of_another_number_of_bytes_are_refused() -> None:
-    prior = Shelf().backup(bytes(RUN), None, RUN)
-    with pytest.raises(ValueError, match="do not describe"):
-        changed_spans(prior, bytes(DIGEST_BYTES), 3 * RUN)
+    prior = Shelf().backup(bytes(2 * RUN), None, RUN)
+    for digests in (bytes(DIGEST_BYTES), bytes(4 * DIGEST_BYTES), bytes(2 * DIGEST_BYTES + 1)):
+        with pytest.raises(ValueError, match="do not describe"):
+            changed_spans(prior, digests, 3 * RUN)
+
+
+def test_what_was_appended_is_stored_without_being_compared_and_does_not_make_the_rest_be_stored_again() -> None:
+    before = bytes(range(256)) * (2 * RUN // 256)
+    prior = Shelf().backup(before, None, RUN)
+    assert changed_spans(prior, digests_of(before, RUN), 20 * RUN) == (Span(2 * RUN, 18 * RUN),)
 
 
 @pytest.mark.parametrize(

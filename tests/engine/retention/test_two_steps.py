@@ -44,6 +44,7 @@ class Life:
     now: datetime = START
     heads: list[Head] = field(default_factory=list)
     segment: int = 10
+    attempt: list[StoredObject] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.storage = MemoryStorage(clock=lambda: self.now)
@@ -54,8 +55,13 @@ class Life:
     def names(self, prefix: str = "sources/") -> set[str]:
         return {stat.name for stat in self.storage.list(prefix)}
 
-    def backup(self, kind: BackupKind, *, health: Health = Health.GOOD, commit: bool = True) -> Head | None:
-        """A set; an incremental refers to every bundle that its prior needs, but for one that changed."""
+    def backup(
+        self, kind: BackupKind, *, health: Health = Health.GOOD, commit: bool = True, resume: bool = False
+    ) -> Head | None:
+        """A set; an incremental refers to every bundle that its prior needs, but for one that changed.
+
+        One that resumes refers to a bundle of the attempt before it as well, if that is still there.
+        """
         self.now += timedelta(minutes=1)
         good = [head for head in self.area.readable_heads()[0] if head.health is Health.GOOD]
         if kind is DIFFERENTIAL:
@@ -72,10 +78,14 @@ class Life:
             name, bundle = writer.bundle_writer(number)
             own.append(writer.put_bundle(name, bundle, bundle.stream([])))
         if not commit:
+            self.attempt = own
             return None
         foreign: list[StoredObject] = []
         if prior is not None:
             foreign = [o for o in self.area.stored_objects(prior.label) if "/bundles/" in o.name][1:]
+        if resume:
+            foreign += [o for o in self.attempt[:1] if o.name in self.names()]
+            self.attempt = []
         with self.area.lease("writer", "backup") as held:
             done = writer.commit(head, objects=[*own, *foreign], specials={}, files=[], held=held)
         self.area.wal.put_segment(Segment(1, self.segment).name, secrets.token_bytes(16), self.sealing)
@@ -130,6 +140,9 @@ OPERATIONS = (
     "differential",
     "degraded",
     "crash",
+    "crash of a full",
+    "resume",
+    "resume incrementally",
     "hold",
     "release",
     "undo",
@@ -172,8 +185,10 @@ def perform(life: Life, policy: RetentionPolicy, operation: str, number: int) ->
         life.backup(BackupKind(operation))
     elif operation == "degraded":
         life.backup(INCREMENTAL, health=Health.DEGRADED)
-    elif operation == "crash":
-        life.backup(INCREMENTAL, commit=False)
+    elif operation.startswith("crash"):
+        life.backup(FULL if operation.endswith("full") else INCREMENTAL, commit=False)
+    elif operation.startswith("resume"):
+        life.backup(INCREMENTAL if operation.endswith("incrementally") else FULL, resume=True)
     elif operation == "hold" and (*listed, *marked):
         label = (*listed, *marked)[number % len((*listed, *marked))]
         life.area.place_hold(label, reason="why", owner="ada", now=life.now)
@@ -224,6 +239,34 @@ def test_bundles_that_an_incremental_refers_to_outlive_their_set_and_go_with_the
     for label in (newer.label, small.label):
         assert not life.names(life.area.layout.backup(label))
         assert not life.area.keychain.generations(str(label))
+
+
+def test_of_an_attempt_that_a_full_backup_resumed_what_it_uses_lives_as_long_as_it_and_the_rest_goes(
+    life: Life,
+) -> None:
+    life.backup(FULL, commit=False)
+    used, unused = life.attempt
+    resumed = life.backup(FULL, resume=True)
+    assert resumed
+    attempt, layout = used.name.split("/")[3], life.area.layout
+    life.now += timedelta(hours=23)
+    life.collect()
+    assert {used.name, unused.name} <= life.names(), "the grace"
+    life.now += timedelta(hours=2)
+    life.collect()
+    assert life.names(f"{layout.backups}{attempt}/") == {used.name}
+    assert life.area.keychain.generations(attempt), "its key opens what is left of it"
+    records = AuditLog(life.storage).verify()[0]
+    assert not life.collect().sets
+    assert AuditLog(life.storage).verify()[0] == records, "and the audit does not fill with nothing"
+    for _ in range(2):
+        life.now += timedelta(days=3)
+        life.backup(FULL)
+    for _ in range(2):
+        life.clean(ONE_DAY)
+    assert resumed.label not in life.area.labels(with_expired=True)
+    assert not life.names(f"{layout.backups}{attempt}/")
+    assert not life.area.keychain.generations(attempt)
 
 
 def test_what_an_incremental_needs_is_taken_for_everything_while_its_list_cannot_be_read(life: Life) -> None:
