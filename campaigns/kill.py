@@ -135,6 +135,12 @@ class Looker:
             verdict = verify.check(area, label, self.ring, up_to=level, now=victims.now(), observe=Observer())
             yield from (f"{label}: {finding.code} {finding.message}" for finding in verdict.findings)
 
+    def has_resumed(self) -> bool:
+        """Whether the newest backup uses what one that was killed had stored."""
+        area = self.area
+        labels = {area.layout.label_of(stored.name) for stored in area.stored_objects(area.labels()[-1])}
+        return not labels <= set(area.labels(with_expired=True))
+
     def without_gap(self) -> Iterator[str]:
         """From the oldest backup on, WAL leads without a gap to the newest segment."""
         area = self.area

@@ -56,13 +56,17 @@ workers = 1
 
 @dataclass
 class Live:
-    """Kills the engine, the receiver, the agent and the worker beside a running server, all in one repository."""
+    """Kills the engine, the receiver, the agent and the worker beside a running server, all in one repository.
+
+    `resumed` counts the backups that took over what a killed one had stored.
+    """
 
     scene: Scene
     instance: Instance
     ring: KeyRing
     carrier: multiprocessing.process.BaseProcess | None = None
     number: int = 0
+    resumed: int = 0
 
     @property
     def looker(self) -> Looker:
@@ -127,8 +131,15 @@ class Live:
         code = trial.run(number)
         point = trial.point() if code == KILLED else f"ended with {code}"
         faults = list(looker.listed(before))
-        faults += looker.garbage()
-        trial.finish()
+        if self.number % 2:
+            # Garbage first: there is nothing to resume.
+            faults += looker.garbage()
+            trial.finish()
+        else:
+            looker.end_leases()
+            trial.finish()
+            self.resumed += looker.has_resumed()
+            faults += looker.garbage()
         faults += looker.listed(before)
         faults += looker.without_gap()
         tally.add(name, number, point, faults)

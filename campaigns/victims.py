@@ -92,7 +92,10 @@ def now() -> datetime:
 
 def back_up(scene: Scene, at: str) -> None:
     """The engine: one backup, labelled with the time given."""
-    backup.take(scene.source, scene.open(), scene.sealing(), now=datetime.fromisoformat(at), observe=Observer())
+    begin = datetime.fromisoformat(at)
+    # With a place for notes, so that what was killed is resumed by the run after it.
+    maps = scene.spool / "maps"
+    backup.take(scene.source, scene.open(), scene.sealing(), block_maps=maps, now=begin, observe=Observer())
 
 
 def increment(scene: Scene, at: str) -> None:

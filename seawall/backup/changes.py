@@ -24,6 +24,8 @@ from seawall.repository.blocks import FileBlocks
 SETTLE_NS = 60 * 1_000_000_000
 # From here on a file is stored whole: what is saved is less than what its many extents cost a restore.
 _WHOLE_FROM = 0.7
+# The digest of a run of which nothing is known. No bytes that anybody can find have it, and it never counts as equal.
+UNKNOWN = bytes(DIGEST_BYTES)
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,9 +112,9 @@ def changed_spans(prior: PriorFile, digests: bytes, size: int) -> tuple[Span, ..
         raise ValueError(f"{len(digests)} bytes of digests do not describe {size} bytes of {prior.entry.path!r}")
     differs = np.ones(count, np.bool_)
     differs[:compared] = differing_runs(prior, digests, size)
-    # What was appended is one piece, however long; only what was there before can be in many.
-    both = min(count, prior.blocks.runs)
-    if count and differs[:both].sum() >= _WHOLE_FROM * both:
+    # What was appended, or is not known, is one piece, however long; only what was there before can be in many.
+    both = _known_runs(prior, min(count, prior.blocks.runs))
+    if count and (differs[: len(both)] & both).sum() >= _WHOLE_FROM * both.sum():
         return (Span(0, size),)
     return tuple(span for span, differ in stretches(differs, prior.blocks.run_bytes, size) if differ)
 
@@ -133,11 +135,16 @@ def differing_runs(prior: PriorFile, digests: bytes, size: int, first: int = 0) 
         return differs
     there = known[first * DIGEST_BYTES : (first + common) * DIGEST_BYTES]
     differs[:common] = (_digests(digests, common) != _digests(there, common)).any(axis=1)
+    differs[:common] |= ~_digests(there, common).any(axis=1)
     # The last run of either file may be short. Equal digests of unequal lengths cannot be, and are not relied on.
     last = first + common - 1
     if min(run_bytes, size - last * run_bytes) != min(run_bytes, prior.entry.size_bytes - last * run_bytes):
         differs[common - 1] = True
     return differs
+
+
+def _known_runs(prior: PriorFile, count: int) -> npt.NDArray[np.bool_]:
+    return np.asarray(_digests(prior.blocks.digests, count).any(axis=1), np.bool_)
 
 
 def _digests(digests: bytes, count: int) -> npt.NDArray[np.uint64]:

@@ -21,12 +21,13 @@ from datetime import datetime, timedelta
 from itertools import chain
 
 from seawall.backup.attempts import Attempt, Attempts, Terms
-from seawall.backup.changes import Known, PriorFile, Span, complement, digests_between, kept_extents
+from seawall.backup.changes import UNKNOWN, Known, PriorFile, Span, complement, digests_between, kept_extents
 from seawall.backup.ledger import Extents, StoredExtent
 from seawall.backup.plan import BackupPlan
+from seawall.codec import combined
 from seawall.errors import Damaged, FormatTooNew, NameRefused, ObjectMissing, ObjectTruncated
 from seawall.events import Advanced, Began, Noticed, Observer, Resumed
-from seawall.model import BackupLabel, FileEntry, SealingMode, StoredObject
+from seawall.model import BackupLabel, Extent, FileEntry, SealingMode, StoredObject
 from seawall.repository import Sealing, SourceArea
 from seawall.repository.blocks import FileBlocks
 
@@ -240,7 +241,7 @@ class Unfinished:
                         noted.add(*found)
 
     def get(self, path: str) -> PriorFile | None:
-        """What is known of a file: from its beginning on, as far as there is no hole."""
+        """What is known of a file; where nothing is, its digests say so."""
         known = None if self._base is None else self._base.get(path)
         with self._lock:
             noted = [extents.of(path) for extents in self._noted]
@@ -296,7 +297,7 @@ def overlaid(known: PriorFile | None, path: str, rows: Sequence[StoredExtent]) -
         rows: what the attempt stored of it, in the order of the file.
 
     Returns:
-        The file from its beginning up to the first hole; None if that is nothing.
+        The file up to the last piece that was stored; the digests of what is not known are `UNKNOWN`.
     """
     noted = list(_usable(known, rows))
     if not noted:
@@ -306,15 +307,21 @@ def overlaid(known: PriorFile | None, path: str, rows: Sequence[StoredExtent]) -
     end, whole = 0, []
     for piece in pieces:
         # A short run ends its file: what would follow it was part of another state.
-        if piece.offset != end or end % run_bytes:
+        if piece.offset < end or end % run_bytes:
             break
+        if piece.offset > end:
+            whole.append(_hole(end, piece.offset - end, run_bytes))
         whole.append(piece)
-        end += piece.extent.length
-    if not whole:
-        return None
+        end = piece.offset + piece.extent.length
     entry = FileEntry(path, "file", 0, end, extents=tuple(piece.extent for piece in whole))
     digests = b"".join(piece.digests for piece in whole)
     return PriorFile(entry, FileBlocks(path, end, 0, 0, 0, run_bytes, digests))
+
+
+def _hole(offset: int, length: int, run_bytes: int) -> StoredExtent:
+    """A part that nobody stored. It lies in no object, so nothing could refer to it even by a defect."""
+    digests = UNKNOWN * (length // run_bytes)
+    return StoredExtent(offset, Extent("", 0, length, combined(digests), run_bytes), digests)
 
 
 def _usable(known: PriorFile | None, rows: Sequence[StoredExtent]) -> Iterator[StoredExtent]:

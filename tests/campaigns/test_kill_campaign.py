@@ -62,6 +62,7 @@ def test_engine_receiver_and_server_are_killed_and_the_newest_backup_restores(pl
         assert list(beside.start_restored(Account.for_servers())) == []
     assert tally.faults == []
     assert len(tally.kills) == 12
+    assert beside.resumed > 0
 
 
 def test_a_boundary_has_the_same_name_in_every_run() -> None:

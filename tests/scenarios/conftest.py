@@ -176,6 +176,7 @@ class Site:
         observe: Observer | None = None,
         sealing: Sealing | None = None,
         reread: bool = False,
+        resume: bool = True,
         **changes: object,
     ) -> Head:
         return backup.take(
@@ -185,6 +186,7 @@ class Site:
             kind=kind,
             block_maps=self.block_maps,
             reread=reread,
+            resume=resume,
             now=self.now(),
             observe=observe or silent(),
         )

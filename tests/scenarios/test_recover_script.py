@@ -7,14 +7,17 @@ import shutil
 import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from seawall import standalone
-from seawall.model import BackupKind, Compression, Head, SealingMode
+from seawall.errors import StorageUnreachable
+from seawall.model import BackupKind, BackupLabel, Compression, Head, SealingMode
+from seawall.repository import Repository
+from seawall.storage.faulty import Fault, Faulty, Trouble
 from seawall.wal import Segment
 
 if TYPE_CHECKING:
@@ -112,7 +115,9 @@ def test_the_script_restores_what_any_mode_and_codec_sealed(
     site.query("DELETE FROM t WHERE n = 0", "DROP TABLE IF EXISTS added")
     site.receive()
     try:
+        attempt = _fail(site)
         full = site.backup()
+        assert any(f"/{attempt}/" in stored.name for stored in site.area.stored_objects(full.label))
         site.query("UPDATE t SET x = 'changed' WHERE n < 10", "CREATE TABLE added AS SELECT 1 AS n")
         built = site.backup(BackupKind.INCREMENTAL)
         assert built.prior == str(full.label)
@@ -136,6 +141,14 @@ def test_the_script_restores_what_any_mode_and_codec_sealed(
         assert rows(instance, "SELECT x FROM t WHERE n = 0") == [("in the open segment",)]
         assert rows(instance, "SELECT n FROM added") == [(1,)]
     assert not list(into.rglob("*seawall*"))
+
+
+def _fail(site: Site) -> BackupLabel:
+    """Lose the storage in the middle of a backup, so that the next one resumes it; its label."""
+    storage = Faulty(site.storage, [Fault(Trouble.FAIL_BEFORE, "put", "*/bundles/*", skip=2, times=0)])
+    with pytest.raises(StorageUnreachable):
+        replace(site, storage=storage, repository=Repository.open(storage)).backup()
+    return site.area.begun()[-1]
 
 
 @dataclass
