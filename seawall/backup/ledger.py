@@ -70,7 +70,7 @@ class Extents:
 
     def has(self, path: str) -> bool:
         """Whether anything of a file was stored."""
-        return path in self._places
+        return bool(self.of(path))
 
     def of(self, path: str) -> list[StoredExtent]:
         """What was stored of a file, in the order of the file."""
