@@ -23,6 +23,7 @@ class NotificationChannel(Block):
 
     urls: list[SecretStr] = Field(default_factory=list, description="Apprise URLs, such as mailtos:// or ntfys://")
     minimum_severity: Severity = Field(default=Severity.HIGH, description="what is less severe is not sent")
+    tell_resolved: bool = Field(default=True, description="whether it is also said when something is well again")
 
 
 def channel_of(name: str) -> NotificationChannel | None:

@@ -37,7 +37,7 @@ from deployments.schedules import JOBS, Schedule, job_schedules
 from seawall import __version__
 from seawall.catalog import Catalog
 from seawall.errors import RecordMissing
-from seawall.settings import Settings
+from seawall.settings import Settings, SourceSettings
 
 if TYPE_CHECKING:
     from prefect.client.schemas.responses import DeploymentResponse
@@ -227,8 +227,14 @@ def ensure_jobs(catalog: Catalog, settings: Settings, *, now: datetime) -> None:
                 retention_days=30 if source is None else source.retention_days,
                 backup_targets={} if source is None else {"source": source.name},
                 destination_config={"repository": settings.repository.url},
+                notification_config=_channel_of(source),
                 now=now,
             )
+
+
+def _channel_of(source: SourceSettings | None) -> dict[str, object] | None:
+    """Who hears of a job by the settings; None leaves it as the catalog has it."""
+    return None if source is None or not source.notification_channel else {"channel": source.notification_channel}
 
 
 def _kept_cron(catalog: Catalog, name: str, default: str) -> str | None:

@@ -238,6 +238,7 @@ class SourceSettings:
         mirrors: the locations that hold copies of this source's backups, such as `["offsite"]`; none when omitted.
         copies: in how many locations, the primary among them, a backup must lie before it counts as protected.
         copy_within_hours: how many hours after a backup's end its copies may be missing without an alert.
+        notification_channel: the Prefect block that alerts of this source's jobs go to; the site's when empty.
         retention: which backups are kept besides, see `[retention]`.
     """
 
@@ -260,6 +261,7 @@ class SourceSettings:
     mirrors: tuple[str, ...] = ()
     copies: int = 1
     copy_within_hours: int = 24
+    notification_channel: str = ""
     retention: RetentionSettings = field(default_factory=RetentionSettings)
 
     @property

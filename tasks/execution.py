@@ -24,7 +24,8 @@ from uuid import UUID
 
 from seawall.catalog import Catalog, RunStatus
 from seawall.catalog.facts import Facts
-from seawall.catalog.recording import End, Lease, Record, Result, raise_alerts
+from seawall.catalog.logbook.alerts import at_work
+from seawall.catalog.recording import End, Lease, Record, Result, job_id_of, raise_alerts
 from seawall.errors import Cancelled, CatalogError, LeaseHeld, LeaseLost, Partial, SeawallError
 from seawall.events import Observer
 from seawall.settings import Settings
@@ -189,7 +190,8 @@ class _Work:
 
     def _run_verb(self) -> End:
         try:
-            return End(RunStatus.COMPLETED, self._verb(self._surroundings))
+            with at_work(self._job_id):
+                return End(RunStatus.COMPLETED, self._verb(self._surroundings))
         except Cancelled as error:
             self._failure = error
             # Who asked to stop knows why, but may still be asking Prefect.
@@ -239,7 +241,12 @@ class _Work:
 
     def _alert(self, end: End, now: datetime) -> None:
         catalog, subject = self._surroundings.catalog, self._subject
-        raise_alerts(catalog, subject.title, subject.name, end, self._progress.notices, now=now)
+        with at_work(self._job_id):
+            raise_alerts(catalog, subject.title, subject.name, end, self._progress.notices, now=now)
+
+    @property
+    def _job_id(self) -> UUID | None:
+        return None if self._row is None else job_id_of(self._row.record)
 
     def _renew(self) -> None:
         while self._row is not None and not self._over.wait(RENEWAL_SECONDS):

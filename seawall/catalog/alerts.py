@@ -59,6 +59,19 @@ class AlertRecords(Records):
             row.notified_at = aware(now)
             session.add(row)
 
+    def resolved_untold(self, since: datetime, *, limit: int = 1000) -> tuple[Alert, ...]:
+        """Alerts of which somebody was told, that were resolved after that and after a moment, oldest first."""
+        query = (
+            select(BackupAlertRow)
+            .where(
+                col(BackupAlertRow.resolved_at) >= aware(since),
+                col(BackupAlertRow.notified_at) < col(BackupAlertRow.resolved_at),
+            )
+            .order_by(col(BackupAlertRow.resolved_at), col(BackupAlertRow.id))
+        )
+        with self._reading() as session:
+            return tuple(view(Alert, row) for row in session.exec(query.limit(limit)))
+
     def alerts(self, *, open_only: bool = True, limit: int = 100) -> tuple[Alert, ...]:
         """Alerts, newest first."""
         query = select(BackupAlertRow).order_by(col(BackupAlertRow.created_at).desc(), col(BackupAlertRow.id))

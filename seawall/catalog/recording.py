@@ -227,6 +227,12 @@ def job_type_of(kind: BackupKind) -> JobType:
     return next(job_type for job_type, known in KINDS.items() if known is kind)
 
 
+def job_id_of(record: Record | None) -> UUID | None:
+    """The job whose run a record is, if it is one."""
+    job = record.job if isinstance(record, Both) else record
+    return job.job_id if isinstance(job, ExecutionRecord) else None
+
+
 def job_of(catalog: Logbook, settings: Settings, source: str, job_type: JobType, *, now: datetime) -> Job:
     """The source's job of a type; if there is none, a new one that has no schedule.
 

@@ -16,7 +16,8 @@ from uuid import UUID
 
 from seawall.catalog import Logbook, RunStatus
 from seawall.catalog.anchors import watched
-from seawall.catalog.recording import End, Lease, Record, Result, raise_alerts
+from seawall.catalog.logbook.alerts import at_work
+from seawall.catalog.recording import End, Lease, Record, Result, job_id_of, raise_alerts
 from seawall.cli.context import Context
 from seawall.errors import Cancelled, LeaseHeld, Partial, SeawallError
 from seawall.events import Event, Noticed, Observer
@@ -91,7 +92,8 @@ class Recording:
         told = End(end.status, Result(facts, end.result.outcome), end.error)
         if record is not None:
             self.tell(lambda catalog, _: record.finish(catalog, self.ids, told, now=now))
-        self.tell(lambda catalog, _: raise_alerts(catalog, self._title, self._subject, end, self._notices, now=now))
+        with at_work(job_id_of(record)):
+            self.tell(lambda catalog, _: raise_alerts(catalog, self._title, self._subject, end, self._notices, now=now))
         if self._catalog is not None:
             self._catalog.close()
 

@@ -65,6 +65,7 @@ def test_a_location_that_is_down_fails_the_check_with_its_own_alert_and_a_later_
     with pytest.raises(SeawallError):
         upkeep.check_locations.fn(settings, job.id)
     assert alerts(catalog) == {("location-down", "two"), ("location-health-failed", "site")}
+    assert {alert.alert_data["job"] for alert in catalog.alerts()} == {str(job.id)}, "its own people hear of both"
     assert catalog.executions(job.id)[0].status is RunStatus.FAILED
     (tmp_path / "away").rename(tmp_path / "two")
     facts = upkeep.check_locations.fn(settings, job.id)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from datetime import datetime
 from uuid import UUID, uuid4
 
@@ -10,6 +13,20 @@ from seawall.catalog.documents import as_document, clean
 from seawall.catalog.logbook.rows import Entries, Transaction
 from seawall.catalog.views import Alert, Document, Severity
 from seawall.errors import CatalogError
+
+# Whose work raises alerts just now; each thread and task has its own.
+_AT_WORK: ContextVar[UUID | None] = ContextVar("job_at_work", default=None)
+JOB = "job"
+
+
+@contextmanager
+def at_work(job_id: UUID | None) -> Iterator[None]:
+    """Let every alert that is raised inside carry the job whose work it is, so that the job's own people hear of it."""
+    token = _AT_WORK.set(job_id)
+    try:
+        yield
+    finally:
+        _AT_WORK.reset(token)
 
 
 class AlertEntries(Entries):
@@ -38,7 +55,7 @@ class AlertEntries(Entries):
             subject=bounded(subject, 255, "the alert's subject") if subject else "",
             severity=Severity(severity),
             message=clean(message),
-            alert_data=as_document(data or {}),
+            alert_data=as_document(_with_job(data or {})),
             acknowledged_at=None,
             acknowledged_by=None,
             resolved_at=None,
@@ -63,6 +80,11 @@ class AlertEntries(Entries):
             if existing is not None:
                 rows.update(Alert, existing.id, resolved_at=aware(now))
             return existing is not None
+
+
+def _with_job(data: Document) -> Document:
+    job_id = _AT_WORK.get()
+    return data if job_id is None or JOB in data else {**data, JOB: str(job_id)}
 
 
 def _open(rows: Transaction, alert_type: str, subject: str) -> Alert | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import datetime
 from uuid import UUID, uuid4
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
@@ -40,6 +41,8 @@ class JobEntries(Entries):
             time_zone: an IANA name.
             retention_days: how long its backups are kept.
             backup_targets: what it protects, `{"source": name}` for a cluster.
+            notification_config: who hears of its alerts, `{"channel": name}` of a Prefect block; None keeps what was
+                configured before, and the site's channel where that is nothing.
             is_active: only for a job that is created.
 
         Raises:
@@ -60,7 +63,10 @@ class JobEntries(Entries):
             updated_at=now,
         )
         with self._writes() as rows:
-            return wanted.id if rows.insert(wanted) else _redefined(rows, wanted)
+            if rows.insert(wanted):
+                return wanted.id
+            kept = () if notification_config is not None else ("notification_config",)
+            return _redefined(rows, wanted, kept)
 
     def jobs(self, *, active_only: bool = False) -> tuple[Job, ...]:
         """All jobs by name."""
@@ -88,7 +94,7 @@ _DEFINITION = (
 )
 
 
-def _redefined(rows: Transaction, wanted: Job) -> UUID:
+def _redefined(rows: Transaction, wanted: Job, kept: Sequence[str]) -> UUID:
     existing = rows.first(Job, "WHERE name = :name", lock=True, name=wanted.name)
     if existing is None:
         raise CatalogError(f"the job {wanted.name!r} was removed meanwhile")
@@ -97,7 +103,8 @@ def _redefined(rows: Transaction, wanted: Job) -> UUID:
             f"the job {existing.name!r} is of type {existing.job_type}, not {wanted.job_type}",
             hint="Its history belongs to that type; give the other one another name.",
         )
-    changed = {name: value for name in _DEFINITION if (value := getattr(wanted, name)) != getattr(existing, name)}
+    wants = {name: getattr(wanted, name) for name in _DEFINITION if name not in kept}
+    changed = {name: value for name, value in wants.items() if value != getattr(existing, name)}
     if changed:
         rows.update(Job, existing.id, **changed, updated_at=wanted.updated_at)
     return existing.id
