@@ -7,15 +7,12 @@ from __future__ import annotations
 
 import struct
 import tempfile
-from array import array
-from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import IO, NamedTuple
 
-import numpy as np
-
 from seawall.backup import prior
+from seawall.backup.places import Places
 from seawall.model import Extent, FileEntry, StoredObject
 from seawall.repository import blocks, manifest
 from seawall.repository.blocks import FileBlocks
@@ -50,8 +47,7 @@ class Extents:
         self._end = 0
         self._numbers: dict[str, int] = {}
         self._names: list[str] = []
-        self._hashes, self._places = array("q"), array("Q")
-        self._is_sorted = True
+        self._places = Places()
 
     def add(self, path: str, offset: int, extent: Extent, digests: bytes) -> None:
         """Note an extent of a file."""
@@ -63,9 +59,7 @@ class Extents:
             number, offset, extent.offset, extent.length, extent.run_bytes, bytes.fromhex(extent.blake3), len(name),
             len(digests),
         )  # fmt: skip
-        self._hashes.append(hash(path))
-        self._places.append(self._end)
-        self._is_sorted = False
+        self._places.add(path, self._end)
         self._end += self._rows.write(row + name + digests)
 
     def has(self, path: str) -> bool:
@@ -74,19 +68,9 @@ class Extents:
 
     def of(self, path: str) -> list[StoredExtent]:
         """What was stored of a file, in the order of the file."""
-        if not self._is_sorted:
-            self._sort()
-        wanted, name = hash(path), path.encode("utf-8", "surrogatepass")
-        begin = bisect_left(self._hashes, wanted)
-        end = bisect_right(self._hashes, wanted, begin)
-        found = (self._row(place, name) for place in self._places[begin:end])
+        name = path.encode("utf-8", "surrogatepass")
+        found = (self._row(place, name) for place in self._places.of(path))
         return sorted((row for row in found if row is not None), key=lambda row: row.offset)
-
-    def _sort(self) -> None:
-        order = np.argsort(np.frombuffer(self._hashes, np.int64), kind="stable")
-        self._hashes = array("q", np.frombuffer(self._hashes, np.int64)[order].tobytes())
-        self._places = array("Q", np.frombuffer(self._places, np.uint64)[order].tobytes())
-        self._is_sorted = True
 
     def _row(self, place: int, name: bytes) -> StoredExtent | None:
         self._rows.seek(place)

@@ -4,7 +4,7 @@ The host that takes backups may hold no private key, so it cannot read its own b
 needs in a directory of its own, bound to the manifest by its hash; a file of that kind that is damaged, missing or of
 another manifest is made again from the repository where a private key is, and otherwise there is no prior.
 
-Files are looked up one by one in the file, so memory holds their paths and nothing else.
+Files are looked up one by one in the file, so memory holds where they lie and nothing else.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from types import TracebackType
 from typing import IO
 
 from seawall.backup.changes import PriorFile
+from seawall.backup.places import Places
 from seawall.errors import Damaged
 from seawall.keys import KeyRing
 from seawall.model import Head, StoredObject
@@ -59,10 +60,10 @@ class Prior:
 
     def get(self, path: str) -> PriorFile | None:
         """A file of that backup, or None if it had none of that path whose parts can be told apart."""
-        begin = self._places.get(path)
-        if begin is None:
+        line = self._line(path)
+        if line is None:
             return None
-        _, entry, block = self._map[begin : self._map.find(b"\n", begin)].split(b"\t")
+        _, entry, block = line
         found = PriorFile(
             manifest.from_row(json.loads(entry), self.objects, name=self._name),
             blocks.from_row(json.loads(block), name=self._name),
@@ -75,13 +76,21 @@ class Prior:
         Raises:
             KeyError: there is no such file.
         """
-        begin = self._places[path]
-        _, _, block = self._map[begin : self._map.find(b"\n", begin)].split(b"\t")
-        return blocks.from_row(json.loads(block), name=self._name)
+        line = self._line(path)
+        if line is None:
+            raise KeyError(path)
+        return blocks.from_row(json.loads(line[2]), name=self._name)
+
+    def _line(self, path: str) -> list[bytes] | None:
+        begins = compact(path) + b"\t"
+        for place in self._places.of(path):
+            if self._map[place : place + len(begins)] == begins:
+                return self._map[place : self._map.find(b"\n", place)].split(b"\t")
+        return None
 
     def paths(self) -> Iterator[str]:
         """The paths of all its files."""
-        return iter(self._places)
+        return (json.loads(self._map[place : self._map.find(b"\t", place)]) for place in self._places)
 
     def close(self) -> None:
         self._map.close()
@@ -94,7 +103,7 @@ class Prior:
     ) -> None:
         self.close()
 
-    def _proved(self, head: Head) -> dict[str, int]:
+    def _proved(self, head: Head) -> Places:
         """Where each file's line begins, after every byte was hashed."""
         end = self._map.rfind(_END)
         stated = self._map[max(end, 0) :]
@@ -107,11 +116,10 @@ class Prior:
             raise Damaged(f"{self._name} is not of the manifest of {head.label}")
         self.listed_at_ns = int(first["listed_at_ns"])
         self.objects = [StoredObject(*values) for values in first["objects"]]
-        places: dict[str, int] = {}
+        places = Places()
         begin = len(line)
         while begin < end:
-            path = self._map[begin : self._map.find(b"\t", begin)]
-            places[json.loads(path)] = begin
+            places.add(json.loads(self._map[begin : self._map.find(b"\t", begin)]), begin)
             begin = self._map.find(b"\n", begin) + 1
         return places
 

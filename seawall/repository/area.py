@@ -501,7 +501,7 @@ class BackupSetWriter:
             manifest.encode(_sealed_head(facts), objects, specials, files),
             kind="manifest",
             logical=layout.logical(name),
-            sealing=self.sealing,
+            sealing=self.sealing.of_lines,
             key=self._key,
         )
         head = replace(facts, manifest_sha256=copy.stored_sha256, manifest_bytes=copy.stored_bytes)
@@ -520,7 +520,7 @@ class BackupSetWriter:
             block_map,
             kind="blocks",
             logical=logical,
-            sealing=self.sealing,
+            sealing=self.sealing.of_lines,
             key=self._key,
         )
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import Protocol
 
@@ -36,6 +36,13 @@ class Sealing:
     recipients: tuple[str, ...]
     ring: KeyRing
     wal_key_period: timedelta = timedelta(hours=24)
+
+    @property
+    def of_lines(self) -> Sealing:
+        """The same for lines of JSON, nearly all of them hashes in hex or Base64, which lz4 cannot make shorter."""
+        if self.compression is not Compression.LZ4:
+            return self
+        return replace(self, compression=Compression.GZIP, level=1)
 
 
 def sealing_of(settings: SealingSettings) -> Sealing:

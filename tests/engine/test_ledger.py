@@ -6,6 +6,7 @@ import json
 import random
 from contextlib import closing
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -98,3 +99,13 @@ def test_two_go_through_a_ledger_by_turns() -> None:
     with closing(Ledger(files(), OBJECTS)) as ledger:
         turns = list(zip(ledger.entries(), ledger.entries(), strict=True))
         assert [one for one, _ in turns] == [other for _, other in turns] == list(ledger.entries())
+
+
+def test_paths_of_one_hash_are_told_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("seawall.backup.places.hash", lambda _path: 7, raising=False)
+    extent = Extent(OBJECTS[0].name, 0, 8192, "11" * 32, 8192)
+    with closing(Extents()) as extents:
+        extents.add("one", 0, extent, b"1" * 16)
+        extents.add("two", 0, extent, b"2" * 16)
+        assert [row.digests for row in extents.of("two")] == [b"2" * 16]
+        assert extents.of("three") == []

@@ -96,3 +96,11 @@ def test_without_a_directory_nothing_is_kept(tmp_path: Path) -> None:
     maps.keep(HEAD, [OBJECT], 99, map(line, FILES))
     maps.forget_all_but([])
     assert not list(tmp_path.iterdir())
+
+
+def test_files_whose_paths_have_one_hash_are_told_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("seawall.backup.places.hash", lambda _path: 7, raising=False)
+    Maps(tmp_path / "blocks").keep(HEAD, [OBJECT], 99, map(line, FILES))
+    with Prior(HEAD, kept(tmp_path)) as prior:
+        assert [prior.get(known.entry.path) for known in FILES] == list(FILES)
+        assert prior.get("base/1") is None

@@ -15,6 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from seawall.codec import Entry, ExtentSource, run_bytes
+from seawall.codec.envelope import read_envelope
 from seawall.errors import (
     BackupMissing,
     ClusterMismatch,
@@ -128,6 +129,20 @@ def a_backup(area: SourceArea, how: Sealing, at: datetime = NOW) -> Head:
             files=files,
             held=held,
         )
+
+
+@pytest.mark.parametrize(
+    ("bundles", "lines"), [(Compression.LZ4, "gzip"), (Compression.ZSTD, "zstd"), (Compression.NONE, "none")]
+)
+def test_manifest_and_block_map_have_a_codec_that_makes_hashes_shorter_and_are_read_by_their_own_header(
+    repository: Repository, ring: KeyRing, bundles: Compression, lines: str
+) -> None:
+    area = repository.source("shop")
+    head = a_backup(area, replace(sealing(ring, SealingMode.AES_256_GCM), compression=bundles, level=1))
+    manifest = b"".join(repository.storage.get(area.layout.manifest(head.label)))
+    assert read_envelope(manifest, "it").codec.value == lines
+    assert [entry.path for entry in area.manifest(head.label, ring).files()] == sorted(CONTENT)
+    assert area.head(head.label).compression is bundles
 
 
 @pytest.mark.parametrize("mode", list(SealingMode))
