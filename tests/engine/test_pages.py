@@ -148,9 +148,16 @@ def test_pages_of_many_files_are_judged_each_by_its_own_number(data):
     assert checker.check_scattered(b"".join(pages) + b"behind them", blocks) == sorted(wrong)
 
 
+def output_noting() -> tuple[SimpleNamespace, list[str]]:
+    """What a checker tells, and the files that it wants read anew by an attempt after this one."""
+    spoiled: list[str] = []
+    log = SimpleNamespace(spoil=spoiled.append)
+    return SimpleNamespace(bad_pages=defaultdict(list), lock=Lock(), log=log), spoiled
+
+
 def test_a_bad_page_of_a_small_file_is_known_when_its_bundle_ends_and_one_written_meanwhile_is_none(tmp_path):
     contents = {"good": page(b"a", 0), "bad": page(b"b", 1), "written": page(b"c", 1), "dropped": page(b"d", 1)}
-    output = SimpleNamespace(bad_pages=defaultdict(list), lock=Lock())
+    output, spoiled = output_noting()
     judging = _Pages(BLOCK_BYTES, output)
     for name, content in contents.items():
         (tmp_path / name).write_bytes(content)
@@ -161,10 +168,11 @@ def test_a_bad_page_of_a_small_file_is_known_when_its_bundle_ends_and_one_writte
     assert not output.bad_pages
     judging.judge_waiting()
     assert output.bad_pages == {"bad": [0]}
+    assert spoiled == ["bad", "written", "dropped"]
 
 
 def test_pages_that_wait_are_judged_before_there_are_too_many(tmp_path):
-    output = SimpleNamespace(bad_pages=defaultdict(list), lock=Lock())
+    output, _ = output_noting()
     judging = _Pages(BLOCK_BYTES, output)
     bad, good = page(b"b", 7), page(b"a", 0)
     (tmp_path / "bad").write_bytes(bad)
