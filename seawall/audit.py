@@ -64,8 +64,8 @@ class AuditLog:
             Damaged: the newest record is not what was written; nothing may be destroyed until a person looked.
             StorageError: it is not written.
         """
+        last = self._last()
         for _ in range(_ATTEMPTS):
-            last = self._last()
             number, previous = (1, _GENESIS) if last is None else (last.number + 1, last.digest)
             document: dict[str, Any] = {
                 "number": number,
@@ -79,6 +79,8 @@ class AuditLog:
             try:
                 documents.put(self._storage, _name(number), document)
             except ObjectExists:
+                # Another writer was faster, or a list does not show yet what lies there: its record is the last one.
+                last = _record(documents.get(self._storage, _name(number)), name=_name(number))
                 continue
             return _record(document, name=_name(number))
         raise StorageUnreachable("the audit could not be written: other writers were always faster")

@@ -88,6 +88,8 @@ class MirrorPlan:
         sizes: of each object to copy, in bytes.
         forget: tails of WAL there that are superseded here.
         other_size: objects that lie there with another size than here; nothing is done about them.
+        needs: what each set needs, by its label: all that must lie there before it is listed.
+        absent: what sets need and neither place shows.
     """
 
     source: str
@@ -95,6 +97,8 @@ class MirrorPlan:
     sizes: Mapping[str, int]
     forget: tuple[str, ...] = ()
     other_size: tuple[str, ...] = ()
+    needs: Mapping[str, AbstractSet[str]] = field(default_factory=dict)
+    absent: tuple[str, ...] = ()
 
     @property
     def total_bytes(self) -> int:
@@ -118,8 +122,14 @@ def plan(
     groups = _group("repository", [shared[:1], shared[1:]])
     first = (layout.identities, layout.keys, layout.histories)
     groups += _group("keys", [[name for name in sorted(missing) if name.startswith(first)]])
+    wrapped = {name.removeprefix(layout.keys).partition("/")[0] for name in (*here, *there) if layout.keys in name}
+    needs = {str(one.label): _needed(layout, one, wrapped) for one in sets}
+    # What a set needs and neither place shows cannot be brought, and the set must not be listed without it.
+    absent = frozenset[str]().union(*needs.values()) - here.keys() - there.keys()
     for one in sorted(sets, key=lambda known: known.head.stopped_at, reverse=True):
-        groups += _set_group(layout, one, missing, other_size)
+        # Where one of its objects lies there with another size, or nowhere, somebody has to look first.
+        whole = needs[str(one.label)].isdisjoint(other_size | absent)
+        groups += _set_group(layout, one, missing, whole=whole)
     # The lists come after what they name: one that is there says nothing of WAL that is still to come.
     listing = [name for name in sorted(missing) if _lists_any(name, here, layout)]
     groups += _group("wal", [[name for name in sorted(missing) if name.startswith(layout.wal)]])
@@ -132,6 +142,8 @@ def plan(
         {name: size for name, size in missing.items() if name in chosen},
         tuple(name for name in sorted(there) if ".tail-" in name and name not in here),
         tuple(sorted(other_size)),
+        needs,
+        tuple(sorted(absent)),
     )
 
 
@@ -150,9 +162,20 @@ def _lists_any(name: str, here: Mapping[str, int], layout: SourceLayout) -> bool
     return any(first <= one <= f"{last}~" for one in here if one.startswith(layout.wal))
 
 
-def _set_group(
-    layout: SourceLayout, one: SetAtOrigin, missing: Mapping[str, int], other_size: AbstractSet[str]
-) -> list[Group]:
+def _needed(layout: SourceLayout, one: SetAtOrigin, wrapped: AbstractSet[str]) -> frozenset[str]:
+    """All that must lie in a location before a set is listed there: data, WAL, documents, and a wrap of its key.
+
+    Args:
+        wrapped: ids of the keys of which a wrap is known.
+    """
+    documents = {layout.objects(one.label), layout.head(one.label)}
+    needed = one.needs | documents | {layout.segment(name) for name in own_wal(one.head)}
+    if one.head.key_id and one.head.key_id not in wrapped:
+        needed |= {layout.key(one.head.key_id, 1)}
+    return frozenset(needed)
+
+
+def _set_group(layout: SourceLayout, one: SetAtOrigin, missing: Mapping[str, int], *, whole: bool) -> list[Group]:
     """A set in the order that protects it: keys, data and WAL, then what names them, the manifest alone at the end.
 
     What an earlier group copies too is named here again: this set must not be listed there if that group failed.
@@ -164,8 +187,6 @@ def _set_group(
     data = (one.needs | wal | claims) & missing.keys()
     data |= {name for name in missing if name.startswith(tuple(f"{layout.keys}{key}/" for key in labels))}
     named = [layout.objects(label), layout.manifest_copy(label), layout.head(label)]
-    # Where one of its objects lies there with another size, somebody has to look first.
-    whole = not (one.needs | wal) & other_size
     last = [layout.manifest(label)] if whole else []
     waves = [sorted(data), [name for name in named if name in missing], [name for name in last if name in missing]]
     return _group(str(label), waves)
@@ -352,6 +373,8 @@ class _Mirroring:
                 self.destination.delete(name)
         for name in self.chosen.other_size:
             self.left[name] = "it lies there with another size; `seawall verify --location` says which copy is sound"
+        for name in self.chosen.absent:
+            self.left[name] = "a backup needs it, and neither location shows it"
         took = time.monotonic() - begin
         self.observe.hear(Ended("mirror", took))
         return MirrorReport(
@@ -367,6 +390,9 @@ class _Mirroring:
         for wave in group.waves:
             # Before what lists a set above all: whoever holds the lease now may be removing what it needs.
             self._prove_lease()
+            if wave[-1].endswith("/manifest") and (gone := self._gone(group.subject)):
+                self.left[gone] = "a backup needs it, and it is not there any more"
+                return
             wrong = {name: error for name, error in zip(wave, pool.map(self._copy, wave), strict=True) if error}
             for name, error in wrong.items():
                 self.left[name] = error.message
@@ -376,6 +402,12 @@ class _Mirroring:
                 return
         if group.names[-1].endswith("/manifest"):
             self.committed.append(group.subject)
+
+    def _gone(self, label: str) -> str:
+        """What a set needs and a list there still shows, although it was removed; empty where lists do not lag."""
+        if self.destination.capabilities.consistent_list:
+            return ""
+        return next((name for name in sorted(self.chosen.needs[label]) if not _is_there(self.destination, name)), "")
 
     def _prove_lease(self) -> None:
         if self.held is not None:
@@ -486,3 +518,11 @@ def protection(
         is_due = now - head.ended_at > policy.within
         result.append(Protection(head.label, where, len(where) >= wanted, missing if is_due else ()))
     return tuple(result)
+
+
+def _is_there(storage: Storage, name: str) -> bool:
+    try:
+        storage.stat(name)
+    except ObjectMissing:
+        return False
+    return True

@@ -55,15 +55,16 @@ class SourceArea:
     def identity(self) -> ClusterIdentity | None:
         """The cluster that this source was made for, or None while nothing was stored."""
         names = [stat.name for stat in self.storage.list(self.layout.identities)]
-        if not names:
-            return None
-        document = documents.get(self.storage, names[-1])
+        return self._identity(names[-1]) if names else None
+
+    def _identity(self, name: str) -> ClusterIdentity:
+        document = documents.get(self.storage, name)
         try:
             return ClusterIdentity(
                 int(document["system_identifier"]), int(document["major_version"]), tuple(document["timelines"])
             )
         except (KeyError, ValueError, TypeError) as error:
-            raise Damaged(f"{names[-1]} is no identity record") from error
+            raise Damaged(f"{name} is no identity record") from error
 
     def claim(self, identity: ClusterIdentity, now: datetime) -> None:
         """Record whose source this is, or prove that it is still the same cluster.
@@ -72,31 +73,27 @@ class SourceArea:
             ClusterMismatch: the source belongs to a cluster with another system identifier, or an older
                 major version than the recorded one shows up.
         """
-        known = self.identity()
-        if known is not None:
-            _refuse_other_cluster(self.name, known, identity)
-            if known.major_version == identity.major_version and set(identity.timelines) <= set(known.timelines):
-                return
-        timelines = sorted({*identity.timelines, *(known.timelines if known else ())})
-        self._record_identity(
-            ClusterIdentity(identity.system_identifier, identity.major_version, tuple(timelines)), now
-        )
-
-    def _record_identity(self, identity: ClusterIdentity, now: datetime) -> None:
         names = [stat.name for stat in self.storage.list(self.layout.identities)]
         # One more than the last, not than there are: a record may be lost, and its successor must still find a place.
         number = 1 + max((int(name[-9:-5]) for name in names if name[-9:-5].isdigit()), default=0)
+        known = self._identity(names[-1]) if names else None
+        while (wanted := _to_record(self.name, known, identity)) is not None:
+            try:
+                self._record_identity(number, wanted, now)
+            except ObjectExists:
+                # Another writer recorded at the same moment, or the list lags; whatever lies there must agree.
+                known, number = self._identity(self.layout.identity(number)), number + 1
+            else:
+                return
+
+    def _record_identity(self, number: int, identity: ClusterIdentity, now: datetime) -> None:
         document = {
             "system_identifier": str(identity.system_identifier),
             "major_version": identity.major_version,
             "timelines": list(identity.timelines),
             "recorded_at": now.isoformat(),
         }
-        try:
-            documents.put(self.storage, self.layout.identity(number), document)
-        except ObjectExists:
-            # Another writer recorded at the same moment; whatever it wrote must agree.
-            self.claim(identity, now)
+        documents.put(self.storage, self.layout.identity(number), document)
 
     # ---- backup sets
 
@@ -298,11 +295,16 @@ class SourceArea:
             folder = stored.name.rpartition("/")[0] + "/"
             if folder not in found:
                 found[folder] = {stat.name: stat.size_bytes for stat in self.storage.list(folder)}
-            size = found[folder].get(stored.name)
-            if size is None:
-                raise ObjectMissing(f"{stored.name} is not there any more")
+            # A list may lag behind; what it does not show is asked for by name.
+            size = found[folder].get(stored.name) or self._size(stored.name)
             if size != stored.stored_bytes:
                 raise Damaged(f"{stored.name} has {size} bytes where {stored.stored_bytes} were stored")
+
+    def _size(self, name: str) -> int:
+        try:
+            return self.storage.stat(name).size_bytes
+        except ObjectMissing as error:
+            raise ObjectMissing(f"{name} is not there any more") from error
 
     def begin(self, label: BackupLabel, sealing: sealed.Sealing, now: datetime) -> BackupSetWriter:
         """Start a set: make its data key and store it wrapped, so that no bundle is ever without its key.
@@ -528,6 +530,21 @@ class BackupSetWriter:
         storage, layout = self._area.storage, self._area.layout
         counted = sealed.Counted(storage.get(layout.manifest_copy(self.label)))
         storage.put(name, _refusing_other(counted, head.manifest_sha256, layout.manifest_copy(self.label)))
+
+
+def _to_record(source: str, known: ClusterIdentity | None, found: ClusterIdentity) -> ClusterIdentity | None:
+    """What is to be recorded of a cluster, with the timelines that are known; None if nothing is new.
+
+    Raises:
+        ClusterMismatch: it is another one than the known one.
+    """
+    if known is None:
+        return found
+    _refuse_other_cluster(source, known, found)
+    if known.major_version == found.major_version and set(found.timelines) <= set(known.timelines):
+        return None
+    timelines = tuple(sorted({*found.timelines, *known.timelines}))
+    return ClusterIdentity(found.system_identifier, found.major_version, timelines)
 
 
 def _refuse_other_cluster(source: str, known: ClusterIdentity, found: ClusterIdentity) -> None:

@@ -5,6 +5,10 @@ never overwritten: of two hosts that try, one gets `ObjectExists`. A lease ends 
 it nor a renewal is younger than its time to live. Its number is the fencing token: a writer that was paused
 longer than its time to live finds a higher number, and stops before its commit.
 
+Where lists lag behind (`Capabilities.consistent_list`), what a list does not show yet is asked for by name, from the
+newest that it shows, one number after the other. That is exact as long as a list lags less than an hour: so long traces
+of older leases stay there.
+
 Not guaranteed: that a paused writer stops at once. It stops at its next `check`, and every commit checks.
 Ages are taken from the storage's clock, so that the clocks of hosts need not agree.
 """
@@ -23,7 +27,7 @@ from types import TracebackType
 from seawall.errors import Damaged, LeaseHeld, LeaseLost, ObjectExists, ObjectMissing, SeawallError, StorageError
 from seawall.repository import documents
 from seawall.repository.layout import SourceLayout
-from seawall.storage.base import Storage
+from seawall.storage.base import Stat, Storage
 
 log = logging.getLogger(__name__)
 DEFAULT_TTL = timedelta(minutes=5)
@@ -56,20 +60,46 @@ def newest(storage: Storage, layout: SourceLayout) -> LeaseRecord | None:
     """The lease with the highest token, or None if there never was one."""
     stats = {stat.name.removeprefix(layout.leases): stat for stat in storage.list(layout.leases)}
     tokens = [int(name[:12]) for name in stats if len(name) == len("000000000000.json") and name[:12].isdigit()]
-    if not tokens:
+    token = max(tokens, default=0)
+    own = {f"{layout.leases}{name}": stat for name, stat in stats.items() if name.startswith(f"{token:012d}.")}
+    if not storage.capabilities.consistent_list:
+        token, own = _unlisted(storage, layout, token, own)
+    if not token:
         return None
-    token = max(tokens)
     holder, purpose, ttl, nonce = _stated(storage, layout.lease(token))
-    own = [stat for name, stat in stats.items() if name.startswith(f"{token:012d}.")]
     return LeaseRecord(
         token=token,
         holder=holder,
         purpose=purpose,
         ttl=ttl,
-        renewed_at=max(stat.modified_at for stat in own),
-        released=any(stat.name == layout.lease_end(token) for stat in own),
+        renewed_at=max(stat.modified_at for stat in own.values()),
+        released=layout.lease_end(token) in own,
         nonce=nonce,
     )
+
+
+def _unlisted(storage: Storage, layout: SourceLayout, token: int, own: dict[str, Stat]) -> tuple[int, dict[str, Stat]]:
+    """The newest lease and its objects when those are asked for by name that a list may not show yet."""
+    while (stat := _stat(storage, layout.lease(token + 1))) is not None:
+        token, own = token + 1, {stat.name: stat}
+    renewal = 1 + max((_renewal(name) for name in own), default=0)
+    while token and (stat := _stat(storage, layout.lease_renewal(token, renewal))) is not None:
+        own, renewal = {**own, stat.name: stat}, renewal + 1
+    end = _stat(storage, layout.lease_end(token)) if token else None
+    return token, own if end is None else {**own, end.name: end}
+
+
+def _renewal(name: str) -> int:
+    """The number of a renewal; 0 of a lease's other objects."""
+    part = name.rsplit(".", 2)[1]
+    return int(part[1:]) if part[:1] == "r" and part[1:].isdigit() else 0
+
+
+def _stat(storage: Storage, name: str) -> Stat | None:
+    try:
+        return storage.stat(name)
+    except ObjectMissing:
+        return None
 
 
 def _stated(storage: Storage, name: str) -> tuple[str, str, timedelta, str]:
@@ -227,8 +257,12 @@ def _runs_before(storage: Storage, current: LeaseRecord, until: datetime) -> boo
 
 def _forget_older(storage: Storage, layout: SourceLayout, token: int) -> None:
     """Remove the traces of leases long past; the two newest stay, so that numbers never start again."""
+    kept_since = None if storage.capabilities.consistent_list else storage.now() - _UNKNOWN_TTL
     for stat in list(storage.list(layout.leases)):
         number = stat.name.removeprefix(layout.leases)[:12]
+        if kept_since is not None and stat.modified_at > kept_since:
+            # Whoever sees only an older list counts on from what it shows.
+            continue
         if number.isdigit() and int(number) < token - 1:
             try:
                 storage.delete(stat.name)

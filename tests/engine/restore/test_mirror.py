@@ -232,6 +232,16 @@ def test_marks_of_expiry_are_each_locations_own(small: tuple[Any, Head, Head]) -
     assert Repository.open(there).source("shop").labels() == (first.label, second.label)
 
 
+def test_a_set_of_which_something_is_lost_here_is_not_listed_there(small: tuple[Any, Head, Head]) -> None:
+    site, first, second = small
+    bundle = next(name for name in content(site.storage) if "/bundles/" in name and str(first.label) in name)
+    site.storage.delete(bundle)
+    there = MemoryStorage()
+    report = mirrored(site, there)
+    assert list(report.left) == [bundle]
+    assert Repository.open(there).source("shop").labels() == (second.label,)
+
+
 def test_an_outage_in_the_middle_leaves_what_was_copied_and_the_next_run_goes_on(small: tuple[Any, Head, Head]) -> None:
     site, *_ = small
     inner = MemoryStorage()
@@ -259,23 +269,27 @@ def test_an_object_of_another_size_there_is_reported_and_its_set_not_listed(smal
 @given(
     there=st.sets(st.integers(0, 40)),
     odd=st.sets(st.integers(0, 40)),
+    lost=st.sets(st.integers(0, 40), max_size=3),
     shared=st.lists(st.sampled_from(["seawall.json", "audit/1", "recover-1"]), unique=True),
 )
 def test_a_plan_names_each_missing_object_and_every_manifest_after_all_that_its_set_needs(
-    there: set[int], odd: set[int], shared: list[str]
+    there: set[int], odd: set[int], lost: set[int], shared: list[str]
 ) -> None:
     heads = [PLAN_HEAD, replace(PLAN_HEAD, label=mirror.BackupLabel.parse("20261123T130000Z-full"))]
     layout = mirror.SourceLayout("shop")
     names = sorted({*PLAN_NAMES, *(layout.segment(name) for name in mirror.own_wal(PLAN_HEAD))})
-    here = dict.fromkeys(names, 10)
+    here = dict.fromkeys((name for n, name in enumerate(names) if n not in lost), 10)
     present = {name: (11 if n in odd else 10) for n, name in enumerate(names) if n in there}
     needs = [frozenset(n for n in names if "/bundles/" in n and str(head.label) in n) for head in heads]
     needs[1] |= needs[0]
     sets = [SetAtOrigin(head, need) for head, need in zip(heads, needs, strict=True)]
     plan = mirror.plan("shop", sets, here, present, shared)
     order = [name for group in plan.groups for wave in group.waves for name in sorted(wave)]
-    held_back = {n for one in sets for n in [layout.manifest(one.label)] if needed(layout, one) & set(plan.other_size)}
-    assert set(order) == (set(names) - set(present) - held_back) | set(shared)
+    nowhere = {name for one in sets for name in needed(layout, one)} - set(here) - set(present)
+    assert set(plan.absent) == nowhere
+    unfit = nowhere | set(plan.other_size)
+    held_back = {layout.manifest(one.label) for one in sets if needed(layout, one) & unfit}
+    assert set(order) == (set(here) - set(present) - held_back) | set(shared)
     for one in sets:
         for group in plan.groups:
             if layout.manifest(one.label) in group.names:
@@ -285,7 +299,8 @@ def test_a_plan_names_each_missing_object_and_every_manifest_after_all_that_its_
 
 
 def needed(layout: mirror.SourceLayout, one: SetAtOrigin) -> set[str]:
-    return {*one.needs, *(layout.segment(name) for name in mirror.own_wal(one.head))}
+    documents = (layout.objects(one.label), layout.head(one.label))
+    return {*one.needs, *documents, *(layout.segment(name) for name in mirror.own_wal(one.head))}
 
 
 # -- policy
