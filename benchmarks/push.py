@@ -19,7 +19,7 @@ from pathlib import Path
 from statistics import median
 from typing import TypeVar
 
-from seawall.archive.commands import CLIENT
+from seawall.archive.commands import START
 from seawall.codec import DataKey, FrameWriter
 from seawall.model import Compression
 from seawall.storage.local import LocalStorage
@@ -27,7 +27,7 @@ from seawall.storage.local import LocalStorage
 _T = TypeVar("_T")
 SEGMENT_BYTES = 16 * 1024 * 1024
 _BARE = [sys.executable, "-I", "-S", "-c", "pass"]
-_CLIENT = [sys.executable, "-I", "-S", str(CLIENT), "push", "--socket", "/nowhere", "000000010000000000000001"]
+_CLIENT = [sys.executable, "-I", "-S", str(START), "push", "--socket", "/nowhere", "000000010000000000000001"]
 
 
 def main() -> int:

@@ -92,8 +92,8 @@ class TestWalPath:
     @pytest.mark.parametrize(
         "command",
         [
-            "-I -S seawall/archive/client.py push --wait 0 --socket nowhere pg_wal/000000010000000000000001",
-            "-I -S seawall/archive/client.py get --wait 0 --socket nowhere 00000002.history RECOVERYHISTORY",
+            "-I -S seawall/archive/start.py push --wait 0 --socket nowhere pg_wal/000000010000000000000001",
+            "-I -S seawall/archive/start.py get --wait 0 --socket nowhere 00000002.history RECOVERYHISTORY",
             "-m seawall archive-push --wait 0 --socket nowhere pg_wal/000000010000000000000001",
             "-m seawall archive-get --wait 0 --socket nowhere 00000002.history RECOVERYHISTORY",
         ],

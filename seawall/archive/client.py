@@ -2,7 +2,8 @@
 
 PostgreSQL runs this file once for every segment of WAL, so it imports only what the interpreter has loaded
 anyway (`os`, `sys`, `time`) and the C module below `socket`: neither argparse, logging nor the rest of Seawall.
-It is run by its path (`python -I -S …/client.py push …`), see `seawall.archive.commands` for the whole command.
+It is run by the path of `start.py` (`python -I -S …/start.py push …`), see `seawall.archive.commands` for the whole
+command; its own path does too.
 
 Exit codes of `push` (PostgreSQL counts 1 to 125 in pg_stat_archiver and tries again; above 125 the archiver
 process itself dies uncounted, see pgarch.c and shell_archive.c, so it is never used):

@@ -1,4 +1,4 @@
-"""The command lines that PostgreSQL runs: archive_command and restore_command around `client.py`.
+"""The command lines that PostgreSQL runs: archive_command and restore_command; `start.py` in them starts `client.py`.
 
 PostgreSQL gives them to a shell. What happens when the client cannot even start (the interpreter or the file is
 gone) is decided in that line, because then nothing of Seawall runs: an archive_command must be counted as
@@ -12,11 +12,12 @@ import sys
 from pathlib import Path
 
 CLIENT = Path(__file__).with_name("client.py")
+START = CLIENT.with_name("start.py")
 _ABSENT = 44
 
 
 def archive_command(
-    socket_path: Path, *, spool: Path | None = None, python: Path | None = None, client: Path = CLIENT
+    socket_path: Path, *, spool: Path | None = None, python: Path | None = None, client: Path = START
 ) -> str:
     """The value of archive_command.
 
@@ -24,6 +25,7 @@ def archive_command(
         socket_path: where the agent listens.
         spool: where segments may wait on this host while no agent runs; without it PostgreSQL keeps them.
         python: the interpreter, executable for the server's account; this process's own when omitted.
+        client: `start.py` with `client.py` beside it.
     """
     words = [*_start(python, client), "push", "--socket", str(socket_path)]
     if spool is not None:
@@ -34,7 +36,7 @@ def archive_command(
 
 
 def restore_command(
-    socket_path: Path, *, python: Path | None = None, client: Path = CLIENT, wait_seconds: int = 30
+    socket_path: Path, *, python: Path | None = None, client: Path = START, wait_seconds: int = 30
 ) -> str:
     """The value of restore_command.
 

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import os
+import py_compile
 import resource
+import shutil
 import socket
 import subprocess
 import sys
 import threading
 from collections.abc import Callable
+from importlib.util import cache_from_source
 from pathlib import Path
 
 import pytest
@@ -18,7 +21,7 @@ from hypothesis import strategies as st
 from seawall import wal
 from seawall.archive import client
 from seawall.archive.agent import PUSHED, Agent
-from seawall.archive.commands import CLIENT, archive_command, restore_command
+from seawall.archive.commands import CLIENT, START, archive_command, restore_command
 from seawall.repository import SourceArea
 
 NAME = "000000010000000000000003"
@@ -26,7 +29,7 @@ SEGMENT = 1 << 20
 
 
 def run(*arguments: str | Path, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-I", "-S", CLIENT, *arguments]
+    command = [sys.executable, "-I", "-S", START, *arguments]
     return subprocess.run(command, capture_output=True, text=True, check=False, cwd=cwd)
 
 
@@ -54,12 +57,16 @@ def test_a_stranger_on_the_wire_is_not_understood() -> None:
 
 _MODULES = (
     "import os, sys; os._exit = sys.exit; sys.argv = sys.argv[1:]\n"
-    "try: exec(compile(open(sys.argv[0]).read(), sys.argv[0], 'exec'), {'__name__': '__main__'})\n"
+    "try: exec(compile(open(sys.argv[0]).read(), sys.argv[0], 'exec'),"
+    " {'__name__': '__main__', '__file__': sys.argv[0]})\n"
     "finally: print(*sys.modules)"
 )
 
 
-def test_it_imports_nothing_but_what_the_interpreter_starts_with(ready: Callable[..., Path], tmp_path: Path) -> None:
+@pytest.mark.parametrize("program", [START, CLIENT])
+def test_it_imports_nothing_but_what_the_interpreter_starts_with(
+    ready: Callable[..., Path], tmp_path: Path, program: Path
+) -> None:
     arguments = ["push", "--socket", str(tmp_path / "none"), str(ready(NAME))]
     bare = subprocess.run(
         [sys.executable, "-I", "-S", "-c", "import os, sys; print(*sys.modules)"],
@@ -68,10 +75,29 @@ def test_it_imports_nothing_but_what_the_interpreter_starts_with(ready: Callable
         check=True,
     )
     done = subprocess.run(
-        [sys.executable, "-I", "-S", "-c", _MODULES, CLIENT, *arguments], capture_output=True, text=True, check=False
+        [sys.executable, "-I", "-S", "-c", _MODULES, program, *arguments], capture_output=True, text=True, check=False
     )
     assert done.returncode == client.NO_AGENT
     assert set(done.stdout.split()) - set(bare.stdout.split()) <= {"_socket", "time"}
+
+
+@pytest.mark.parametrize("bytecode", ["of the client", "none", "damaged", "torn"])
+def test_it_starts_from_bytecode_and_goes_without(tmp_path: Path, bytecode: str) -> None:
+    start, source, other = (tmp_path / name for name in ("start.py", "client.py", "other.py"))
+    shutil.copy(START, start)
+    source.write_text("import sys; print('source', __name__, *sys.argv[1:])")
+    other.write_text("import sys; print('bytecode', __name__, *sys.argv[1:])")
+    if bytecode != "none":
+        # Of another source, and never compared with it, so that what runs can be told apart.
+        unchecked = py_compile.PycInvalidationMode.UNCHECKED_HASH
+        made = py_compile.compile(str(other), cache_from_source(str(source)), invalidation_mode=unchecked)
+        assert made is not None
+        if bytecode == "damaged":
+            Path(made).write_bytes(b"not bytecode at all")
+        if bytecode == "torn":
+            os.truncate(made, 16 + 20)
+    done = subprocess.run([sys.executable, "-I", "-S", start, "%p"], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["bytecode" if bytecode == "of the client" else "source", "__main__", "%p"]
 
 
 def test_the_command_line_hands_over_to_it_without_loading_the_rest(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from seawall.archive.agent import PUSHED, Agent
-from seawall.archive.commands import CLIENT, archive_command, restore_command
+from seawall.archive.commands import CLIENT, START, archive_command, restore_command
 from seawall.keys import KeyRing
 from seawall.postgres.binaries import Account
 from seawall.repository import Repository, Sealing, SourceArea
@@ -30,7 +30,8 @@ def client(open_directory: Path, account: Account) -> Path:
     """The client where the server's account can read it, in a path that a shell must quote."""
     place = open_directory / "Sea wall 100%"
     place.mkdir()
-    return Path(shutil.copy(CLIENT, place / "client.py"))
+    shutil.copy(CLIENT, place / "client.py")
+    return Path(shutil.copy(START, place / "start.py"))
 
 
 @pytest.fixture
