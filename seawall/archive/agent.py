@@ -110,6 +110,8 @@ class Agent:
         self._server.start()
         if self._shipper is not None:
             self._shipper.start()
+        if self._lookahead is not None:
+            self._lookahead.start()
 
     def stop(self) -> None:
         """Stop answering, finish what is in flight; the rest stays with PostgreSQL or in the spool."""

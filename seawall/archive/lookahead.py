@@ -1,7 +1,8 @@
 """The pushing side of the agent: takes segments from PostgreSQL and ships further ready ones ahead of the asking.
 
 PostgreSQL archives one file after another and waits for each. So while one push is answered, the agent already
-ships what `pg_wal/archive_status` shows as ready; the pushes of those are then answered at once.
+ships what `pg_wal/archive_status` shows as ready, and what becomes ready while the client for it is still being
+started; the pushes of those are then answered sooner or at once.
 
 Invariant: a push is answered with success only after the repository stored exactly the file that was passed,
 or proved that it has the same content.
@@ -12,11 +13,13 @@ from __future__ import annotations
 import logging
 import os
 import threading
+import time
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
 from seawall.archive.intake import Intake, Taken
+from seawall.archive.ready import ReadyMarks
 from seawall.archive.spool import open_no_link, read_whole, version_of
 from seawall.errors import StorageError, UsageError
 from seawall.events import Advanced, Observer
@@ -24,6 +27,8 @@ from seawall.wal import is_archive_name
 
 _log = logging.getLogger(__name__)
 _Version = tuple[int, int, int, int]
+# A server that has not asked for so long archives in another way, or not at all.
+_ASKED_WITHIN_SECONDS = 300.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,8 +61,18 @@ class Lookahead:
         self._pool = ThreadPoolExecutor(workers, thread_name_prefix="archive-push")
         self._shipments: dict[str, _Shipment] = {}
         self._lock = threading.Lock()
+        self._asked_at = float("-inf")
+        status = None if self._wal_directory is None else self._wal_directory / "archive_status"
+        self._marks = None if status is None else ReadyMarks(status, self._became_ready)
+
+    def start(self) -> None:
+        """Begin to hear of files that become ready."""
+        if self._marks is not None:
+            self._marks.start()
 
     def stop(self) -> None:
+        if self._marks is not None:
+            self._marks.stop()
         self._pool.shutdown(wait=True, cancel_futures=True)
 
     def push(self, path: str, descriptor: int) -> Taken:
@@ -72,8 +87,9 @@ class Lookahead:
             SeawallError: it was refused or could not be stored.
         """
         name = self._admitted(path)
+        self._asked_at = time.monotonic()
         version = version_of(os.fstat(descriptor))
-        shipment = self._known(name, version) or self._begin(name, version, os.dup(descriptor), ahead=False)
+        shipment = self._begin(name, version, os.dup(descriptor), ahead=False)
         self._look_ahead()
         try:
             return shipment.done.result()
@@ -94,22 +110,16 @@ class Lookahead:
             )
         return name
 
-    def _known(self, name: str, version: _Version) -> _Shipment | None:
-        """The shipment of exactly this file, unless it was one ahead of the asking that failed: that is tried again."""
-        with self._lock:
-            shipment = self._shipments.get(name)
-        if shipment is None or shipment.version != version:
-            return None
-        failed = shipment.ahead and shipment.done.done() and shipment.done.exception() is not None
-        return None if failed else shipment
-
     def _begin(self, name: str, version: _Version, descriptor: int, *, ahead: bool) -> _Shipment:
-        """Ship what `descriptor` reads, and close it."""
-        done = self._pool.submit(self._ship, name, version, descriptor)
-        done.add_done_callback(lambda ended: os.close(descriptor) if ended.cancelled() else None)
-        shipment = _Shipment(version, done, ahead)
+        """The shipment of what `descriptor` reads, begun now unless it is under way; closes the descriptor."""
         with self._lock:
-            self._shipments[name] = shipment
+            known = self._shipments.get(name)
+            if known is not None and (ahead or _is_of(known, version)):
+                os.close(descriptor)
+                return known
+            done = self._pool.submit(self._ship, name, version, descriptor)
+            done.add_done_callback(lambda ended: os.close(descriptor) if ended.cancelled() else None)
+            shipment = self._shipments[name] = _Shipment(version, done, ahead)
             self._forget_old()
         return shipment
 
@@ -134,6 +144,10 @@ class Lookahead:
 
     # ---- ahead of the asking
 
+    def _became_ready(self) -> None:
+        if time.monotonic() - self._asked_at < _ASKED_WITHIN_SECONDS:
+            self._look_ahead()
+
     def _look_ahead(self) -> None:
         if self._wal_directory is None:
             return
@@ -156,6 +170,13 @@ class Lookahead:
                 return
         descriptor = open_no_link(self._wal_directory / name)
         self._begin(name, version_of(os.fstat(descriptor)), descriptor, ahead=True)
+
+
+def _is_of(shipment: _Shipment, version: _Version) -> bool:
+    """Whether it is of exactly this file, and not one ahead of the asking that failed: that is tried again."""
+    if shipment.version != version:
+        return False
+    return not (shipment.ahead and shipment.done.done() and shipment.done.exception() is not None)
 
 
 def _ready(status_directory: Path) -> list[str]:

@@ -179,6 +179,48 @@ def test_ready_segments_are_shipped_before_they_are_asked_for_and_once(
     assert sum(operation == "put" and "/wal/" in name for operation, name in storage.calls) == len(paths)
 
 
+def test_what_becomes_ready_is_shipped_before_it_is_asked_for_and_once(
+    agent_for: Callable[..., Agent], ready: Callable[..., Path], eventually: Callable[..., None], descriptors: None
+) -> None:
+    storage = Faulty(MemoryStorage())
+    area = Repository.create(storage, now=datetime.now(UTC)).source("shop")
+    first, *later = names(3, 6)
+    with agent_for(area=area) as agent:
+        push(agent, ready(first))
+        paths = [ready(name) for name in later]
+        eventually(lambda: area.wal.names() == {first, *later})
+        for path in paths:
+            push(agent, path)
+    assert sum(operation == "put" and "/wal/" in name for operation, name in storage.calls) == 4
+
+
+def test_a_server_that_never_asked_has_nothing_shipped(
+    agent_for: Callable[..., Agent], ready: Callable[..., Path], area: SourceArea, eventually: Callable[..., None]
+) -> None:
+    heard: list[str] = []
+    with agent_for(area=area) as agent:
+        lookahead = agent._lookahead
+        assert lookahead is not None
+        assert lookahead._marks is not None
+        lookahead._marks._appeared = lambda: (lookahead._became_ready(), heard.append("mark"))
+        ready(names(3, 3)[0])
+        eventually(lambda: heard)
+    assert area.wal.names() == frozenset()
+
+
+def test_where_marks_cannot_be_watched_files_are_found_when_they_are_asked_for(
+    agent_for: Callable[..., Agent], ready: Callable[..., Path], area: SourceArea, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def without(_directory: Path) -> int:
+        raise OSError(38, "Function not implemented")
+
+    monkeypatch.setattr("seawall.archive.ready._watched", without)
+    path = ready(names(3, 3)[0])
+    with agent_for(area=area) as agent:
+        push(agent, path)
+    assert area.wal.names() == {path.name}
+
+
 def test_a_push_is_answered_only_after_the_repository_has_it(
     ready: Callable[..., Path], agent_for: Callable[..., Agent], socket_path: Path
 ) -> None:
