@@ -20,7 +20,7 @@ from __future__ import annotations
 import contextlib
 import re
 import time
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -328,6 +328,7 @@ def run(
     observe: Observer,
     workers: int = 4,
     held: Lease | None = None,
+    copied: Callable[[str], None] = lambda _name: None,
 ) -> MirrorReport:
     """Copy what a plan names.
 
@@ -335,6 +336,7 @@ def run(
 
     Args:
         evidence: of the origin.
+        copied: called with the name of each object that was stored there, from several threads.
         held: the source's lease in the destination, taken before the plan was made; None where nobody else can write.
 
     Raises:
@@ -342,7 +344,7 @@ def run(
         StorageUnreachable, StorageDenied, StorageFull: of either place; what was copied stays, the next run goes on.
         Cancelled: on request; the same.
     """
-    return _Mirroring(chosen, origin, destination, evidence, observe, workers, held).run()
+    return _Mirroring(chosen, origin, destination, evidence, observe, workers, held, copied).run()
 
 
 @dataclass
@@ -354,6 +356,7 @@ class _Mirroring:
     observe: Observer
     workers: int
     held: Lease | None
+    copied: Callable[[str], None]
     objects: int = 0
     stored_bytes: int = 0
     committed: list[str] = field(default_factory=list)
@@ -421,6 +424,7 @@ class _Mirroring:
             size = copy_object(name, self.origin, self.destination, self.evidence, observe=self.observe)
         except _RETRIED_LATER as error:
             return error
+        self.copied(name)
         self.done.add(name)
         self.objects += 1
         self.stored_bytes += size

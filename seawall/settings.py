@@ -32,6 +32,13 @@ class Confirm(StrEnum):
     HASH = "hash"
 
 
+class Locking(StrEnum):
+    """Whether copies are locked in a location."""
+
+    AUTO = "auto"
+    OFF = "off"
+
+
 @dataclass(frozen=True, slots=True)
 class RepositorySettings:
     """Where backups lie.
@@ -53,6 +60,8 @@ class RepositorySettings:
             `seawall keys rotate` and the flows that do the same use; without it, one account does everything.
         ca_file: certificates (PEM) of your own authority, where the storage's is not one that the system knows.
         known_hosts_file: public keys of SFTP servers, as OpenSSH writes them; the account's own when omitted.
+        lock: whether copies are locked in a location for as long as its retention keeps them: `auto` where it says that
+            it locks, or `off`. It concerns mirrors; the primary is not locked by Seawall.
         lock_mode: how objects are locked where they are: `compliance` (nobody can shorten it) or `governance`.
         limits: windows with a bandwidth of their own, each a section `[[….limits]]` as below.
         cold_classes: the storage classes that lifecycle rules may move old backups to, the warmest first, such as
@@ -73,6 +82,7 @@ class RepositorySettings:
     deleting_credentials_file: Path | None = None
     ca_file: Path | None = None
     known_hosts_file: Path | None = None
+    lock: Locking = Locking.AUTO
     lock_mode: LockMode = LockMode.COMPLIANCE
     limits: tuple[LimitWindow, ...] = ()
     cold_classes: tuple[str, ...] = ()

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING
 
-from seawall import healing, locations, mirror, proofs, retention
+from seawall import healing, locations, locks, mirror, proofs, retention
 from seawall.audit import AuditLog
 from seawall.catalog.views import ObjectProof
 from seawall.errors import (
@@ -31,6 +31,7 @@ from seawall.errors import (
 from seawall.events import Noticed, Observer
 from seawall.healing import HealReport
 from seawall.keys import KeyRing
+from seawall.locks import Locker, LockReport
 from seawall.mirror import MirrorPolicy, MirrorReport, Protection
 from seawall.model import BackupLabel, Proof
 from seawall.nearest import Copy
@@ -40,8 +41,9 @@ from seawall.repository.evidence import Evidence
 from seawall.repository.lease import MIRROR
 from seawall.repository.wal_lists import How
 from seawall.retention.copies import Unwanted
-from seawall.settings import PRIMARY, Settings
+from seawall.settings import PRIMARY, Locking, Settings
 from seawall.storage.base import Storage
+from seawall.storage.immutability import lockable
 from seawall.watch import judge, known_name
 
 # As long as a backup waits: a cleanup ends by itself, within minutes.
@@ -63,6 +65,7 @@ class Mirrored:
     Args:
         reports: by location.
         failures: why a location could not be brought up to date.
+        locks: what became of the locks, by location; one that locks nothing is not in it.
         protection: of every listed backup, oldest first.
     """
 
@@ -70,6 +73,7 @@ class Mirrored:
     reports: Mapping[str, MirrorReport]
     failures: Mapping[str, SeawallError]
     protection: tuple[Protection, ...]
+    locks: Mapping[str, LockReport] = field(default_factory=dict)
 
     @property
     def unprotected(self) -> tuple[Protection, ...]:
@@ -112,6 +116,7 @@ def mirror_source(
     failures: dict[str, SeawallError] = {}
     held = {PRIMARY: frozenset(repository.source(source).labels())}
     unwanted: dict[str, frozenset[BackupLabel]] = {}
+    locked: dict[str, LockReport] = {}
     for name in only or policy.locations:
         try:
             with closing(locations.opened(settings, name, observe)) as storage:
@@ -119,7 +124,12 @@ def mirror_source(
                     mirror.begin(repository, storage)
                 useless = _unwanted(settings, repository, source, name, now)
                 unwanted[name] = useless.sets
-                reports[name] = _mirror_to(repository, source, storage, ring, observe=observe, useless=useless)
+                locker = _locker(settings, repository, source, name, storage, now=now, observe=observe)
+                reports[name], report = _mirror_to(
+                    repository, source, storage, ring, observe=observe, useless=useless, locker=locker
+                )
+                if report is not None:
+                    locked[name] = report
                 held[name] = frozenset(SourceArea(storage, source).labels())
         except Cancelled:
             raise
@@ -127,7 +137,8 @@ def mirror_source(
             failures[name] = error
             observe.hear(Noticed("medium", "mirror-failed", f"{source} is not copied to {name}: {error.message}"))
     heads, _ = repository.source(source).readable_heads()
-    result = Mirrored(source, reports, failures, mirror.protection(policy, heads, held, now=now, unwanted=unwanted))
+    protection = mirror.protection(policy, heads, held, now=now, unwanted=unwanted)
+    result = Mirrored(source, reports, failures, protection, locked)
     if catalog is not None:
         _record_mirrored(catalog, repository, settings, result, held, now=now)
     return result
@@ -148,7 +159,8 @@ def _mirror_to(
     *,
     observe: Observer,
     useless: Unwanted,
-) -> MirrorReport:
+    locker: Locker | LockReport | None,
+) -> tuple[MirrorReport, LockReport | None]:
     evidence = Evidence([repository.storage], ring)
     there = SourceArea(storage, source)
     # What is not this repository is refused before anything, even a lease, is written there.
@@ -158,7 +170,47 @@ def _mirror_to(
         chosen = mirror.survey(
             repository, source, storage, evidence, unwanted=useless.sets, unwanted_wal=useless.segments
         )
-        return mirror.run(chosen, repository.storage, storage, evidence, observe=observe, held=held)
+        if not isinstance(locker, Locker):
+            return mirror.run(chosen, repository.storage, storage, evidence, observe=observe, held=held), locker
+        report = mirror.run(
+            chosen, repository.storage, storage, evidence, observe=observe, held=held, copied=locker.copied
+        )
+        return report, _secured(locker)
+
+
+def _locker(
+    settings: Settings,
+    repository: Repository,
+    source: str,
+    name: str,
+    storage: Storage,
+    *,
+    now: datetime,
+    observe: Observer,
+) -> Locker | LockReport | None:
+    """What locks copies in a location, or why nothing can; None where nothing shall or the location locks nothing."""
+    if source not in settings.sources or settings.location(name).storage.lock is Locking.OFF or not lockable(storage):
+        return None
+    policy, evidence = retention.policy_for(settings, source, name), Evidence([storage, repository.storage])
+    try:
+        here, _ = repository.source(source).readable_heads()
+        there, _ = SourceArea(storage, source).readable_heads()
+        heads = {head.label: head for head in (*here, *there)}
+        return locks.locker_for(storage, source, list(heads.values()), policy, evidence, now=now, observe=observe)
+    except Cancelled:
+        raise
+    except SeawallError as error:
+        return locks.failed(error)
+
+
+def _secured(locker: Locker) -> LockReport:
+    """Locks that fail leave the copies as they are: those count, and the alert says that they are not locked."""
+    try:
+        return locker.secure()
+    except Cancelled:
+        raise
+    except SeawallError as error:
+        return locks.failed(error)
 
 
 def _holder() -> str:
@@ -184,6 +236,8 @@ def _record_mirrored(
             continue
         wrong = error.message if error else "; ".join(report.left.values()) if report and report.left else ""
         judge(catalog, "mirror-failed", subject, wrong, now)
+        if name in result.locks:
+            judge(catalog, "copies-not-locked", subject, result.locks[name].problem, now)
         late = [str(one.label) for one in result.protection if name in one.late]
         hours = settings.source(result.source).copy_within_hours if result.source in settings.sources else 0
         text = f"{len(late)} backups of {result.source} are not in {name} after {hours} hours: {', '.join(late[:5])}"

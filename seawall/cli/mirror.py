@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from seawall.cli.console import size, span
@@ -10,6 +11,7 @@ from seawall.cli.context import Context
 from seawall.errors import UsageError
 
 if TYPE_CHECKING:
+    from seawall.locks import LockReport
     from seawall.upkeep import Mirrored
 
 
@@ -93,6 +95,7 @@ def value_of(result: Mirrored) -> dict[str, Any]:
             for name, report in result.reports.items()
         },
         "failures": {name: error.as_dict() for name, error in result.failures.items()},
+        "locks": {name: asdict(report) for name, report in result.locks.items()},
         "backups": [
             {
                 "label": str(one.label),
@@ -105,6 +108,15 @@ def value_of(result: Mirrored) -> dict[str, Any]:
     }
 
 
+def _lock_line(source: str, name: str, report: LockReport) -> str:
+    if report.problem:
+        return f"{source} in {name} is not wholly locked: {report.problem}"
+    done = [f"{len(report.secured)} backups locked, at most until {report.until:%Y-%m-%d}"] if report.secured else []
+    done += [f"{len(report.held)} under legal holds"] if report.held else []
+    done += [f"{len(report.freed)} freed of legal holds"] if report.freed else []
+    return f"{source} in {name}: {', '.join(done)}" if done else ""
+
+
 def lines_of(result: Mirrored) -> list[str]:
     """The same for people."""
     lines = [
@@ -113,6 +125,7 @@ def lines_of(result: Mirrored) -> list[str]:
         for name, report in result.reports.items()
     ]
     lines += [f"{result.source} to {name}: {error.message}" for name, error in result.failures.items()]
+    lines += [line for name, report in result.locks.items() if (line := _lock_line(result.source, name, report))]
     lines += [
         f"  {one.label} is not protected: it is in {', '.join(one.locations)} alone" for one in result.unprotected
     ]

@@ -330,6 +330,13 @@ class SourceArea:
         held = [self._hold(name) for name in live if f"{name.removesuffix('.json')}.released.json" not in names]
         return tuple(hold for hold in held if hold.until is None or hold.until > now)
 
+    def ended_holds(self, now: datetime) -> tuple[Hold, ...]:
+        """The holds that were released, or whose time is over at `now`."""
+        names = sorted(stat.name for stat in self.storage.list(self.layout.holds))
+        every = [self._hold(name) for name in names if not name.endswith(".released.json")]
+        live = {hold.id for hold in self.holds(now)}
+        return tuple(hold for hold in every if hold.id not in live)
+
     def _hold(self, name: str) -> Hold:
         document = documents.get(self.storage, name)
         try:

@@ -331,6 +331,11 @@ class WalArea:
             raise Damaged(f"{name} holds what belongs to {envelope.object!r}")
         return dict(envelope.extra)
 
+    def key_of(self, name: str) -> str:
+        """The id of the key that seals an object of WAL, by its header; empty if it is not sealed so."""
+        head = b"".join(self._storage.get(name, 0, min(_HEADER_BYTES, self._storage.stat(name).size_bytes)))
+        return read_envelope(head).key if head.startswith(b"SEAWALL") else ""
+
     def _stated_history(self, name: str) -> TimelineHistory:
         timeline = int(name.rsplit("/", 1)[1].removesuffix(".history"), 16)
         try:

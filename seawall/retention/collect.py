@@ -24,6 +24,7 @@ from seawall.repository.lease import CLEANUP
 from seawall.retention.marks import compare_clocks
 from seawall.retention.unneeded import Needed
 from seawall.storage.base import Stat, Storage
+from seawall.storage.immutability import lockable
 from seawall.wal import Segment
 
 MINIMUM_GRACE = timedelta(hours=24)
@@ -138,6 +139,8 @@ class _Collection:
         self._coming = frozenset() if origin is None else frozenset(origin.labels())
         self._references = _References(area, origin)
         self._holds = area.holds(now)
+        locks = lockable(area.storage)
+        self._locks = locks if locks is not None and locks.can_lock() else None
         self._sets: list[str] = []
         self._gone: set[BackupLabel] = set()
         self._left: dict[str, str] = {}
@@ -220,12 +223,16 @@ class _Collection:
             self._left[str(label)] = f"{len(needed)} objects of it stay, because later backups refer to them"
         if not names and not keys:
             return not needed
+        # Nothing of a set goes while its manifest is locked, so there is nothing to record either.
+        if kept := self._locked(layout.manifest(label)):
+            self._left[str(label)] = kept
+            return False
         self._remover.announce(action, str(label), {"objects": str(len(names)), "needed": str(len(needed))})
-        self._sets.append(str(label))
         # The manifest goes first: from then on no reader takes what is left for a backup. If it must stay, so
         # does all that it names.
         if not all(self._delete(name) for name in first if name in names):
             return False
+        self._sets.append(str(label))
         self._references.forget(label)
         self._gone.add(label)
         gone = self._delete_all(name for name in names if name not in first)
@@ -261,8 +268,16 @@ class _Collection:
             for segment, name in self._area.wal.objects(int(first[:8], 16))
             if first <= segment <= last and not needed.covers(Segment.parse(segment, size))
         ]
+        locked = {name: why for name in names if (why := self._locked(name))}
+        if locked:
+            # One line for all: thousands of segments may wait for their dates.
+            self._left[mark] = f"{len(locked)} of its {len(names)} objects stay; the last {locked[max(locked)]}"
+        names = [name for name in names if name not in locked]
+        if not names and locked:
+            return
         self._remover.announce("collect-wal", f"{first}..{last}", {"objects": str(len(names))})
-        if self._delete_all(names) and self._collect_lists(int(first[:8], 16), first, last):
+        gone = self._delete_all(names) and not locked
+        if gone and self._collect_lists(int(first[:8], 16), first, last):
             self._delete(mark)
 
     def _collect_lists(self, timeline: int, first: str, last: str) -> bool:
@@ -282,6 +297,19 @@ class _Collection:
             self._delete_all(names)
 
     # ---- deleting
+
+    def _locked(self, name: str) -> str:
+        """What keeps an object, asked before anything is tried; empty where nothing does, or nothing locks here."""
+        if self._locks is None:
+            return ""
+        try:
+            kept = self._locks.retention(name)
+        except ObjectMissing:
+            return ""
+        if kept.hold:
+            return "is under a legal hold"
+        locked = kept.until is not None and kept.until > self._area.storage.now()
+        return f"is locked until {kept.until:%Y-%m-%d %H:%M} UTC" if locked else ""
 
     def _delete_all(self, names: Iterable[str]) -> bool:
         gone = True

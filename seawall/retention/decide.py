@@ -154,7 +154,7 @@ def reasons_to_keep(
             reasons[head.label].append(f"the window of {policy.window.days} days begins with it")
     for head in ordered[len(ordered) - min(policy.keep_last, len(ordered)) :]:
         reasons[head.label].append(f"one of the last {policy.keep_last}")
-    for head in _redundant(ordered, policy.minimum_redundancy):
+    for head in redundant(ordered, policy.minimum_redundancy):
         reasons[head.label].append("one of the last good full backups")
     for head in [head for head in ordered if head.health is Health.GOOD][-1:]:
         reasons[head.label].append("the newest good backup")
@@ -170,7 +170,7 @@ def _rank(head: Head) -> int:
     return 2 if head.kind is BackupKind.FULL else 1
 
 
-def _redundant(ordered: Sequence[Head], number: int) -> Sequence[Head]:
+def redundant(ordered: Sequence[Head], number: int) -> Sequence[Head]:
     full = [head for head in ordered if head.kind is BackupKind.FULL]
     good = [head for head in full if head.health is Health.GOOD]
     return (good or full)[-max(number, 1) :]

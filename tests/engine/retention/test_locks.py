@@ -1,0 +1,241 @@
+"""Locks on copies: as long as the location's retention keeps them, longer for what later backups use, never shorter."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from seawall import locks, mirror, retention
+from seawall.errors import ClockWentBackwards, StorageDenied
+from seawall.events import silent
+from seawall.keys import KeyRing
+from seawall.locks import LockReport
+from seawall.model import BackupKind, Head
+from seawall.repository import Repository, SourceArea, documents
+from seawall.repository.evidence import Evidence
+from seawall.retention import RetentionPolicy
+from seawall.retention.keeping import kept_until
+from seawall.storage.memory import MemoryStorage
+from seawall.wal import Segment
+from tests.engine.retention.test_rules import NOW, histories, policies
+from tests.engine.retention.test_two_steps import FULL, INCREMENTAL, Life
+
+MakeHead = Callable[..., Head]
+POLICY = RetentionPolicy(
+    timedelta(days=3), {BackupKind.FULL: timedelta(days=40), BackupKind.INCREMENTAL: timedelta(days=50)}
+)
+
+
+@pytest.fixture
+def life(make_head: MakeHead, tmp_path_factory: pytest.TempPathFactory) -> Life:
+    return Life(make_head, KeyRing(tmp_path_factory.mktemp("no-keys")))
+
+
+class Copy:
+    """A mirror of a life's repository, in a location that locks."""
+
+    def __init__(self, life: Life, storage: MemoryStorage | None = None) -> None:
+        self.life = life
+        self.storage = storage or MemoryStorage(clock=lambda: life.now)
+        mirror.begin(life.repository, self.storage)
+
+    @property
+    def area(self) -> SourceArea:
+        return SourceArea(self.storage, "shop")
+
+    def bring(self, policy: RetentionPolicy = POLICY) -> LockReport:
+        life = self.life
+        evidence = Evidence([life.storage])
+        heads, _ = life.area.readable_heads()
+        locker = locks.locker_for(self.storage, "shop", heads, policy, evidence, now=life.now, observe=silent())
+        assert locker is not None
+        plan = mirror.survey(life.repository, "shop", self.storage, evidence)
+        mirror.run(plan, life.storage, self.storage, evidence, observe=silent(), workers=1, copied=locker.copied)
+        return locker.secure(workers=1)
+
+    def until(self, name: str) -> datetime | None:
+        return self.storage.retention(name).until
+
+    def held(self) -> set[str]:
+        return {stat.name for stat in self.storage.list() if self.storage.retention(stat.name).hold}
+
+
+def needs(area: SourceArea, head: Head) -> set[str]:
+    return set(area.needed_objects(head.label))
+
+
+def test_what_a_mirror_brings_is_locked_for_as_long_as_the_locations_retention_keeps_it(life: Life) -> None:
+    head = life.backup(FULL)
+    copy = Copy(life)
+    report = copy.bring()
+    assert (report.secured, report.problem) == ((str(head.label),), "")
+    layout = copy.area.layout
+    for name in (*needs(copy.area, head), layout.manifest(head.label), layout.head(head.label),
+                 layout.key(str(head.label), 1), layout.segment("00000001000000000000000A")):  # fmt: skip
+        until = copy.until(name)
+        assert until is not None and until >= head.stopped_at + timedelta(days=40), name
+    # What a location must remove by itself is never locked.
+    assert all(copy.until(stat.name) is None for stat in copy.storage.list(layout.leases))
+    assert copy.bring().secured == ()
+
+
+def test_objects_that_a_later_incremental_uses_get_a_later_date_and_never_an_earlier_one(life: Life) -> None:
+    base = life.backup(FULL)
+    copy = Copy(life)
+    copy.bring()
+    layout = copy.area.layout
+    before = {name: copy.until(name) for name in needs(copy.area, base)}
+    life.now += timedelta(days=15)
+    small = life.backup(INCREMENTAL)
+    assert copy.bring().secured == (str(small.label),)
+    used = needs(copy.area, small) & before.keys()
+    assert used
+    assert before.keys() - used
+    for name, was in before.items():
+        until = copy.until(name)
+        assert until is not None and was is not None
+        # One bundle changed, so that the incremental does not use it: that stays as it was.
+        assert until >= small.stopped_at + timedelta(days=50) if name in used else until == was
+    assert copy.until(layout.key(str(base.label), 1)) == copy.until(layout.manifest(small.label))
+    assert copy.until(layout.manifest(base.label)) == before[min(before)]
+    # A policy that keeps less makes no lock shorter.
+    copy.bring(RetentionPolicy.of_days(1))
+    assert all(copy.until(name) >= small.stopped_at + timedelta(days=50) for name in used)  # type: ignore[operator]
+
+
+def test_a_pass_that_was_stopped_before_the_manifest_is_made_again(life: Life, monkeypatch: pytest.MonkeyPatch) -> None:
+    head = life.backup(FULL)
+    copy = Copy(life)
+    retain, broken = MemoryStorage.retain, copy.area.layout.head(head.label)
+
+    def failing(self: Any, name: str, until: datetime) -> None:
+        if name == broken:
+            raise StorageDenied("no right to lock")
+        retain(self, name, until)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(MemoryStorage, "retain", failing)
+        report = copy.bring()
+    assert report.problem == "no right to lock"
+    assert copy.until(copy.area.layout.manifest(head.label)) is None
+    # The copy counts all the same.
+    assert copy.area.labels() == (head.label,)
+    assert copy.bring().secured == (str(head.label),)
+
+
+def test_a_locked_set_is_left_by_a_cleanup_and_told_and_goes_when_its_lock_has_ended(life: Life) -> None:
+    old, copy = life.backup(FULL), Copy(life)
+    copy.bring()
+    for _ in range(2):
+        life.now += timedelta(days=2)
+        life.backup(FULL)
+    copy.bring(RetentionPolicy.of_days(1))
+    there = Repository.open(copy.storage)
+
+    def clean() -> retention.Collected:
+        plan = retention.plan_for(copy.area, RetentionPolicy.of_days(1), now=life.now, at_rest=True)
+        retention.expire(there, plan, actor="ada", now=life.now)
+        life.now += timedelta(hours=25)
+        return retention.collect(there, "shop", actor="ada", now=life.now, observe=silent())
+
+    done = clean()
+    assert str(old.label) not in done.sets
+    until = copy.until(copy.area.layout.manifest(old.label))
+    assert until is not None
+    assert done.left[str(old.label)] == f"is locked until {until:%Y-%m-%d %H:%M} UTC"
+    assert needs(copy.area, old) <= {stat.name for stat in copy.storage.list()}
+    # The mark is in the audit, and no deletion that was none.
+    actions = {documents.get(copy.storage, stat.name)["action"] for stat in copy.storage.list("audit/")}
+    assert "expire" in actions
+    assert "collect" not in actions
+    life.now = until + timedelta(hours=1)
+    life.backup(FULL)
+    copy.bring(RetentionPolicy.of_days(1))
+    assert str(old.label) in clean().sets
+    assert not list(copy.storage.list(copy.area.layout.backup(old.label)))
+
+
+def test_locked_wal_is_told_in_one_line(life: Life) -> None:
+    for number in (1, 2, 3):
+        life.area.wal.put_segment(Segment(1, number).name, b"wal", life.sealing)
+    life.backup(FULL)
+    copy = Copy(life)
+    copy.bring()
+    there = Repository.open(copy.storage)
+    plan = retention.plan_for(copy.area, RetentionPolicy.of_days(1), now=life.now, at_rest=True)
+    assert plan.wal
+    retention.expire(there, plan, actor="ada", now=life.now)
+    life.now += timedelta(hours=25)
+    done = retention.collect(there, "shop", actor="ada", now=life.now, observe=silent())
+    (line,) = [why for name, why in done.left.items() if "wal-" in name]
+    assert line.startswith("3 of its 3 objects stay; the last is locked until")
+
+
+def test_a_hold_becomes_a_legal_hold_and_its_release_frees_what_no_other_hold_covers(life: Life) -> None:
+    base, small = life.backup(FULL), life.backup(INCREMENTAL)
+    copy = Copy(life)
+    first = life.area.place_hold(base.label, reason="audit", owner="ada", now=life.now)
+    second = life.area.place_hold(small.label, reason="court", owner="ada", now=life.now)
+    assert set(copy.bring().held) == {str(base.label), str(small.label)}
+    layout, everything = copy.area.layout, needs(copy.area, base) | needs(copy.area, small)
+    assert everything | {layout.manifest(base.label), layout.manifest(small.label)} <= copy.held()
+    assert copy.bring().held == ()
+
+    life.area.release_hold(first.id, owner="ada", now=life.now)
+    assert copy.bring().freed == (str(base.label),)
+    assert needs(copy.area, small) <= copy.held()
+    assert not (needs(copy.area, base) - needs(copy.area, small)) & copy.held()
+    assert layout.manifest(base.label) not in copy.held()
+
+    # What somebody else holds later is not Seawall's to free.
+    copy.storage.hold(layout.manifest(base.label), True)
+    assert copy.bring().freed == ()
+    assert layout.manifest(base.label) in copy.held()
+
+    life.area.release_hold(second.id, owner="ada", now=life.now)
+    copy.bring()
+    assert copy.held() == {layout.manifest(base.label)}
+
+
+def test_nothing_is_locked_while_the_clocks_disagree(life: Life) -> None:
+    life.backup(FULL)
+    copy = Copy(life, MemoryStorage(clock=lambda: life.now - timedelta(days=400)))
+    with pytest.raises(ClockWentBackwards, match="nothing is locked by guess"):
+        copy.bring()
+    assert all(copy.until(stat.name) is None for stat in copy.storage.list())
+
+
+# ---- the dates
+
+
+@given(st.data(), policies())
+@settings(max_examples=60, deadline=None)
+def test_what_is_kept_is_locked_and_nothing_for_longer_than_it_is_kept(
+    make_head: MakeHead, data: st.DataObject, policy: RetentionPolicy
+) -> None:
+    heads = data.draw(histories(make_head))
+    dates = kept_until(heads, policy, now=NOW)
+    kept = {one.label for one in retention.plan("shop", heads, (), policy, now=NOW, at_rest=True).keep}
+    assert kept == dates.keys()
+    assert all(until > NOW for until in dates.values())
+    for label, until in dates.items():
+        # All dates are rounded up to a day, and short ones end two weeks from now.
+        last = until - timedelta(days=1, seconds=1)
+        if last <= NOW + timedelta(days=14):
+            continue
+        later = retention.plan("shop", heads, (), policy, now=last, at_rest=True)
+        assert label in {one.label for one in later.keep}, (label, until)
+
+
+def test_a_backup_is_not_locked_for_years_as_long_as_a_later_one_may_stand_for_its_month(make_head: MakeHead) -> None:
+    policy = RetentionPolicy(timedelta(days=7), monthly_years=7)
+    head = make_head(datetime(2026, 11, 20, 2, tzinfo=UTC))
+    during = kept_until([head], policy, now=datetime(2026, 11, 30, 23, tzinfo=UTC))
+    assert during[head.label] <= datetime(2026, 12, 14, tzinfo=UTC)
+    after = kept_until([head], policy, now=datetime(2026, 12, 1, 1, tzinfo=UTC))
+    assert after[head.label] == datetime(2033, 11, 21, tzinfo=UTC)
