@@ -3,24 +3,38 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from seawall import watch
+from seawall import retention, upkeep, watch
 from seawall.catalog import Catalog, JobType, RunStatus, Severity
 from seawall.cli import run
-from seawall.errors import LockBroken, StorageUnreachable
+from seawall.errors import LockBroken, ObjectLocked, StorageUnreachable
 from seawall.events import Observer
+from seawall.keys import KeyRing
 from seawall.lockprobe import LockState
-from seawall.model import LockMode
-from seawall.repository import Repository
+from seawall.model import (
+    BackupKind,
+    BackupLabel,
+    ClusterIdentity,
+    Compression,
+    CopyMode,
+    Head,
+    Health,
+    LockMode,
+    SealingMode,
+)
+from seawall.repository import Repository, Sealing, documents
 from seawall.settings import RepositorySettings, Settings, load
+from seawall.storage import open_storage
+from seawall.storage.immutability import lockable
 from seawall.storage.local import LocalStorage
+from seawall.wal import Lsn, Segment
 from tasks import upkeep as tasks
 from tasks.records import site_job
 from tools.storage_servers import S3Server, Servers, free_port
@@ -60,6 +74,32 @@ work_directory = "{tmp_path}/work"
 def s3(servers: Servers) -> S3Server:
     server: S3Server = servers["s3"]
     return server
+
+
+@pytest.fixture
+def ring(tmp_path: Path) -> Iterator[KeyRing]:
+    with KeyRing(tmp_path / "ring") as made:
+        yield made
+
+
+def taken(repository: Repository, ring: KeyRing, now: datetime) -> Head:
+    """The smallest backup that can be listed, with its WAL."""
+    area, sealing = repository.source("shop"), Sealing(SealingMode.NONE, Compression.NONE, 0, (), ring)
+    begun = now.replace(microsecond=0) - timedelta(minutes=1)
+    label = BackupLabel(begun, BackupKind.FULL, None)
+    area.wal.put_segment(Segment(1, 10, 1 << 24).name, b"wal", sealing)
+    writer = area.begin(label, sealing, begun)
+    name, bundle = writer.bundle_writer(1)
+    stored = writer.put_bundle(name, bundle, bundle.stream([]))
+    head = Head(
+        label=label, source="shop", kind=BackupKind.FULL, mode=CopyMode.DIRECT, cluster=ClusterIdentity(7, 18, (1,)),
+        server_version=180006, timeline=1, start_lsn=Lsn(10 << 24), stop_lsn=Lsn((10 << 24) + 100),
+        segment_bytes=1 << 24, began_at=begun, ended_at=begun, stopped_at=begun, plain_bytes=1, stored_bytes=1,
+        file_count=0, object_count=1, compression=Compression.NONE, sealing=SealingMode.NONE, key_id="",
+        manifest_sha256="", manifest_bytes=0, health=Health.GOOD,
+    )  # fmt: skip
+    with area.lease("test", "backup") as held:
+        return writer.commit(head, objects=[stored], specials={}, files=[], held=held)
 
 
 def probed(settings: Settings, catalog: Catalog) -> dict[str, LockState]:
@@ -130,6 +170,41 @@ def test_the_command_probes_one_location_or_all_and_says_what_locks(
     said = capsys.readouterr()
     assert "primary: none; it locks nothing" in said.out + said.err
     assert "weak: broken" in said.out + said.err
+
+
+@pytest.mark.servers
+def test_copies_in_a_bucket_are_locked_by_the_service_and_a_cleanup_there_skips_and_reports_them(
+    s3: S3Server, site: Site, tmp_path: Path, ring: KeyRing
+) -> None:
+    place = s3.settings(lock=True)
+    file = site(vault=place)
+    with file.open("a", encoding="utf-8") as settings_file:
+        settings_file.write('[sources.shop]\nmirrors = ["vault"]\n[sealing]\nmode = "none"\n')
+    settings, now = load(file, {}), datetime.now(UTC)
+    repository = Repository.open(LocalStorage(tmp_path / "repository"))
+    head = taken(repository, ring, now)
+    with Catalog.open(settings.catalog.url) as catalog:
+        done = upkeep.mirror_source(
+            settings, repository, "shop", ring, catalog, begin=True, now=now, observe=Observer()
+        )
+        assert not alerts(catalog)
+    assert done.locks["vault"].secured == (str(head.label),)
+    copy = Repository.open(open_storage(place))
+    layout, locks = copy.source("shop").layout, lockable(copy.storage)
+    assert locks is not None
+    for name in (layout.manifest(head.label), layout.head(head.label), *copy.source("shop").needed_objects(head.label)):
+        until = locks.retention(name).until
+        assert until is not None and until >= head.stopped_at + timedelta(days=7), name
+        with pytest.raises(ObjectLocked):
+            copy.storage.delete(name)
+
+    # A mark from two days ago, as expiry makes it.
+    marked = {"label": str(head.label), "actor": "test", "marked_at": (now - timedelta(days=2)).isoformat()}
+    documents.put(copy.storage, layout.expiry(head.label), marked)
+    collected = retention.collect(copy, "shop", actor="test", now=datetime.now(UTC), observe=Observer())
+    assert collected.sets == ()
+    assert "is locked until" in collected.left[str(head.label)]
+    assert copy.source("shop").labels(with_expired=True) == (head.label,)
 
 
 def test_locations_that_lock_nothing_are_told_as_such_and_are_no_failure(site: Site) -> None:

@@ -214,7 +214,7 @@ def test_nothing_is_locked_while_the_clocks_disagree(life: Life) -> None:
 
 
 @given(st.data(), policies())
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=25, deadline=None)
 def test_what_is_kept_is_locked_and_nothing_for_longer_than_it_is_kept(
     make_head: MakeHead, data: st.DataObject, policy: RetentionPolicy
 ) -> None:
