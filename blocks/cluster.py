@@ -27,7 +27,7 @@ class PostgresCluster(Block):
     data_directory: str = Field(default="", description="where the server's own answer is not the path on this host")
     bin_directory: str = Field(default="", description="where this version's programs lie; found when empty")
     mode: CopyMode = Field(default=CopyMode.DIRECT, description="direct: on the server's host; stream: from anywhere")
-    workers: int = Field(default=2, ge=1, description="parallel readers")
+    workers: int = Field(default=0, ge=0, description="parallel readers; 0 for as many as there are processors")
     slot: str = Field(default="", description="replication slot of the WAL receiver; seawall_<source> when empty")
     max_rate_bytes_per_second: int = Field(default=0, ge=0, description="0 for no limit")
     retention_days: int = Field(default=30, ge=1)

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, fields, replace
 from datetime import timedelta
 from enum import StrEnum
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeAlias, TypeVar
 
 from seawall import limits
 from seawall.errors import SettingsError
@@ -222,6 +222,10 @@ class RetentionSettings:
     locations: Mapping[str, RetentionSettings] = field(default_factory=dict)
 
 
+# 0 is written `auto`.
+WorkerCount: TypeAlias = int
+
+
 @dataclass(frozen=True, slots=True)
 class SourceSettings:
     """One PostgreSQL cluster.
@@ -237,7 +241,8 @@ class SourceSettings:
         mode: `direct` reads the files on this host, `stream` asks for them over the replication protocol.
         stream_compression: how the server compresses what mode `stream` sends, to spare the network: `gzip`, `lz4`,
             `zstd`, or `none`. It costs one of the server's processors, so it slows a fast network down.
-        workers: how many readers of a direct copy work side by side.
+        workers: how many readers compress and seal side by side; `auto`, or 0, is as many as there are processors for
+            this process, and in mode `direct` a few more writers while these wait for the storage.
         slot: the replication slot of the WAL receiver; `seawall_<name>` when omitted.
         max_rate_bytes_per_second: the most that is read from the cluster; 0 is no limit.
         full_after_days: how old the full backup may be that incrementals build on; 0 is no limit.
@@ -260,7 +265,7 @@ class SourceSettings:
     bin_directory: Path | None = None
     mode: CopyMode = CopyMode.DIRECT
     stream_compression: Compression = Compression.NONE
-    workers: int = 2
+    workers: WorkerCount = 0
     slot: str = ""
     max_rate_bytes_per_second: int = 0
     full_after_days: int = 7
@@ -496,8 +501,8 @@ def _converted(default: object, value: Any, hint: str, where: str) -> object:
             return _absolute(value, where)
         if hint == "timedelta":
             return timedelta(seconds=float(value))
-        if hint == "int":
-            return _count(value)
+        if hint in ("int", "WorkerCount"):
+            return _count(0 if (hint, value) == ("WorkerCount", "auto") else value)
         if hint.startswith("tuple"):
             return limits.parsed(value) if "LimitWindow" in hint else _texts(value)
         if not isinstance(value, str):

@@ -246,6 +246,7 @@ class _Taking:
                 reread=self.reread,
                 bucket=self.pace,
                 workers=self.chosen.workers,
+                adapts=self.chosen.adapts,
                 first_wal=self._first_wal,
                 observe=self.observe,
             )

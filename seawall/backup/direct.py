@@ -19,8 +19,9 @@ from typing import TypeAlias
 from seawall.backup.attempts import AttemptLog
 from seawall.backup.changes import Known
 from seawall.backup.compare import Comparison
+from seawall.backup.crew import Bounds, Crew, Slots
 from seawall.backup.load import Load, Part, WholeFiles, pack
-from seawall.backup.output import Copied, Output, run_together
+from seawall.backup.output import Copied, Output
 from seawall.backup.prior import Prior
 from seawall.backup.reading import SMALL_BYTES, opened
 from seawall.backup.told import Told, told_by
@@ -54,6 +55,7 @@ def copy_direct(
     reread: bool = False,
     bucket: TokenBucket,
     workers: int,
+    adapts: bool = False,
     first_wal: FirstWal,
     observe: Observer,
 ) -> Copied:
@@ -66,6 +68,8 @@ def copy_direct(
             everything.
         reread: compare all files with the prior, also those whose times say that nothing was written to them.
         bucket: how fast files are read, all readers together.
+        workers: how many read, compress and seal side by side.
+        adapts: whether there may be more writers than that while these wait for the storage.
         first_wal: called with the first segment that replay needs, before anything is copied.
 
     Raises:
@@ -87,7 +91,7 @@ def copy_direct(
         reread = reread or _went_back(prior, started)
         told = None if prior is None or reread else told_by(source, cluster, prior, started, observe)
         parts = _parts(found, output, told, reread=reread, workers=workers, bucket=bucket)
-        _copy_parts(parts, cluster, output, workers, bucket)
+        _copy_parts(parts, cluster, output, Bounds.of(workers, adapts=adapts), bucket)
         # pg_control comes last, as PostgreSQL asks for backups of a standby; it never harms on a primary.
         _copy_control(directory, output)
         stopped = session.stop()
@@ -149,22 +153,24 @@ def _parts(
     return sorted(comparison.parts(files), key=lambda part: (part.entry.path, part.offset))
 
 
-def _copy_parts(parts: Sequence[Part], cluster: Cluster, output: Output, workers: int, bucket: TokenBucket) -> None:
+def _copy_parts(parts: Sequence[Part], cluster: Cluster, output: Output, bounds: Bounds, bucket: TokenBucket) -> None:
     loads: queue.SimpleQueue[Load] = queue.SimpleQueue()
-    for load in pack(parts, workers):
+    for load in pack(parts, bounds.slots):
         loads.put(load)
+    slots = Slots(bounds.slots)
+    output.making = slots.making
 
-    def work() -> None:
+    def work(goes_on: Callable[[], bool]) -> None:
         scratch = Scratch()
         checker = _Pages(cluster.block_bytes, output) if cluster.checksums else None
-        while True:
+        while goes_on():
             try:
                 load = loads.get_nowait()
             except queue.Empty:
                 return
             output.put(lambda _bundle, load=load: _sources(load, checker, output, bucket), scratch)  # type: ignore[misc] # default binds the loop's value
 
-    run_together([work] * workers, output)
+    Crew(bounds, slots, output).run(work, lambda: not loads.empty())
 
 
 def _sources(

@@ -60,6 +60,7 @@ class Output:
         log: notes what was stored, for an attempt after this one.
         known: what parts of files may be taken over from, or None to store everything.
         check: raises when the backup is void.
+        making: what bundles are made under, such as a slot of `crew.Slots`.
     """
 
     writer: BackupSetWriter
@@ -68,6 +69,7 @@ class Output:
     log: AttemptLog
     known: Known | None = None
     check: Callable[[], None] = lambda: None
+    making: Callable[[Iterator[Bytes]], Iterator[Bytes]] = lambda chunks: chunks
     objects: list[StoredObject] = field(default_factory=list)
     bad_pages: dict[str, list[int]] = field(default_factory=lambda: defaultdict(list))
     vanished: set[str] = field(default_factory=set)
@@ -97,7 +99,9 @@ class Output:
         with self.lock:
             number = next(self._numbers)
         name, bundle = self.writer.bundle_writer(number, scratch)
-        stored = self.writer.put_bundle(name, bundle, self._observed(bundle.stream(sources(bundle)), bundle))
+        stored = self.writer.put_bundle(
+            name, bundle, self._observed(self.making(bundle.stream(sources(bundle))), bundle)
+        )
         extents, digests = bundle.extents(name), bundle.digests
         # Only now: what the storage did not confirm is nothing that another attempt could take over.
         self.log.note(stored, extents, digests)

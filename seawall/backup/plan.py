@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 
+from seawall import processors
 from seawall.model import BackupKind, BackupLabel, Cluster, CopyMode, Head, Health, SealingMode
 from seawall.repository import SourceArea
 from seawall.settings import SourceSettings
@@ -19,6 +20,8 @@ class BackupPlan:
     """What a backup will be, before anything was written.
 
     Args:
+        workers: how many compress and seal side by side.
+        adapts: whether there may be more writers than that while these wait.
         asked: the kind that was asked for; `kind` is what will be taken, and `reason` says why if they differ.
         prior: the backup that it builds on; None for a full one.
     """
@@ -31,6 +34,7 @@ class BackupPlan:
     mode: CopyMode
     cluster: Cluster
     workers: int
+    adapts: bool
     prior: Head | None = None
 
     def as_full(self, reason: str) -> BackupPlan:
@@ -62,7 +66,15 @@ def plan(
         ClockWentBackwards: a newer label exists already.
     """
     full = BackupPlan(
-        source.name, _free_label(area, now), kind, BackupKind.FULL, "", source.mode, cluster, max(source.workers, 1)
+        source.name,
+        _free_label(area, now),
+        kind,
+        BackupKind.FULL,
+        "",
+        source.mode,
+        cluster,
+        source.workers or processors.available(),
+        adapts=source.workers == 0,
     )
     if kind is BackupKind.FULL:
         return full

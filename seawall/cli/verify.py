@@ -153,13 +153,14 @@ def proved_lines(result: Proved) -> list[str]:
 
 def prove(context: Context, source: str, label: BackupLabel, up_to: Proof) -> tuple[Verdict, dict[str, Any]]:
     """Verify one backup as far as asked, and record it; the verdict, and what JSON output says of the record."""
-    from seawall import verify
+    from seawall import processors, verify
     from seawall.catalog.facts import verdict_facts, verdict_sentence
     from seawall.catalog.recording import Result, VerificationRecord
     from seawall.cli.recorded import recorded
 
     area = context.repository.source(source)
-    workers = context.settings.sources[source].workers if source in context.settings.sources else 2
+    asked = context.settings.sources[source].workers if source in context.settings.sources else 2
+    workers = asked or processors.available()
 
     def row(catalog: Logbook) -> VerificationRecord | None:
         file = catalog.find_backup_file(context.repository.id, source, label)
