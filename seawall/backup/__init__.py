@@ -258,7 +258,8 @@ class _Taking:
             prior=self.prior,
             known=known,
             bucket=self.pace,
-            workers=self.chosen.workers,
+            # Where one waits for the storage, another must be there to take what the server sends.
+            workers=max(self.chosen.workers, 2) if self.chosen.adapts else self.chosen.workers,
             first_wal=self._first_wal,
             observe=self.observe,
         )

@@ -7,9 +7,12 @@ meanwhile are no error: WAL replays what happened to them.
 
 from __future__ import annotations
 
-import queue
 import random
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from math import inf
 from typing import TypeAlias
 
 from seawall.backup.attempts import AttemptLog
@@ -33,6 +36,9 @@ from seawall.wal import Segment
 FirstWal: TypeAlias = Callable[[Segment, bool], None]
 _STREAM_EXTENT_BYTES = 8 * 1024 * 1024
 _QUEUE_CHUNKS = 8
+# How long a lane may have no room before what comes goes to another one, as a new extent.
+_PATIENCE_SECONDS = 1.0
+_LOOK_SECONDS = 0.2
 
 
 def copy_stream(
@@ -71,10 +77,8 @@ def copy_stream(
     with begun as stream:
         first_wal(Segment.containing(stream.start_lsn, stream.timeline, cluster.segment_bytes), cluster.in_recovery)
         observe.hear(Began("copy", stream.estimated_bytes))
-        lanes = [_Lane() for _ in range(workers)]
-        run_together(
-            [lambda: _deal(stream, lanes, listed, output, bucket), *(lane.job(output) for lane in lanes)], output
-        )
+        lanes = _Lanes(workers, output)
+        run_together([lambda: _deal(stream, lanes, listed, output, bucket), *lanes.jobs()], output)
         for path, pages in stream.bad_pages.items():
             output.bad_pages[path].extend(pages)
         specials = {"backup_label": stream.backup_label}
@@ -130,20 +134,27 @@ _END_OF_EXTENT = b""
 class _Lane:
     """One worker of a streamed copy and the short queue that feeds it.
 
-    An extent is its begin (path, offset in the file, length of its runs), chunks, and its end.
+    An extent is its begin (path, offset in the file, length of its runs), chunks, and its end. Only chunks take room.
+
+    Args:
+        changed: told, and held, whenever a message comes or goes; all lanes have the same one.
     """
 
-    def __init__(self) -> None:
-        self.messages: queue.Queue[_Message] = queue.Queue(_QUEUE_CHUNKS)
+    def __init__(self, changed: threading.Condition) -> None:
+        self.waiting = 0
+        self._messages: deque[_Message] = deque()
+        self._changed = changed
         self._ended = False
 
-    def send(self, message: _Message, output: Output) -> None:
-        while not output.failed.is_set():
-            try:
-                return self.messages.put(message, timeout=0.2)
-            except queue.Full:
-                output.observe.checkpoint()
-        raise Cancelled("another worker failed")
+    @property
+    def has_room(self) -> bool:
+        return self.waiting < _QUEUE_CHUNKS
+
+    def send(self, message: _Message) -> None:
+        with self._changed:
+            self._messages.append(message)
+            self.waiting += _is_chunk(message)
+            self._changed.notify_all()
 
     def job(self, output: Output) -> Callable[[], None]:
         def work() -> None:
@@ -165,12 +176,58 @@ class _Lane:
                 yield ExtentSource(path, offset, 1 << 62, content.readinto, runs)
 
     def _next(self, output: Output) -> _Message:
-        while not output.failed.is_set():
-            try:
-                return self.messages.get(timeout=0.2)
-            except queue.Empty:
-                output.observe.checkpoint()
-        raise Cancelled("another worker failed")
+        _wait(self._changed, lambda: bool(self._messages), output)
+        with self._changed:
+            message = self._messages.popleft()
+            self.waiting -= _is_chunk(message)
+            self._changed.notify_all()
+        return message
+
+
+def _is_chunk(message: _Message) -> bool:
+    return isinstance(message, bytes) and message != _END_OF_EXTENT
+
+
+def _wait(changed: threading.Condition, condition: Callable[[], bool], output: Output, seconds: float = inf) -> bool:
+    """Wait until something holds, or for so long; whether it does.
+
+    Raises:
+        Cancelled: somebody asked to stop, or another worker failed.
+    """
+    give_up_at = time.monotonic() + seconds
+    while not output.failed.is_set():
+        with changed:
+            if changed.wait_for(condition, min(_LOOK_SECONDS, max(give_up_at - time.monotonic(), 0))):
+                return True
+        if time.monotonic() >= give_up_at:
+            return False
+        output.observe.checkpoint()
+    raise Cancelled("another worker failed")
+
+
+class _Lanes:
+    """All lanes of a copy. One whose worker waits for the storage is passed by, and what it had waits with it."""
+
+    def __init__(self, count: int, output: Output) -> None:
+        self._changed = threading.Condition()
+        self._output = output
+        self._lanes = [_Lane(self._changed) for _ in range(count)]
+
+    def jobs(self) -> Iterator[Callable[[], None]]:
+        return (lane.job(self._output) for lane in self._lanes)
+
+    def free(self) -> _Lane:
+        """The least busy lane, as soon as one has room."""
+        _wait(self._changed, lambda: any(lane.has_room for lane in self._lanes), self._output)
+        return min(self._lanes, key=lambda lane: lane.waiting)
+
+    def is_stuck(self, lane: _Lane, patience: float) -> bool:
+        """Whether a lane has no room and gets none within so many seconds; one that is merely busy is waited for."""
+        return not _wait(self._changed, lambda: lane.has_room, self._output, patience)
+
+    def end(self) -> None:
+        for lane in self._lanes:
+            lane.send(None)
 
 
 class _Chunks:
@@ -194,9 +251,7 @@ class _Chunks:
         return count
 
 
-def _deal(
-    stream: BaseBackup, lanes: Sequence[_Lane], listed: list[StreamedFile], output: Output, bucket: TokenBucket
-) -> None:
+def _deal(stream: BaseBackup, lanes: _Lanes, listed: list[StreamedFile], output: Output, bucket: TokenBucket) -> None:
     """Give the stream's files out to the lanes."""
     # After an error here the lanes wait for more until `_run` tells them: were they told from here, their own
     # "another worker failed" could be what `_run` meets first, and the user would not learn why.
@@ -204,11 +259,10 @@ def _deal(
         listed.append(file)
         if file.kind == "file":
             _deal_file(file, lanes, output, bucket)
-    for lane in lanes:
-        lane.send(None, output)
+    lanes.end()
 
 
-def _deal_file(file: StreamedFile, lanes: Sequence[_Lane], output: Output, bucket: TokenBucket) -> None:
+def _deal_file(file: StreamedFile, lanes: _Lanes, output: Output, bucket: TokenBucket) -> None:
     known = output.known.get(file.path) if output.known is not None else None
     sending = _Sending(file, lanes, output, bucket)
     if known is not None and file.is_partial:
@@ -224,9 +278,9 @@ def _deal_file(file: StreamedFile, lanes: Sequence[_Lane], output: Output, bucke
 class _Sending:
     """One file on its way to the lanes, in extents of up to 8 MiB, always to the least busy lane."""
 
-    def __init__(self, file: StreamedFile, lanes: Sequence[_Lane], output: Output, bucket: TokenBucket) -> None:
+    def __init__(self, file: StreamedFile, lanes: _Lanes, output: Output, bucket: TokenBucket) -> None:
         self._file, self._lanes, self._output, self._bucket = file, lanes, output, bucket
-        self._lane = lanes[0]
+        self._lane: _Lane | None = None
         self._offset = self._begun = 0
         self._kept: list[Span] = []
 
@@ -238,11 +292,16 @@ class _Sending:
 
     def send(self, chunk: memoryview) -> None:
         """Have the file's next bytes stored."""
-        if not self._begun:
-            self._lane = min(self._lanes, key=lambda candidate: candidate.messages.qsize())
-            self._lane.send((self._file.path, self._offset, self._output.run_bytes(self._file)), self._output)
+        runs = self._output.run_bytes(self._file)
+        # Extents begin where runs do.
+        patience = inf if self._offset % runs else _PATIENCE_SECONDS
+        if self._lane is not None and self._lanes.is_stuck(self._lane, patience):
+            self.end()
+        if self._lane is None:
+            self._lane = self._lanes.free()
+            self._lane.send((self._file.path, self._offset, runs))
         # The chunk's buffer is the stream's own and is filled anew for the next one.
-        self._lane.send(bytes(chunk), self._output)
+        self._lane.send(bytes(chunk))
         self._offset += len(chunk)
         self._begun += len(chunk)
         if self._begun >= _STREAM_EXTENT_BYTES:
@@ -250,9 +309,9 @@ class _Sending:
 
     def end(self) -> None:
         """End the extent that is under way, if one is."""
-        if self._begun:
-            self._lane.send(_END_OF_EXTENT, self._output)
-            self._begun = 0
+        if self._lane is not None:
+            self._lane.send(_END_OF_EXTENT)
+        self._lane, self._begun = None, 0
 
     def send_differing(self, known: PriorFile) -> None:
         """Have the file's runs stored that the prior does not have, and take the others over."""

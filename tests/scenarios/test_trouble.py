@@ -8,7 +8,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -28,8 +28,9 @@ from seawall.errors import (
     StorageUnreachable,
 )
 from seawall.events import Advanced, Event, Noticed, Observer
-from seawall.model import Proof, RecoveryTarget, TargetKind
+from seawall.model import CopyMode, Proof, RecoveryTarget, TargetKind
 from seawall.repository import Repository, documents, lease
+from seawall.storage.base import Bytes, Stat
 from seawall.storage.faulty import Fault, Faulty, Trouble
 from seawall.storage.local import LocalStorage
 from seawall.storage.wrappers import Wrapper
@@ -288,3 +289,37 @@ def test_a_backup_that_cannot_fit_is_refused_with_the_numbers_before_anything_is
     with pytest.raises(StorageFull, match=r"5,000,000 bytes are free, the next backup takes about [0-9,]+"):
         _with_storage(site, Small(LocalStorage(site.home / "repository"))).backup()
     assert {stat.name for stat in site.area.storage.list("sources/")} == before
+
+
+class Hanging(Wrapper):
+    """Takes the first bundle no further than its first piece until so many others are stored."""
+
+    def __init__(self, inner: LocalStorage, others: int) -> None:
+        super().__init__(inner)
+        self._others, self._enough = others, threading.Event()
+        self._first, self._lock = threading.Lock(), threading.Lock()
+
+    def put(self, name: str, chunks: Iterable[Bytes]) -> Stat:
+        if "/bundles/" not in name:
+            return self.inner.put(name, chunks)
+        if self._first.acquire(blocking=False):
+            return self.inner.put(name, self._hanging(chunks))
+        stat = self.inner.put(name, chunks)
+        with self._lock:
+            self._others -= 1
+        if self._others <= 0:
+            self._enough.set()
+        return stat
+
+    def _hanging(self, chunks: Iterable[Bytes]) -> Iterator[Bytes]:
+        for number, chunk in enumerate(chunks):
+            yield chunk
+            if not number and not self._enough.wait(60):
+                raise StorageUnreachable("nothing went on beside it")
+
+
+@pytest.mark.parametrize(("mode", "others"), [(CopyMode.DIRECT, 5), (CopyMode.STREAM, 1)])
+def test_one_put_that_hangs_does_not_hold_the_rest(site: Site, mode: CopyMode, others: int) -> None:
+    storage = Hanging(LocalStorage(site.home / "repository"), others)
+    head = _with_storage(site, storage).backup(mode=mode, workers=0, resume=False)
+    assert site.verify(head.label).reached is Proof.WAL_CONTINUOUS
