@@ -43,7 +43,7 @@ NEEDED = {
     "demo": (GNUPG,),
     "lint": (),
     "test": (GNUPG, POSTGRESQL, SFTP_SERVER),
-    "bench": (GNUPG, POSTGRESQL, PGBACKREST),
+    "bench": (GNUPG, POSTGRESQL, PGBACKREST, SFTP_SERVER),
 }
 
 

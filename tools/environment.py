@@ -38,9 +38,9 @@ def provide(base: Path) -> None:
     print(f"set-up: making .venv from {base}: the packages of requirements/lock.txt", flush=True)
     _STAMP.unlink(missing_ok=True)
     if not _made_from(base):
-        _run(uv, "venv", "--clear", "--no-python-downloads", "--python", str(base), str(VENV))
-    _run(uv, "pip", "sync", "--python", str(PYTHON), "--require-hashes", str(LOCK))
-    _run(uv, "pip", "install", "--python", str(PYTHON), "--no-deps", "--no-build-isolation", "--editable", str(ROOT))
+        run(uv, "venv", "--clear", "--no-python-downloads", "--python", str(base), str(VENV))
+    run(uv, "pip", "sync", "--python", str(PYTHON), "--require-hashes", str(LOCK))
+    run(uv, "pip", "install", "--python", str(PYTHON), "--no-deps", "--no-build-isolation", "--editable", str(ROOT))
     _STAMP.write_text(wanted, encoding="utf-8")
 
 
@@ -50,7 +50,7 @@ def write_lock(base: Path, *, upgrade: bool) -> None:
     Raises:
         Refused: there is no solution, or the package index does not answer.
     """
-    _run(
+    run(
         provide_uv(base), "pip", "compile", "pyproject.toml", "--group", "dev", "--group", "servers",
         "--universal", "--python-version", "3.11", "--generate-hashes", "--no-emit-index-url", "--no-header",
         "--quiet", "--output-file", str(LOCK.relative_to(ROOT)), *(["--upgrade"] if upgrade else []),
@@ -71,7 +71,7 @@ def provide_uv(base: Path) -> Path:
     print(f"set-up: fetching uv {version} into .uv", flush=True)
     draft = UV_HOME / f"{version}.new"
     shutil.rmtree(draft, ignore_errors=True)
-    _run(
+    run(
         *_pip(base), "install", "--quiet", "--no-cache-dir", "--disable-pip-version-check", "--no-deps",
         "--only-binary=:all:", "--require-hashes", "--target", str(draft), "--requirement", str(_UV_PIN),
     )  # fmt: skip
@@ -86,7 +86,7 @@ def _pip(base: Path) -> tuple[str | Path, ...]:
     if not _works(base, "-c", "import ensurepip"):
         debian.provide((debian.VENV,))
         base = Path("/usr/bin/python3")
-    _run(base, "-m", "venv", "--clear", str(UV_HOME / "pip"))
+    run(base, "-m", "venv", "--clear", str(UV_HOME / "pip"))
     return (UV_HOME / "pip" / "bin" / "python", "-m", "pip")
 
 
@@ -114,7 +114,12 @@ def _fingerprint(base: Path) -> str:
     return f"{digest.hexdigest()} {os.path.realpath(base)} {ROOT}\n"
 
 
-def _run(*command: str | Path) -> None:
+def run(*command: str | Path) -> None:
+    """Run a command of set-up with its output shown.
+
+    Raises:
+        Refused: it failed.
+    """
     surroundings = {"UV_CACHE_DIR": str(UV_HOME / "cache"), **os.environ, "UV_PYTHON_DOWNLOADS": "never"}
     if "PIP_INDEX_URL" in surroundings:
         surroundings.setdefault("UV_DEFAULT_INDEX", surroundings["PIP_INDEX_URL"])

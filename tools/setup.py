@@ -13,7 +13,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from tools import azurite, debian, environment
+from tools import awscli, azurite, debian, environment
 from tools.surroundings import ROOT, Account, Refused, base_interpreter, refuse_closed, server_account
 
 
@@ -27,8 +27,10 @@ def prepare(purpose: str) -> None:
     refuse_closed(ROOT, account)
     _provide_packages(purpose)
     environment.provide(base_interpreter(account))
-    if purpose == "test":
+    if purpose in ("test", "bench"):
         _provide_azurite()
+    if purpose == "bench":
+        _provide_awscli(account)
     prove_startable(server_account())
 
 
@@ -70,6 +72,14 @@ def _provide_azurite() -> None:
         if os.environ.get("CI") == "true":
             raise
         print(f"set-up: {refusal}\nset-up: going on without: tests of Azure storage will be skipped.", flush=True)
+
+
+def _provide_awscli(account: Account) -> None:
+    """One comparison only needs it, so the others are made without."""
+    try:
+        awscli.provide(base_interpreter(account))
+    except Refused as refusal:
+        print(f"set-up: {refusal}\nset-up: going on without: boto3 will stand in for the AWS command line.", flush=True)
 
 
 @contextmanager

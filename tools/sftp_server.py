@@ -35,6 +35,11 @@ class Session(asyncssh.SSHServerSession[bytes]):
     def data_received(self, data: bytes, datatype: asyncssh.DataType) -> None:  # noqa: ARG002 - asyncssh's signature
         self._unsent.put_nowait(data)
 
+    def eof_received(self) -> bool:
+        # OpenSSH's own clients say that they are done and wait for the program's end.
+        self._unsent.put_nowait(b"")
+        return True
+
     def pause_writing(self) -> None:
         self._writable.clear()
 
@@ -61,7 +66,11 @@ class Session(asyncssh.SSHServerSession[bytes]):
 
     async def _ask(self, running: asyncio.subprocess.Process) -> None:
         while running.stdin:
-            running.stdin.write(await self._unsent.get())
+            data = await self._unsent.get()
+            if not data:
+                running.stdin.close()
+                return
+            running.stdin.write(data)
             await running.stdin.drain()
 
 

@@ -340,6 +340,28 @@ def test_what_an_interrupted_upload_left_is_swept_when_it_is_old_enough(servers:
 
 
 @pytest.mark.servers
+@pytest.mark.parametrize("kind", HTTP)
+def test_an_upload_that_was_given_up_leaves_nothing_that_a_later_one_stumbles_over(kind: str, servers: Servers) -> None:
+    def breaking() -> Iterator[bytes]:
+        yield from (b"old" * (PART_BYTES // 3) for _ in range(2))
+        raise ZeroDivisionError
+
+    storage = servers[kind].storage()
+    with pytest.raises(ZeroDivisionError):
+        storage.put("large", breaking())
+    assert list(storage.list()) == []
+    if kind == "s3":
+        left = (
+            servers["s3"].client(servers["s3"].settings()).list_multipart_uploads(Bucket=storage.bucket._place.bucket)
+        )
+        assert not left.get("Uploads"), "its parts were aborted at once and wait for no sweep"
+    content = b"new" * (PART_BYTES // 2)
+    assert storage.put("large", [content]).size_bytes == len(content)
+    assert read(storage, "large") == content
+    storage.close()
+
+
+@pytest.mark.servers
 def test_drafts_that_a_killed_client_left_on_an_sftp_server_are_swept(servers: Servers) -> None:
     storage = servers["sftp"].storage()
     storage.put("a/b", [b"1"])
