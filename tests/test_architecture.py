@@ -307,7 +307,7 @@ class TestSetUp:
         }.items():
             monkeypatch.setattr(environment, name, value)
         monkeypatch.setattr(environment, "provide_uv", lambda _base: Path("uv"))
-        monkeypatch.setattr(environment, "_run", lambda *command: ran.append(str(command[2])))
+        monkeypatch.setattr(environment, "run", lambda *command: ran.append(str(command[2])))
         base = Path(sys.executable)
         for lock, expected in (("a==1", True), ("a==1", False), ("a==2", True)):
             ran.clear()
@@ -321,7 +321,7 @@ class TestSetUp:
 
         monkeypatch.setattr(environment, "_STAMP", tmp_path / "stamp")
         monkeypatch.setattr(environment, "provide_uv", lambda _base: Path("uv"))
-        monkeypatch.setattr(environment, "_run", fails)
+        monkeypatch.setattr(environment, "run", fails)
         (tmp_path / "stamp").write_text("of an older lock", encoding="utf-8")
         with pytest.raises(Refused):
             environment.provide(Path(sys.executable))
