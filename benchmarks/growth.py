@@ -11,7 +11,7 @@ import json
 import shutil
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -85,18 +85,26 @@ def _point(tool: Chain, gigabytes: float, full: incrementals.Result, rounds: Seq
     return Point(tool.name, gigabytes, full[0], figure.wall_seconds, figure.cpu_seconds, stored)
 
 
+_CHARTS: dict[str, Callable[[Point], float]] = {
+    "wall seconds": lambda point: point.wall_seconds,
+    "CPU seconds": lambda point: point.cpu_seconds,
+    "MB stored": lambda point: point.stored_bytes / 1e6,
+}
+
+
 def markdown(points: Sequence[Point]) -> str:
-    """The table, and a chart each of time and of stored bytes."""
+    """The table, and a chart each of time, processor time and stored bytes."""
     rows = [
         f"| {point.gigabytes:g} GB | {point.tool} | {point.full_seconds:.2f} | {point.wall_seconds:.2f} "
         f"| {point.cpu_seconds:.2f} | {point.stored_bytes / 1e6:,.1f} |"
         for point in sorted(points, key=lambda point: (point.gigabytes, point.tool != "Seawall"))
     ]
     head = ("| cluster | tool | full, wall s | wall s | CPU s | stored MB |", "|---|---|---|---|---|---|")
-    seconds = {tool: [point.wall_seconds for point in points if point.tool == tool] for tool in _tools(points)}
-    stored = {tool: [point.stored_bytes / 1e6 for point in points if point.tool == tool] for tool in _tools(points)}
     sizes = sorted({point.gigabytes for point in points})
-    charts = (_chart("wall seconds of an incremental", sizes, seconds), _chart("MB stored", sizes, stored))
+    charts = [
+        _chart(title, sizes, {tool: [of(point) for point in points if point.tool == tool] for tool in _tools(points)})
+        for title, of in _CHARTS.items()
+    ]
     return "\n".join((*head, *rows, "", *charts))
 
 
@@ -113,7 +121,7 @@ def _chart(title: str, sizes: Sequence[float], lines: dict[str, list[float]]) ->
         (
             "```mermaid",
             "xychart-beta",
-            f'    title "{title}: {named}, in this order"',
+            f'    title "{title} of an incremental: {named}, in this order"',
             f'    x-axis "cluster, GB" [{", ".join(f"{size:g}" for size in sizes)}]',
             f'    y-axis "{title}" 0 --> {most * 1.1:.2f}',
             *drawn,
