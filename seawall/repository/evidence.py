@@ -48,6 +48,7 @@ class Evidence:
         self._rows: dict[tuple[str, BackupLabel], dict[str, StoredObject]] = {}
         self._manifests: dict[tuple[str, BackupLabel], str] = {}
         self._lists: dict[str, tuple[WalLists, ...]] = {}
+        self._areas: dict[str, tuple[SourceArea, ...]] = {}
 
     def can_tell(self, name: str) -> bool:
         """Whether there is anything to compare an object with."""
@@ -159,10 +160,12 @@ class Evidence:
     def _prove_wal(self, source: str, name: str, chunks: Iterable[Bytes], ring: KeyRing) -> None:
         wrong: Damaged | None = None
         content = [bytes(chunk) for chunk in chunks]
-        for storage in self._storages:
+        # Kept, because each remembers the data keys that it opened: that takes a process of gpg for each key.
+        areas = self._areas.setdefault(source, tuple(SourceArea(storage, source) for storage in self._storages))
+        for area in areas:
             # The data key is an object as well: a copy whose key is damaged says nothing about the segment.
             try:
-                SourceArea(storage, source).wal.opened(name, ring, content)
+                area.wal.opened(name, ring, content)
             except (Damaged, ObjectMissing, FormatTooNew) as error:
                 # A flip in the version looks like a later one; what truly is of a later one is so in every copy.
                 wrong = wrong or Damaged(error.message)

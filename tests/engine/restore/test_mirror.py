@@ -407,13 +407,15 @@ def test_ranges_come_from_a_copy_that_was_proved_as_a_whole(small: tuple[Any, He
 def test_one_flip_in_each_location_at_different_objects_is_healed_everywhere(taken: tuple[Any, Head, Head]) -> None:
     site, first, second = taken
     places = {"primary": site.storage, "offsite": MemoryStorage("offsite"), "vault": MemoryStorage("vault")}
+    if site.mode is SealingMode.OPENPGP:
+        # Opening WAL takes a process of gpg for each object and copy; with its list the same is told by hashes.
+        site.area.wal.write_list()
     for name in ("offsite", "vault"):
         mirrored(site, places[name])
     sound = content(places["vault"])
     names = [name for name in sound if name.startswith("sources/")]
     for number, name in enumerate(names):
-        # Near the end: an OpenPGP message opens for one recipient whatever happened to the other's session key.
-        damage(places[list(places)[number % 3]], name, at=0.8 + number % 5 / 25)
+        damage(places[list(places)[number % 3]], name, at=number % 7 / 6)
     for at in places:
         report = healed(site, at, places)
         assert report.left == {}
@@ -646,7 +648,7 @@ def test_a_backup_that_shrank_beside_those_before_it_is_suspect(small: tuple[Any
 
 
 @pytest.mark.servers
-@pytest.mark.parametrize("kind", ["s3", "sftp", "azure"])
+@pytest.mark.parametrize("kind", ["s3", "sftp", "azure", "gs"])
 def test_a_mirror_on_a_real_service_is_whole_found_damaged_and_healed(
     sealed_site: Any, request: pytest.FixtureRequest, kind: str
 ) -> None:
