@@ -138,6 +138,11 @@ def test_the_flows_back_a_source_up_prove_it_restore_it_and_let_it_go(prefect_st
     completed(prefect_stack, shop, "retention-cleanup")
     assert [BackupLabel.parse(one.label) for one in shop.catalog.backup_files(source="main")]
 
+    # A folder locks nothing: that is said, and is no failure.
+    completed(prefect_stack, shop, "immutability-probe")
+    (probing,) = [job for job in shop.catalog.jobs() if job.job_type is JobType.IMMUTABILITY]
+    assert shop.catalog.newest_success(probing.id).details["primary"]["state"] == "none"
+
 
 def test_damage_is_a_failed_verification_with_an_alert_and_the_backup_stays(prefect_stack, shop):
     (bundle, *_) = sorted((shop.directory / "repository").glob("sources/main/backups/*/bundles/*"))
