@@ -12,7 +12,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import mmap
 import os
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
@@ -33,6 +32,8 @@ from seawall.repository.lines import Row, compact
 _FORMAT = 1
 _SUFFIX = ".map"
 _END = b'{"sha256":'
+# What is read for a line at first, and at most at once: a large file's line has a digest for each of its runs.
+_PIECE_BYTES, _LONG_BYTES = 4096, 1024 * 1024
 
 
 class Prior:
@@ -50,12 +51,12 @@ class Prior:
     def __init__(self, head: Head, path: Path) -> None:
         self.head = head
         self._name = str(path)
-        with path.open("rb") as file:
-            self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        # Read, not mapped: what is mapped and was looked at counts as this process's memory.
+        self._file = path.open("rb")
         try:
             self._places = self._proved(head)
         except BaseException:
-            self._map.close()
+            self._file.close()
             raise
 
     def get(self, path: str) -> PriorFile | None:
@@ -84,16 +85,29 @@ class Prior:
     def _line(self, path: str) -> list[bytes] | None:
         begins = compact(path) + b"\t"
         for place in self._places.of(path):
-            if self._map[place : place + len(begins)] == begins:
-                return self._map[place : self._map.find(b"\n", place)].split(b"\t")
+            line = self._read(place)
+            if line.startswith(begins):
+                return line.split(b"\t")
         return None
+
+    def _read(self, place: int) -> bytes:
+        """The line that begins there, without its end; by `pread`, so that threads need no lock."""
+        pieces, length = [], _PIECE_BYTES
+        while True:
+            piece = os.pread(self._file.fileno(), length, place)
+            end = piece.find(b"\n")
+            if end >= 0 or not piece:
+                pieces.append(piece[: max(end, 0)])
+                return b"".join(pieces)
+            pieces.append(piece)
+            place, length = place + len(piece), min(length * 8, _LONG_BYTES)
 
     def paths(self) -> Iterator[str]:
         """The paths of all its files."""
-        return (json.loads(self._map[place : self._map.find(b"\t", place)]) for place in self._places)
+        return (json.loads(self._read(place).partition(b"\t")[0]) for place in self._places)
 
     def close(self) -> None:
-        self._map.close()
+        self._file.close()
 
     def __enter__(self) -> Prior:
         return self
@@ -105,12 +119,12 @@ class Prior:
 
     def _proved(self, head: Head) -> Places:
         """Where each file's line begins, after every byte was hashed."""
-        end = self._map.rfind(_END)
-        stated = self._map[max(end, 0) :]
+        end = os.fstat(self._file.fileno()).st_size - len(_end_line("0" * 64))
         # One pass over all of it, before anything is believed.
-        if end < 0 or stated != _end_line(hashlib.sha256(memoryview(self._map)[:end]).hexdigest()):
+        if end < 0 or _end_line(self._hash(end)) != self._file.read():
             raise Damaged(f"{self._name} is not what was written")
-        line = self._map.readline()
+        self._file.seek(0)
+        line = self._file.readline()
         first = json.loads(line)
         if (first["map"], first["label"], first["manifest_sha256"]) != (_FORMAT, str(head.label), head.manifest_sha256):
             raise Damaged(f"{self._name} is not of the manifest of {head.label}")
@@ -119,9 +133,21 @@ class Prior:
         places = Places()
         begin = len(line)
         while begin < end:
-            places.add(json.loads(self._map[begin : self._map.find(b"\t", begin)]), begin)
-            begin = self._map.find(b"\n", begin) + 1
+            line = self._file.readline()
+            places.add(json.loads(line.partition(b"\t")[0]), begin)
+            begin += len(line)
         return places
+
+    def _hash(self, length: int) -> str:
+        """The hash of so many bytes from the beginning; what follows them is read next."""
+        hasher = hashlib.sha256()
+        while length:
+            piece = self._file.read(min(length, _LONG_BYTES))
+            if not piece:
+                break
+            hasher.update(piece)
+            length -= len(piece)
+        return hasher.hexdigest()
 
 
 class Maps:
