@@ -4,6 +4,7 @@ documentation says what the sources say."""
 from __future__ import annotations
 
 import ast
+import importlib.util
 import os
 import re
 import statistics
@@ -314,6 +315,13 @@ class TestSetUp:
             (tmp_path / "lock").write_text(lock, encoding="utf-8")
             environment.provide(base)
             assert ("sync" in ran) == expected
+
+    @pytest.mark.parametrize("module", ["prefect.engine", "sqlalchemy", "seawall.archive.client"])
+    def test_what_starts_often_is_compiled_also_for_accounts_that_cannot_write_it_down(self, module: str) -> None:
+        found = importlib.util.find_spec(module)
+        assert found is not None
+        assert found.origin is not None
+        assert Path(importlib.util.cache_from_source(found.origin)).exists()
 
     def test_an_interrupted_set_up_is_done_again(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         def fails(*_command: object) -> None:

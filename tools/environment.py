@@ -23,6 +23,7 @@ PYTHON = VENV / "bin" / "python"
 LOCK = ROOT / "requirements" / "lock.txt"
 _UV_PIN = ROOT / "requirements" / "uv.txt"
 _STAMP = VENV / ".seawall-setup"
+_PACKAGES = ("seawall", "blocks", "tasks", "flows", "deployments", "api")
 
 
 def provide(base: Path) -> None:
@@ -32,14 +33,19 @@ def provide(base: Path) -> None:
         Refused: a step failed; its own output says why.
     """
     wanted = _fingerprint(base)
-    if PYTHON.exists() and _STAMP.exists() and _STAMP.read_text(encoding="utf-8") == wanted:
-        return
+    if not (PYTHON.exists() and _STAMP.exists() and _STAMP.read_text(encoding="utf-8") == wanted):
+        _make(base, wanted)
+    # An account that may not write here, as that of the servers, would compile our sources again at every start.
+    run(PYTHON, "-m", "compileall", "-q", *(str(ROOT / package) for package in _PACKAGES if (ROOT / package).is_dir()))
+
+
+def _make(base: Path, wanted: str) -> None:
     uv = provide_uv(base)
     print(f"set-up: making .venv from {base}: the packages of requirements/lock.txt", flush=True)
     _STAMP.unlink(missing_ok=True)
     if not _made_from(base):
         run(uv, "venv", "--clear", "--no-python-downloads", "--python", str(base), str(VENV))
-    run(uv, "pip", "sync", "--python", str(PYTHON), "--require-hashes", str(LOCK))
+    run(uv, "pip", "sync", "--compile-bytecode", "--python", str(PYTHON), "--require-hashes", str(LOCK))
     run(uv, "pip", "install", "--python", str(PYTHON), "--no-deps", "--no-build-isolation", "--editable", str(ROOT))
     _STAMP.write_text(wanted, encoding="utf-8")
 
@@ -108,7 +114,7 @@ def _scripts_are_ours() -> bool:
 
 
 def _fingerprint(base: Path) -> str:
-    digest = hashlib.sha256()
+    digest = hashlib.sha256(b"compiled")
     for path in (ROOT / "pyproject.toml", LOCK, _UV_PIN):
         digest.update(hashlib.sha256(path.read_bytes()).digest())
     return f"{digest.hexdigest()} {os.path.realpath(base)} {ROOT}\n"
