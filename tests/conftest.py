@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import pytest
 
 from seawall.postgres.binaries import Account, Binaries, available
@@ -37,6 +38,17 @@ QUICK = {
     "log_line_prefix": "%m ",
     "autovacuum": "off",
 }
+
+
+# How fast an example runs says how busy the machine is. The checks before a change is accepted draw the same examples
+# each time; everybody else's draw new ones.
+hypothesis.settings.register_profile(
+    "seawall",
+    deadline=None,
+    suppress_health_check=[hypothesis.HealthCheck.too_slow],
+    derandomize=os.environ.get("CI") == "true",
+)
+hypothesis.settings.load_profile("seawall")
 
 
 def pytest_configure(config: pytest.Config) -> None:
