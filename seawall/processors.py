@@ -22,6 +22,11 @@ def available(groups: Path = _GROUPS, own: Path = _OWN_GROUP) -> int:
     return max(1, int(min(len(os.sched_getaffinity(0)), *_quotas(groups, own), float("inf"))))
 
 
+def wanted(workers: int) -> int:
+    """How many workers a setting stands for; 0 is as many as there are processors."""
+    return workers or available()
+
+
 def _quotas(groups: Path, own: Path) -> Iterator[float]:
     for folder in _folders(groups, own):
         quota, _, period = _text(folder / "cpu.max").partition(" ")

@@ -10,7 +10,7 @@ from pathlib import Path
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
-from seawall import restore
+from seawall import processors, restore
 from seawall.catalog import Catalog
 from seawall.catalog.facts import Facts, report_facts
 from seawall.catalog.recording import RecoveryRecord, Result
@@ -124,7 +124,7 @@ def binaries_of(settings: Settings, source: str, major: int) -> Binaries:
 
 def workers_of(settings: Settings, source: str) -> int:
     configured = settings.sources.get(source)
-    return 2 if configured is None else configured.workers
+    return 2 if configured is None else processors.wanted(configured.workers)
 
 
 def _record(settings: Settings, planned: RestorePlan) -> RecoveryRecord:

@@ -7,7 +7,7 @@ from uuid import UUID
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
-from seawall import lockprobe, upkeep, watch
+from seawall import lockprobe, processors, upkeep, watch
 from seawall.catalog.facts import Facts
 from seawall.catalog.recording import ExecutionRecord, Result
 from seawall.errors import NotARepository, SeawallError, StorageError
@@ -89,7 +89,7 @@ def renew_proofs(settings: Settings, sources: list[str], budget: str, job_id: UU
                             upkeep.prove(
                                 settings, source, ring, around.catalog, admitted, location=location, up_to=up_to,
                                 actor=around.actor, now=around.now, observe=around.observe,
-                                workers=settings.source(source).workers,
+                                workers=processors.wanted(settings.source(source).workers),
                             )
                         )  # fmt: skip
                     except (StorageError, NotARepository) as error:

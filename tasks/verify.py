@@ -8,7 +8,7 @@ from uuid import UUID
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
-from seawall import verify
+from seawall import processors, verify
 from seawall.catalog import Catalog, anchors
 from seawall.catalog.facts import Facts, verdict_facts, verdict_sentence
 from seawall.catalog.recording import Both, Result, VerificationRecord
@@ -52,7 +52,7 @@ def check(
                 observe=around.observe,
                 now=around.now,
                 clock=around.clock,
-                workers=settings.source(source).workers,
+                workers=processors.wanted(settings.source(source).workers),
             )
             anchors.watched(around.catalog, repository, around.observe, now=around.now)
         if not verdict.good:

@@ -160,7 +160,7 @@ def prove(context: Context, source: str, label: BackupLabel, up_to: Proof) -> tu
 
     area = context.repository.source(source)
     asked = context.settings.sources[source].workers if source in context.settings.sources else 2
-    workers = asked or processors.available()
+    workers = processors.wanted(asked)
 
     def row(catalog: Logbook) -> VerificationRecord | None:
         file = catalog.find_backup_file(context.repository.id, source, label)

@@ -57,3 +57,8 @@ def test_workers_are_auto_or_a_number() -> None:
     for wrong in ("many", -1, True):
         with pytest.raises(SettingsError, match="workers"):
             workers(wrong)
+
+
+def test_a_setting_of_auto_stands_for_all_processors_and_a_number_for_itself() -> None:
+    assert processors.wanted(3) == 3
+    assert processors.wanted(0) == processors.available() >= 1
