@@ -37,8 +37,7 @@ from seawall.errors import (
     StorageError,
 )
 from seawall.events import Noticed, Observer
-from seawall.mirror import own_wal
-from seawall.model import BackupLabel, Finding, Head, Verdict
+from seawall.model import BackupLabel, Finding, Verdict
 from seawall.nearest import Copy
 from seawall.repository import SourceArea
 from seawall.repository.evidence import Evidence
@@ -101,12 +100,6 @@ def _key_ids(area: SourceArea, label: BackupLabel) -> list[str]:
         bundles = (name for name in area.needed_objects(label) if not area.layout.is_own(name, label))
         found |= {str(area.layout.label_of(name)) for name in bundles}
     return sorted(found)
-
-
-def all_of(area: SourceArea, head: Head, evidence: Evidence) -> tuple[str, ...]:
-    """Every object that a set needs, for a location that may have lost any of them."""
-    segments = {area.layout.segment(name) for name in own_wal(head)}
-    return tuple(sorted({*documents_of(area, head.label), *evidence.needs(area.name, head.label), *segments}))
 
 
 def heal(
