@@ -15,6 +15,7 @@ from uuid import UUID, uuid4
 
 import pytest
 from prefect.client.orchestration import SyncPrefectClient, get_client
+from prefect.client.schemas.filters import LogFilter, LogFilterFlowRunId
 from prefect.client.schemas.objects import FlowRun
 from prefect.settings import (
     PREFECT_API_AUTH_STRING,
@@ -31,6 +32,8 @@ from seawall.settings import Settings, load
 
 HERE = Path(__file__).parent
 PROBE = Served("probe", "probe_flow.probe", "default", "for tests")
+# Only a run that never ends takes so long: the time is for machines that do much else at once.
+PATIENCE_SECONDS = 180
 FINAL = {"COMPLETED", "FAILED", "CANCELLED", "CRASHED"}
 
 
@@ -88,15 +91,33 @@ class Surroundings:
     def run(self, run: FlowRun | UUID) -> FlowRun:
         return self.client.read_flow_run(run if isinstance(run, UUID) else run.id)
 
-    def ended(self, run: FlowRun | UUID, seconds: float = 60) -> FlowRun:
+    def ended(self, run: FlowRun | UUID, seconds: float = PATIENCE_SECONDS) -> FlowRun:
         """The run as soon as it is in a final state."""
-        return wait_for(lambda: found if (found := self.run(run)).state.type.value in FINAL else None, seconds)
+        try:
+            return wait_for(lambda: found if (found := self.run(run)).state.type.value in FINAL else None, seconds)
+        except AssertionError as error:
+            raise AssertionError(f"{error}\n{self.story(run)}") from None
+
+    def story(self, run: FlowRun | UUID) -> str:
+        """What Prefect, the run and the stack's processes say of a run: why it did not end shows nowhere else."""
+        asked = self.run(run)
+        mine = LogFilter(flow_run_id=LogFilterFlowRunId(any_=[asked.id]))
+        return "\n".join(
+            (
+                *(
+                    f"{state.timestamp} {state.name} {state.message}"
+                    for state in self.client.read_flow_run_states(asked.id)
+                ),
+                *(f"{log.timestamp} {log.message}" for log in self.client.read_logs(mine, limit=100)),
+                *(f"{path.name}: {line}" for path in sorted(self.stack.place.logs.iterdir()) for line in tail(path)),
+            )
+        )
 
     def notes(self, parameters: dict[str, Any]) -> list[dict[str, Any]]:
         path = Path(parameters["notes"])
         return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
-    def noted(self, parameters: dict[str, Any], event: str, seconds: float = 60) -> dict[str, Any]:
+    def noted(self, parameters: dict[str, Any], event: str, seconds: float = PATIENCE_SECONDS) -> dict[str, Any]:
         """The first note of an event, as soon as there is one."""
         return wait_for(lambda: next((n for n in self.notes(parameters) if n["event"] == event), None), seconds)
 
@@ -110,6 +131,10 @@ class Surroundings:
             return newest[0]
 
         return wait_for(look, seconds)
+
+
+def tail(path: Path, lines: int = 25) -> list[str]:
+    return path.read_text(encoding="utf-8", errors="replace").splitlines()[-lines:]
 
 
 def wait_for(look: Callable[[], Any], seconds: float, pause: float = 0.2) -> Any:

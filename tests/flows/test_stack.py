@@ -157,7 +157,7 @@ def test_cancelling_stops_the_verb_and_what_it_started_and_says_cancelled_everyw
     run = prefect_stack.start(parameters)
     begun = prefect_stack.noted(parameters, "begun")
     prefect_stack.client.set_flow_run_state(run.id, Cancelling())
-    assert prefect_stack.ended(run, 45).state.type.value == "CANCELLED"
+    assert prefect_stack.ended(run).state.type.value == "CANCELLED"
     assert prefect_stack.noted(parameters, "unwound")
     assert not alive(begun["child"])
     assert prefect_stack.execution(job).status is RunStatus.CANCELLED
@@ -177,7 +177,7 @@ def test_the_same_job_never_runs_twice_at_once_and_the_second_is_no_failure(pref
     assert not [note for note in prefect_stack.notes(second) if note["event"] == "begun"]
     assert prefect_stack.run(running).state.type.value == "RUNNING"
     prefect_stack.client.set_flow_run_state(running.id, Cancelling())
-    assert prefect_stack.ended(running, 45).state.type.value == "CANCELLED"
+    assert prefect_stack.ended(running).state.type.value == "CANCELLED"
     assert len(prefect_stack.catalog.executions(job)) == 1
 
 
@@ -284,7 +284,7 @@ def test_a_stuck_pending_run_does_not_block_the_next_and_is_tried_again(prefect_
     stuck = prefect_stack.start(parameters, state=Pending())
     other = prefect_stack.parameters(job)
     assert prefect_stack.ended(prefect_stack.start(other)).state.type.value == "COMPLETED"
-    crashed = prefect_stack.ended(stuck, 90)
+    crashed = prefect_stack.ended(stuck)
     assert crashed.state.type.value == "CRASHED"
     assert "never did" in crashed.state.message
     assert prefect_stack.noted(parameters, "done")
@@ -326,7 +326,7 @@ def test_a_worker_killed_with_its_run_leaves_a_failed_execution_and_no_process(p
         worker.kill()
         prefect_stack.stack.restart("worker")
     again = prefect_stack.parameters(job)
-    assert prefect_stack.ended(prefect_stack.start(again), 90).state.type.value == "COMPLETED"
+    assert prefect_stack.ended(prefect_stack.start(again)).state.type.value == "COMPLETED"
 
 
 def test_a_run_of_another_host_is_judged_by_its_lease_alone(prefect_stack, wait_for):
@@ -376,7 +376,7 @@ def test_after_an_outage_only_the_newest_missed_run_is_executed(prefect_stack, w
             lambda: found if len(found := [r for r in of_schedule() if r.parameters == parameters]) >= 3 else None, 120
         )
         prefect_stack.stack.restart("worker")
-        prefect_stack.noted(parameters, "done", 90)
+        prefect_stack.noted(parameters, "done")
     finally:
         prefect_stack.client.delete_deployment_schedule(prefect_stack.probe_id, made.id)
     earlier = [prefect_stack.ended(run) for run in missed[:-1]]

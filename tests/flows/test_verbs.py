@@ -89,7 +89,7 @@ def completed(prefect_stack, shop: Shop, name: str, **parameters: Any) -> None:
     deployment = prefect_stack.client.read_deployment_by_name(f"{name}/{name}")
     given = {"settings_file": str(shop.settings_file), **parameters}
     run = prefect_stack.client.create_flow_run_from_deployment(deployment.id, parameters=given)
-    ended = prefect_stack.ended(run, 120)
+    ended = prefect_stack.ended(run)
     assert ended.state.type.value == "COMPLETED", f"{name}: {ended.state.message}"
 
 
@@ -154,7 +154,7 @@ def test_damage_is_a_failed_verification_with_an_alert_and_the_backup_stays(pref
     run = prefect_stack.client.create_flow_run_from_deployment(
         deployment.id, parameters={"source": "main", "settings_file": str(shop.settings_file)}
     )
-    ended = prefect_stack.ended(run, 120)
+    ended = prefect_stack.ended(run)
     assert ended.state.type.value == "FAILED"
     (file,) = shop.catalog.backup_files(source="main")
     assert shop.catalog.verifications(file.id)[0].status is RunStatus.FAILED
