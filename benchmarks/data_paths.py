@@ -1,10 +1,11 @@
 """Which library carries the bytes to and from remote storage: candidates side by side, on the tests' loopback servers.
 
-python -m benchmarks.data_paths [--megabytes 512]
+python -m benchmarks.data_paths [WAY …] [--megabytes 512]
 
 It needs obstore and paramiko beside what the tests need. Each line is one process of its own: wall seconds, the
-client's own CPU seconds, and its peak memory. The server shares the processors, so wall time says more about it than
-about the client; CPU seconds are the figure to compare.
+client's own CPU seconds (and those of a process that it runs beside it, for put and get together), and its peak memory.
+The server shares the processors, so wall time says more about it than about the client; CPU seconds are the figure to
+compare.
 """
 
 from __future__ import annotations
@@ -148,19 +149,6 @@ class ObstoreAzure(Obstore):
         )  # fmt: skip
 
 
-class Asyncssh:
-    """asyncssh, a few writes of a part at once."""
-
-    def __init__(self, settings: RepositorySettings) -> None:
-        self._storage = open_driver(settings.url, settings)
-
-    def put(self, name: str) -> None:
-        self._storage.put(name, chunks())
-
-    def get(self, name: str) -> int:
-        return sum(len(piece) for piece in self._storage.get(name))
-
-
 class Paramiko:
     """paramiko with its own ways of writing and reading ahead."""
 
@@ -192,8 +180,20 @@ class Paramiko:
         return total
 
 
-class Driver(Asyncssh):
+class Driver:
     """Seawall's own driver, with all that it adds: conditions, checks, a look at what was stored, reading ahead."""
+
+    def __init__(self, settings: RepositorySettings) -> None:
+        self._storage = open_driver(settings.url, settings)
+
+    def put(self, name: str) -> None:
+        self._storage.put(name, chunks())
+
+    def get(self, name: str) -> int:
+        return sum(len(piece) for piece in self._storage.get(name))
+
+    def close(self) -> None:
+        self._storage.close()
 
 
 WAYS: dict[str, tuple[str, Callable[..., Any]]] = {
@@ -204,10 +204,10 @@ WAYS: dict[str, tuple[str, Callable[..., Any]]] = {
     "obstore-azure": ("azure", ObstoreAzure),
     "driver-azure": ("azure", Driver),
     "driver-gs": ("gs", Driver),
-    "asyncssh": ("sftp", Asyncssh),
+    "driver-sftp": ("sftp", Driver),
     "paramiko": ("sftp", Paramiko),
 }
-_BY_SETTINGS = (Driver, Asyncssh, Paramiko)
+_BY_SETTINGS = (Driver, Paramiko)
 
 
 def measure(way: str, megabytes: int, told: dict[str, Any]) -> None:
@@ -224,14 +224,19 @@ def measure(way: str, megabytes: int, told: dict[str, Any]) -> None:
         figures[f"{verb}_seconds"] = time.perf_counter() - wall
         figures[f"{verb}_cpu_seconds"] = time.process_time() - cpu
     figures["peak_mib"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    if isinstance(client, Driver):
+        client.close()  # what a process beside this one spent is known when it is gone
+        others = resource.getrusage(resource.RUSAGE_CHILDREN)
+        figures["beside_cpu_seconds"] = others.ru_utime + others.ru_stime
     print(json.dumps(figures), flush=True)
 
 
-def compare(megabytes: int) -> None:
+def compare(megabytes: int, ways: list[str]) -> None:
     with tempfile.TemporaryDirectory() as place, Servers(Path(place)) as servers:
         Boto3(servers["s3"].port).make()
         AzureBlob(servers["azure"].port).make()
-        for way, (kind, _) in WAYS.items():
+        for way in ways:
+            kind = WAYS[way][0]
             settings = servers[kind].settings()
             about = {name: getattr(settings, name) for name in _TOLD if getattr(settings, name)}
             told = {"port": servers[kind].port, "settings": {name: str(value) for name, value in about.items()}}
@@ -248,13 +253,14 @@ _TOLD = ("url", "endpoint", "region", "credentials_file", "known_hosts_file")
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("ways", nargs="*", help=f"of {', '.join(WAYS)} (default: all)")
     parser.add_argument("--megabytes", type=int, default=512)
     parser.add_argument("--way", choices=WAYS)
     asked = parser.parse_args()
     if asked.way:
         measure(asked.way, asked.megabytes, json.load(sys.stdin))
     else:
-        compare(asked.megabytes)
+        compare(asked.megabytes, asked.ways or list(WAYS))
 
 
 if __name__ == "__main__":

@@ -35,7 +35,7 @@ PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
 LARGE, TOO_LARGE = 600, 900
 HEAVY = {
     "sqlmodel", "sqlalchemy", "pydantic", "pydantic_core", "psycopg", "apprise", "prefect", "boto3", "botocore",
-    "azure", "google", "asyncssh", "requests", "numpy", "fastapi",
+    "azure", "google", "requests", "numpy", "fastapi",
     "rich",
 }  # fmt: skip
 WAL_CPU_SECONDS = 0.10

@@ -35,6 +35,7 @@ class Package(NamedTuple):
 
 GNUPG = Package("gnupg", "gpg", "wraps the keys that seal backups")
 POSTGRESQL = Package("postgresql-15", "/usr/lib/postgresql/15/bin/postgres", "tests on PostgreSQL 15")
+SSH = Package("openssh-client", "ssh", "carries what is stored on SFTP servers")
 SFTP_SERVER = Package("openssh-sftp-server", "/usr/lib/openssh/sftp-server", "tests of storage over SFTP")
 PGBACKREST = Package("pgbackrest", "pgbackrest", "the benchmark's opponent")
 VENV = Package("python3-venv", "ensurepip", "brings pip, which brings uv")  # a module: asked for only when it is absent
@@ -42,8 +43,8 @@ VENV = Package("python3-venv", "ensurepip", "brings pip, which brings uv")  # a 
 NEEDED = {
     "demo": (GNUPG,),
     "lint": (),
-    "test": (GNUPG, POSTGRESQL, SFTP_SERVER),
-    "bench": (GNUPG, POSTGRESQL, PGBACKREST, SFTP_SERVER),
+    "test": (GNUPG, POSTGRESQL, SSH, SFTP_SERVER),
+    "bench": (GNUPG, POSTGRESQL, PGBACKREST, SSH, SFTP_SERVER),
 }
 
 

@@ -10,21 +10,17 @@ folder), and that no symbolic link on the server leads elsewhere. Times are whol
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
+import hashlib
 import secrets
-import stat as modes
 import threading
 import time
-from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator
-from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
-from datetime import UTC, datetime, timedelta
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from datetime import datetime, timedelta
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import TypeVar
 from urllib.parse import unquote
-
-import asyncssh
-from asyncssh.sftp import SFTPClient, SFTPClientFile
 
 from seawall.errors import (
     NotARepository,
@@ -49,17 +45,27 @@ from seawall.storage.base import (
     checked_range,
     is_object_name,
 )
-from seawall.storage.parts import PART_BYTES, cut, exactly, read_ahead, send_ahead
+from seawall.storage.parts import PART_BYTES, cut, send_ahead
 from seawall.storage.retry import RetryPolicy, Sleep, repeated
+from seawall.storage.sftp_packets import (
+    Attributes,
+    EndOfFile,
+    Nonsense,
+    NoSuchFile,
+    NotPermitted,
+    Open,
+    Refused,
+    Unsupported,
+)
+from seawall.storage.sftp_session import Lost, Session
+from seawall.storage.ssh import Destination, Line, check_key
 
 _T = TypeVar("_T")
-_Entries = list[tuple[str, asyncssh.SFTPAttrs]]
+_Entries = list[tuple[str, Attributes]]
 
 TEMPORARY = ".tmp-"
-_CONNECT_SECONDS = 15
-_CALL_SECONDS = 120
-_KEEPALIVE_SECONDS = 15
-_GOODBYE_SECONDS = 5
+_NEW = Open.WRITE | Open.CREATE | Open.EXCLUSIVE
+_FOLDER_MODE = 0o750
 _THREADS = 8
 
 # How often `put` makes folders again that another client, cleaning up, removed before they held anything.
@@ -73,7 +79,7 @@ def open_url(url: str, settings: RepositorySettings, sleep: Sleep = time.sleep) 
     """The storage at `sftp://user@host:port/absolute/path`; nothing is asked of the server yet.
 
     Raises:
-        SettingsError: the URL or the key file is wrong.
+        SettingsError: the URL or the key file is wrong, or OpenSSH's client is not installed.
     """
     parts = split(url)
     if parts.password is not None:
@@ -83,114 +89,43 @@ def open_url(url: str, settings: RepositorySettings, sleep: Sleep = time.sleep) 
     root = unquote(parts.path).rstrip("/")
     if "\0" in root or "/../" in f"{root}/":
         raise SettingsError("the path of an sftp URL must be absolute and without '..'")
-    connection = Connection(parts.hostname, parts.port or 22, parts.username, settings)
-    return SftpStorage(connection, root, RetryPolicy(attempts=settings.attempts), sleep)
+    user = None if parts.username is None else unquote(parts.username)
+    to = Destination(parts.hostname, parts.port or 22, user, _key(settings), _known_hosts(settings))
+    return SftpStorage(Connection(to), root, RetryPolicy(attempts=settings.attempts), sleep)
 
 
 class Connection:
-    """One connection that is made when it is needed and made again when it was lost; safe to use from several threads.
+    """One session that is begun when it is needed, and anew when it was lost; for several threads."""
 
-    It runs asyncssh on an event loop in a thread of its own.
-    """
+    def __init__(self, to: Destination) -> None:
+        self._to = to
+        self._beginning = threading.Lock()
+        self._session: Session | None = None
 
-    def __init__(self, host: str, port: int, user: str | None, settings: RepositorySettings) -> None:
-        self.host, self.port, self.user = host, port, user
-        self._options = _options(settings)
-        self._loop: asyncio.AbstractEventLoop | None = None
-        self._starting = threading.Lock()
-        self._connecting = asyncio.Lock()
-        self._client: SFTPClient | None = None
-        self._ssh: asyncssh.SSHClientConnection | None = None
-        self._closing: set[asyncio.Task[None]] = set()
+    @property
+    def host(self) -> str:
+        return self._to.host
 
     @property
     def address(self) -> str:
-        user = f"{self.user}@" if self.user else ""
-        return f"{user}{self.host}" + (f":{self.port}" if self.port != 22 else "")
+        return self._to.address
 
-    async def client(self) -> SFTPClient:
-        """The SFTP session, opened now if there is none."""
-        async with self._connecting:
-            if self._client is None:
-                self._ssh = await asyncssh.connect(self.host, self.port, username=self.user or (), **self._options)
-                self._client = await self._ssh.start_sftp_client()
-            return self._client
-
-    def run(self, work: Callable[[SFTPClient], Awaitable[_T]]) -> _T:
-        """What `work` makes of the session.
+    def session(self) -> Session:
+        """The session that there is, or a new one.
 
         Raises:
-            StorageUnreachable: no answer in time.
+            Lost: the server is not there, or does not admit us.
         """
-
-        async def whole() -> _T:
-            return await work(await self.client())
-
-        return self.result(self.start(whole()))
-
-    def result(self, future: Future[_T]) -> _T:
-        """What was begun came to.
-
-        Raises:
-            TimeoutError: no answer in time; the connection is given up.
-        """
-        try:
-            return future.result(_CALL_SECONDS)
-        except TimeoutError:
-            future.cancel()
-            self.drop()
-            raise
-
-    def release(self, file: SFTPClientFile) -> None:
-        """Let a file be closed some time; nobody learns whether it was.
-
-        A reader that is given up half way may be finalized by the garbage collector: in any thread, the event loop's
-        own among them, and in the middle of any of its calls. So nothing here waits: for no answer, and for no lock.
-        """
-        loop = self._loop
-        if loop is not None:
-            with contextlib.suppress(RuntimeError):  # the loop is closed, and the connection with it
-                loop.call_soon_threadsafe(self._close_soon, file)
-
-    def _close_soon(self, file: SFTPClientFile) -> None:
-        closing = asyncio.ensure_future(_closed(file))
-        self._closing.add(closing)  # the loop itself holds tasks only weakly
-        closing.add_done_callback(self._closing.discard)
-
-    def drop(self) -> None:
-        """Forget a connection that is of no use any more."""
-        ssh, self._ssh, self._client = self._ssh, None, None
-        if ssh is not None and self._loop is not None:
-            self._loop.call_soon_threadsafe(ssh.abort)
+        with self._beginning:
+            if self._session is None or self._session.lost:
+                self._session = Session(Line(self._to))
+            return self._session
 
     def close(self) -> None:
-        if self._ssh is not None:
-            with contextlib.suppress(asyncssh.Error, OSError, TimeoutError):
-                self.start(self._say_goodbye()).result(_GOODBYE_SECONDS)
-        with self._starting:
-            if self._loop is not None:
-                self._loop.call_soon_threadsafe(self._loop.stop)
-                self._thread.join()
-                self._loop.close()
-                self._loop = None
-
-    async def _say_goodbye(self) -> None:
-        ssh, client, self._ssh, self._client = self._ssh, self._client, None, None
-        if client is not None:
-            client.exit()
-            await client.wait_closed()
-        if ssh is not None:
-            ssh.close()
-            await ssh.wait_closed()
-
-    def start(self, work: Coroutine[Any, Any, _T]) -> Future[_T]:
-        """Begin something on the event loop."""
-        with self._starting:
-            if self._loop is None:
-                self._loop = asyncio.new_event_loop()
-                self._thread = threading.Thread(target=self._loop.run_forever, name="sftp", daemon=True)
-                self._thread.start()
-            return asyncio.run_coroutine_threadsafe(work, self._loop)
+        with self._beginning:
+            if self._session is not None:
+                self._session.close()
+                self._session = None
 
 
 class SftpStorage:
@@ -231,7 +166,7 @@ class SftpStorage:
             self._settle(draft, name)
         finally:
             with contextlib.suppress(StorageError), self._translated("clean up after", name):
-                self._connection.run(draft.dispose)
+                draft.dispose(self._session)
         return self._confirmed(name, sent)
 
     def get(self, name: str, offset: int = 0, length: int | None = None) -> Iterator[bytes]:
@@ -244,23 +179,24 @@ class SftpStorage:
         if offset == end:
             return
         with self._translated("read", name):
-            file = self._connection.run(lambda client: client.open(self._path(name), "rb"))
+            session = self._session
+            handle = session.open(self._path(name), Open.READ)
         try:
-            yield from self._pieces(file, name, offset, end)
+            yield from self._pieces(session.read(handle, offset, end), name)
         finally:
-            self._connection.release(file)
+            session.give_up(handle)
 
     def stat(self, name: str) -> Stat:
         checked_object_name(name)
         try:
             with self._translated("look at", name):
-                found = self._connection.run(lambda client: client.lstat(self._path(name)))
+                found = self._session.stat(self._path(name))
         except ObjectMissing:
             self._refuse_missing_root()
             raise
-        if modes.S_ISDIR(found.permissions or 0):
+        if found.is_folder:
             raise ObjectMissing(f"only a folder has the name {name} in {self.url}")
-        return Stat(name, found.size or 0, _moment(found))
+        return Stat(name, found.size_bytes, found.modified_at)
 
     def list(self, prefix: str = "") -> Iterator[Stat]:
         above, slash, beginning = checked_prefix(prefix).rpartition("/")
@@ -269,86 +205,87 @@ class SftpStorage:
     def children(self, folder: str) -> tuple[str, ...]:
         checked_folder(folder)
         found = self._entries(folder)
-        return tuple(sorted(n for n, a in found if not _is_folder(a) or self._holds_any(f"{folder}{n}/")))
+        return tuple(sorted(n for n, a in found if not a.is_folder or self._holds_any(f"{folder}{n}/")))
 
     def delete(self, name: str) -> None:
         checked_object_name(name)
         with self._translated("delete", name):
-            self._connection.run(lambda client: self._remove(client, name))
+            self._remove(self._session, name)
 
     def now(self) -> datetime:
         """The time that the server's file system stamps a new file with."""
         probe = f"{self._root}/{TEMPORARY}clock-{secrets.token_hex(8)}"
         with self._translated("write", "a probe"):
-            return self._connection.run(lambda client: _stamp(client, probe))
+            return _stamp(self._session, probe)
 
     def free_bytes(self) -> int | None:
         """Free space; None where the server has no `statvfs@openssh.com`."""
-        try:
-            with self._translated("look at", "the root"):
-                space = self._connection.run(lambda client: client.statvfs(self._root))
-        except _Unsupported:
-            return None
-        return int(space.bavail * space.frsize)
+        with self._translated("look at", "the root"):
+            try:
+                return self._session.free_bytes(self._root)
+            except Unsupported:
+                return None
 
     def sweep(self, older_than: timedelta) -> int:
         limit = self.now() - older_than
         with self._translated("sweep", ""):
-            return self._connection.run(lambda client: self._sweep(client, self._root, limit))
+            return self._sweep(self._session, self._root, limit)
 
     def close(self) -> None:
         self._executor.shutdown(wait=True, cancel_futures=True)
         self._connection.close()
+
+    @property
+    def _session(self) -> Session:
+        return self._connection.session()
 
     # -- writing
 
     def _draft(self, name: str) -> _Draft:
         path = f"{self._path(name).rpartition('/')[0]}/{TEMPORARY}{secrets.token_hex(12)}"
 
-        async def make(client: SFTPClient) -> _Draft:
+        def made() -> _Draft:
+            session = self._session
             for _ in range(_FOLDER_RACES):
-                with contextlib.suppress(asyncssh.SFTPNoSuchFile):
-                    return _Draft(path, client, await client.open(path, "xb"))
-                await self._make_folders(client, name)
+                with contextlib.suppress(NoSuchFile):
+                    return _Draft(path, session, session.open(path, _NEW))
+                self._make_folders(session, name)
             raise StorageError(f"the folder of {name} in {self.url} is removed again and again")
 
         with self._translated("write", name):
-            return self._connection.run(make)
+            return made()
 
-    async def _make_folders(self, client: SFTPClient, name: str) -> None:
+    def _make_folders(self, session: Session, name: str) -> None:
         """Make the root and the folders of a name; another client may remove one at any moment."""
         path = self._root
         for part in ["", *name.split("/")[:-1]]:
             path = f"{path}/{part}".rstrip("/")
             try:
-                await client.mkdir(path, asyncssh.SFTPAttrs(permissions=0o750))
-            except asyncssh.SFTPNoSuchFile as error:
+                session.make_folder(path, _FOLDER_MODE)
+            except NoSuchFile as error:
                 if not part:
                     raise NotARepository(f"the folder above {self._root} does not exist on the server") from error
                 return
-            except (asyncssh.SFTPFailure, asyncssh.SFTPFileAlreadyExists) as error:
-                if await client.isfile(path):
+            except (NotPermitted, Unsupported):
+                raise
+            except Refused as error:
+                if self._is_file(session, path):
                     raise ObjectExists(f"{name} in {self.url} would lie below another object") from error
 
     def _write(self, draft: _Draft, name: str, number: int, part: bytearray) -> None:
         """Write a part where it belongs; again, after a lost connection, at the same place of the same draft."""
 
-        async def write(client: SFTPClient) -> None:
-            file = await draft.opened(client)
-            await file.write(bytes(part), (number - 1) * PART_BYTES)
-
         def attempt() -> None:
             with self._translated("write", name):
-                self._connection.run(write)
+                session = self._session
+                session.write(draft.opened(session), (number - 1) * PART_BYTES, part)
 
         self._again(f"part {number} of {name}", attempt)
 
     def _synced(self, draft: _Draft, name: str) -> None:
-        async def sync(client: SFTPClient) -> None:
-            await (await draft.opened(client)).fsync()
-
-        with contextlib.suppress(_Unsupported), self._translated("write", name):
-            self._connection.run(sync)
+        with self._translated("write", name), contextlib.suppress(Unsupported):
+            session = self._session
+            session.sync(draft.opened(session))
 
     def _settle(self, draft: _Draft, name: str) -> None:
         """Give the draft its name; an answer that was lost is found out by reading what lies there."""
@@ -358,7 +295,7 @@ class SftpStorage:
             nonlocal unanswered
             try:
                 with self._translated("write", name):
-                    self._connection.run(lambda client: self._publish(client, draft.path, name))
+                    self._publish(self._session, draft.path, name)
             except ObjectExists:
                 if not (unanswered and self._same(draft.path, self._path(name), name)):
                     raise
@@ -368,35 +305,32 @@ class SftpStorage:
 
         self._again(f"finish {name}", attempt)
 
-    async def _publish(self, client: SFTPClient, draft: str, name: str) -> None:
+    def _publish(self, session: Session, draft: str, name: str) -> None:
         path = self._path(name)
         try:
-            await client.link(draft, path)
-        except (asyncssh.SFTPFailure, asyncssh.SFTPOpUnsupported, asyncssh.SFTPFileAlreadyExists) as error:
-            if await client.lexists(path):
+            session.link(draft, path)
+        except NotPermitted:
+            raise
+        except Refused as error:
+            # Taken, or no hard links there: SFTP 3 has one code for both.
+            if session.exists(path):
                 raise ObjectExists(f"{name} exists already in {self.url}") from error
-            await client.rename(draft, path)
+            session.rename(draft, path)
 
     def _same(self, draft: str, path: str, name: str) -> bool:
         """Whether two files hold the same; not if one of them is gone."""
-
-        async def compare(client: SFTPClient) -> bool:
-            try:
-                async with client.open(draft, "rb") as ours, client.open(path, "rb") as theirs:
-                    while True:
-                        one, other = await ours.read(PART_BYTES), await theirs.read(PART_BYTES)
-                        if one != other or not one:
-                            return one == other
-            except asyncssh.SFTPNoSuchFile:
-                return False
-
         with self._translated("read", name):
-            return self._connection.run(compare)
+            session = self._session
+            try:
+                ours, theirs = session.stat(draft).size_bytes, session.stat(path).size_bytes
+                return ours == theirs and _digest(session, draft, ours) == _digest(session, path, ours)
+            except NoSuchFile:
+                return False
 
     def _refuse_existing(self, name: str) -> None:
         def taken() -> bool:
             with self._translated("write", name):
-                return self._connection.run(lambda client: client.lexists(self._path(name)))
+                return self._session.exists(self._path(name))
 
         if self._again(f"look at {name}", taken):
             raise ObjectExists(f"{name} exists already in {self.url}")
@@ -412,16 +346,10 @@ class SftpStorage:
 
     # -- reading
 
-    def _pieces(self, file: SFTPClientFile, name: str, offset: int, end: int) -> Iterator[bytes]:
-        async def fetch(start: int, stop: int) -> bytes:
-            content = await file.read(stop - start, start)
-            return exactly(cast(bytes, content), stop - start, f"{name} in {self.url}")
-
-        connection = self._connection
-        ranges = read_ahead(lambda start, stop: connection.start(fetch(start, stop)), offset, end, connection.result)
+    def _pieces(self, arriving: Iterator[bytes], name: str) -> Iterator[bytes]:
         while True:
             with self._translated("read", name):
-                piece = next(ranges, None)
+                piece = next(arriving, None)
             if piece is None:
                 return
             yield piece
@@ -431,68 +359,72 @@ class SftpStorage:
         path = f"{self._root}/{folder}".rstrip("/")
         try:
             with self._translated("list", folder):
-                found = self._connection.run(lambda client: client.readdir(path))
+                found = self._session.folder(path)
         except ObjectMissing:
             return []
-        named = [(str(entry.filename), entry.attrs) for entry in found]
-        return [(n, a) for n, a in named if is_object_name(n) and (_is_folder(a) or modes.S_ISREG(a.permissions or 0))]
+        return [(n, a) for n, a in found if is_object_name(n) and (a.is_folder or a.is_file)]
 
     def _walk(self, folder: str, beginning: str) -> Iterator[Stat]:
         found = [(name, attributes) for name, attributes in self._entries(folder) if name.startswith(beginning)]
         # `a.b` sorts before `a/b`, so a folder takes its place with the slash that follows it.
-        found.sort(key=lambda entry: f"{entry[0]}/" if _is_folder(entry[1]) else entry[0])
+        found.sort(key=lambda entry: f"{entry[0]}/" if entry[1].is_folder else entry[0])
         for name, attributes in found:
-            if _is_folder(attributes):
+            if attributes.is_folder:
                 yield from self._walk(f"{folder}{name}/", "")
             else:
-                yield Stat(folder + name, attributes.size or 0, _moment(attributes))
+                yield Stat(folder + name, attributes.size_bytes, attributes.modified_at)
 
     def _holds_any(self, folder: str) -> bool:
         return next(self._walk(folder, ""), None) is not None
 
     def _refuse_missing_root(self) -> None:
         with self._translated("look at", "the root"):
-            there = self._connection.run(lambda client: client.isdir(self._root))
+            there = self._session.is_folder(self._root)
         if not there:
             raise NotARepository(f"the folder {self._root} does not exist on {self._connection.host}")
 
     # -- removing
 
-    async def _remove(self, client: SFTPClient, name: str) -> None:
+    def _remove(self, session: Session, name: str) -> None:
         path = self._path(name)
         try:
-            await client.remove(path)
-        except asyncssh.SFTPNoSuchFile:
+            session.remove(path)
+        except NoSuchFile:
             pass
-        except (asyncssh.SFTPFailure, asyncssh.SFTPPermissionDenied, asyncssh.SFTPFileIsADirectory):
+        except Refused:
             # A folder of that name is no object; what is still there and no folder was refused.
-            if await client.lexists(path) and not await client.isdir(path):
+            if session.exists(path) and not session.is_folder(path):
                 raise
-        await self._remove_empty(client, path.rpartition("/")[0])
+        self._remove_empty(session, path.rpartition("/")[0])
 
-    async def _remove_empty(self, client: SFTPClient, path: str) -> None:
+    def _remove_empty(self, session: Session, path: str) -> None:
         while len(path) > len(self._root):
             try:
-                await client.rmdir(path)
-            except asyncssh.SFTPNoSuchFile:
+                session.remove_folder(path)
+            except NoSuchFile:
                 pass
-            except asyncssh.SFTPError:  # not empty, or not permitted: an empty folder harms nobody
+            except Refused:  # not empty, or not permitted: an empty folder harms nobody
                 return
             path = path.rpartition("/")[0]
 
-    async def _sweep(self, client: SFTPClient, path: str, limit: datetime) -> int:
+    def _sweep(self, session: Session, path: str, limit: datetime) -> int:
         swept = 0
-        for entry in await client.readdir(path):
-            name, attributes = str(entry.filename), entry.attrs
-            if name.startswith(TEMPORARY) and _moment(attributes) <= limit:
-                with contextlib.suppress(asyncssh.SFTPNoSuchFile):
-                    await client.remove(f"{path}/{name}")
+        for name, attributes in session.folder(path):
+            if name.startswith(TEMPORARY) and attributes.modified_at <= limit:
+                with contextlib.suppress(NoSuchFile):
+                    session.remove(f"{path}/{name}")
                     swept += 1
-            elif _is_folder(attributes) and is_object_name(name):
-                swept += await self._sweep(client, f"{path}/{name}", limit)
+            elif attributes.is_folder and is_object_name(name):
+                swept += self._sweep(session, f"{path}/{name}", limit)
         if swept:
-            await self._remove_empty(client, path)
+            self._remove_empty(session, path)
         return swept
+
+    def _is_file(self, session: Session, path: str) -> bool:
+        """Whether a file, or a symbolic link to one, has the name."""
+        with contextlib.suppress(NoSuchFile):
+            return session.stat(path, follow=True).is_file
+        return False
 
     def _path(self, name: str) -> str:
         return f"{self._root}/{name}"
@@ -502,116 +434,90 @@ class SftpStorage:
         what = f"cannot {action} {name or 'objects'} in {self.url}"
         try:
             yield
-        except asyncssh.SFTPOpUnsupported as error:
-            raise _Unsupported(f"{what}: {error.reason}") from error
-        except (asyncssh.SFTPConnectionLost, asyncssh.SFTPNoConnection) as error:
-            self._connection.drop()
-            raise StorageUnreachable(f"{what}: {error.reason}") from error
-        except asyncssh.SFTPError as error:
-            raise self._explained(error, what) from error
-        except (asyncssh.PermissionDenied, asyncssh.HostKeyNotVerifiable, asyncssh.KeyExchangeFailed) as error:
-            self._connection.drop()
-            raise StorageDenied(f"{what}: {error.reason}", hint=_login_hint(error)) from error
-        except (asyncssh.Error, OSError, TimeoutError, CancelledError, EOFError) as error:
-            self._connection.drop()
-            raise StorageUnreachable(f"{what}: {error or type(error).__name__}") from error
+        except Lost as lost:
+            error = StorageDenied if lost.ending.denied else StorageUnreachable
+            raise error(f"{what}: {lost.ending.words}", hint=lost.ending.hint) from lost
+        except EndOfFile as early:
+            # The size was asked for before: what is there now is another file, or half of one.
+            raise StorageUnreachable(f"{what}: it ended early") from early
+        except Refused as refused:
+            raise self._explained(refused, what) from refused
+        except Nonsense as nonsense:
+            raise StorageError(f"{what}: {nonsense}") from nonsense
 
-    def _explained(self, error: asyncssh.SFTPError, what: str) -> StorageError:
-        message = f"{what}: {error.reason}"
-        if isinstance(error, asyncssh.SFTPNoSuchFile | asyncssh.SFTPNoSuchPath):
+    def _explained(self, refused: Refused, what: str) -> StorageError:
+        message = f"{what}: {refused}"
+        if isinstance(refused, NoSuchFile):
             return ObjectMissing(message)
-        if isinstance(error, asyncssh.SFTPPermissionDenied | asyncssh.SFTPWriteProtect):
+        if isinstance(refused, NotPermitted):
             return StorageDenied(message)
-        if isinstance(error, asyncssh.SFTPNoSpaceOnFilesystem | asyncssh.SFTPQuotaExceeded) or self._nearly_full():
-            return StorageFull(message)
-        return StorageError(message)
+        return StorageFull(message) if self._nearly_full() else StorageError(message)
 
     def _nearly_full(self) -> bool:
         try:
-            space = self._connection.run(lambda client: client.statvfs(self._root))
-        except (asyncssh.Error, OSError, TimeoutError):
+            return self._session.free_bytes(self._root) < _NEARLY_FULL_BYTES
+        except (Refused, Lost, Nonsense):
             return False
-        return int(space.bavail * space.frsize) < _NEARLY_FULL_BYTES
-
-
-class _Unsupported(StorageError):
-    """The server lacks an extension; never leaves this module."""
 
 
 class _Draft:
-    """A file that has no name yet; it outlives the connection that it was begun over."""
+    """A file that has no name yet; it outlives the session that it was begun in."""
 
-    def __init__(self, path: str, client: SFTPClient, file: SFTPClientFile) -> None:
+    def __init__(self, path: str, session: Session, handle: bytes) -> None:
         self.path = path
-        self._client = client
-        self._file = file
-        self._opening = asyncio.Lock()
+        self._session = session
+        self._handle = handle
+        self._opening = threading.Lock()
 
-    async def opened(self, client: SFTPClient) -> SFTPClientFile:
-        """The file, over the connection that there is now."""
-        async with self._opening:
-            if client is not self._client:
-                self._file = await client.open(self.path, "r+b")
-                self._client = client
-            return self._file
+    def opened(self, session: Session) -> bytes:
+        """Its handle in the session that there is now."""
+        with self._opening:
+            if session is not self._session:
+                self._handle = session.open(self.path, Open.READ | Open.WRITE)
+                self._session = session
+            return self._handle
 
-    async def dispose(self, client: SFTPClient) -> None:
-        if client is self._client:
-            with contextlib.suppress(asyncssh.SFTPError):
-                await self._file.close()
-        with contextlib.suppress(asyncssh.SFTPNoSuchFile):
-            await client.remove(self.path)
-
-
-async def _closed(file: SFTPClientFile) -> None:
-    with contextlib.suppress(asyncssh.Error, OSError):
-        await file.close()
+    def dispose(self, session: Session) -> None:
+        if session is self._session:
+            session.give_up(self._handle)
+        with contextlib.suppress(NoSuchFile):
+            session.remove(self.path)
 
 
-async def _stamp(client: SFTPClient, probe: str) -> datetime:
-    async with client.open(probe, "xb") as file:
-        try:
-            await file.write(b"\n")
-            return _moment(await file.stat())
-        finally:
-            await client.remove(probe)
+def _digest(session: Session, path: str, size: int) -> bytes:
+    digest, handle = hashlib.sha256(), session.open(path, Open.READ)
+    try:
+        for piece in session.read(handle, 0, size):
+            digest.update(piece)
+    finally:
+        session.give_up(handle)
+    return digest.digest()
 
 
-def _options(settings: RepositorySettings) -> dict[str, Any]:
-    """How asyncssh connects: no configuration of the account's is read, and no server is believed without its key."""
-    options: dict[str, Any] = {
-        "config": None,
-        "connect_timeout": _CONNECT_SECONDS,
-        "login_timeout": _CONNECT_SECONDS,
-        "keepalive_interval": _KEEPALIVE_SECONDS,
-        "password_auth": False,
-        "kbdint_auth": False,
-    }
+def _stamp(session: Session, probe: str) -> datetime:
+    handle = session.open(probe, _NEW)
+    try:
+        session.write(handle, 0, b"\n")
+        return session.about(handle).modified_at
+    finally:
+        session.give_up(handle)
+        session.remove(probe)
+
+
+def _known_hosts(settings: RepositorySettings) -> Path:
+    """The file that says which servers are believed; there is no other."""
     known_hosts = settings.known_hosts_file or Path("~/.ssh/known_hosts").expanduser()
     if not known_hosts.is_file():
         raise SettingsError(
             f"there is no file {known_hosts} that names the keys of SFTP servers",
             hint="Write it with `ssh-keyscan`, compare the key with the server's, and name it with known_hosts_file.",
         )
-    options["known_hosts"] = str(known_hosts)
-    key = credentials(settings)
-    if key is not None:
-        try:
-            options |= {"client_keys": [asyncssh.import_private_key(key)], "agent_path": None}
-        except (asyncssh.KeyImportError, asyncssh.KeyEncryptionError) as error:
-            raise SettingsError(f"credentials_file {settings.credentials_file} holds no usable key: {error}") from error
-    return options
+    return known_hosts
 
 
-def _login_hint(error: asyncssh.DisconnectError) -> str:
-    if isinstance(error, asyncssh.HostKeyNotVerifiable):
-        return "The server's key is not in known_hosts_file, or another one is: find out why before you trust it."
-    return "Put the public key of credentials_file into the server's authorized_keys."
-
-
-def _is_folder(attributes: asyncssh.SFTPAttrs) -> bool:
-    return modes.S_ISDIR(attributes.permissions or 0)
-
-
-def _moment(attributes: asyncssh.SFTPAttrs) -> datetime:
-    return datetime.fromtimestamp(attributes.mtime or 0, UTC)
+def _key(settings: RepositorySettings) -> Path | None:
+    # Read for its mode alone: OpenSSH reads it again.
+    if credentials(settings) is None or settings.credentials_file is None:
+        return None
+    check_key(settings.credentials_file)
+    return settings.credentials_file

@@ -8,7 +8,6 @@ import socket
 import ssl
 import threading
 from collections.abc import Iterator
-from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -36,8 +35,7 @@ from seawall.errors import (
 from seawall.settings import RepositorySettings
 from seawall.storage import gcs, open_driver, open_storage
 from seawall.storage.base import read
-from seawall.storage.parts import PART_BYTES, read_ahead
-from seawall.storage.sftp import Connection
+from seawall.storage.parts import PART_BYTES
 from tools.storage_servers import Servers
 
 HTTP = ("s3", "azure", "gs")
@@ -375,34 +373,17 @@ def test_drafts_that_a_killed_client_left_on_an_sftp_server_are_swept(servers: S
 
 
 @pytest.mark.servers
-@pytest.mark.parametrize("where", ["beginning a request", "the event loop"])
-def test_a_reader_that_is_given_up_may_be_finalized_anywhere_in_the_sftp_driver(where: str, servers: Servers) -> None:
+def test_a_reader_that_is_given_up_may_be_finalized_anywhere_in_the_sftp_driver(servers: Servers) -> None:
     """The garbage collector runs finalizers in the middle of whatever a thread does."""
     storage = servers["sftp"].storage()
     storage.put("large", [bytes(3 << 20)])
     reader = storage.get("large")
     next(reader)
-    connection = storage._connection
-    if where == "the event loop":
-        connection._loop.call_soon_threadsafe(reader.close)
-    else:
-        with connection._starting:
-            reader.close()
+    with storage._session._sending:
+        reader.close()
     assert storage.stat("large").size_bytes == 3 << 20
     assert b"".join(storage.get("large")) == bytes(3 << 20)
     storage.close()
-
-
-def test_an_answer_that_never_comes_ends_a_read_from_an_sftp_server(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    monkeypatch.setattr("seawall.storage.sftp._CALL_SECONDS", 0.05)
-    settings = RepositorySettings(url="sftp://host/p", known_hosts_file=closed(tmp_path / "known_hosts", ""))
-    connection = Connection("host", 22, None, settings)
-    never: Future[bytes] = Future()
-    with pytest.raises(TimeoutError):
-        next(read_ahead(lambda _start, _stop: never, 0, 8, connection.result))
-    assert never.cancelled()
 
 
 @pytest.mark.servers
