@@ -25,8 +25,10 @@ def mirror(
 ) -> dict[str, Any] | State[Any]:
     """Copy what is missing into the locations that each source names; a location that is down is caught up with later.
 
+    What came to the primary location is locked there too, if that is a place that locks.
+
     Args:
-        source: all configured ones that have mirrors if omitted.
+        source: all configured ones that have mirrors, or are locked in the primary, if omitted.
         job_id: the job that this run belongs to; the site's own if omitted.
         settings_file: on the worker's host.
         blocks: what is loaded from Prefect instead.
@@ -35,10 +37,10 @@ def mirror(
     job = site_job(settings, job_id, JobType.MIRROR)
     if refused := admission.refusal(settings, job.id):
         return refused
-    names = [source] if source else [one.name for one in settings.sources.values() if one.mirrors]
-    if not names:
-        return admission.nothing_to_do("no source has mirrors")
     try:
+        names = [source] if source else upkeep.mirrored_or_locked(settings)
+        if not names:
+            return admission.nothing_to_do("no source has mirrors, and the primary location locks nothing")
         return dict(upkeep.mirror(settings, names, job.id))
     except AlreadyRunning as error:
         return admission.nothing_to_do(error.message)

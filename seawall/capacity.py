@@ -185,6 +185,41 @@ def within_quota(free_bytes: int | None, used_bytes: int, quota_bytes: int) -> i
     return left if free_bytes is None else min(left, free_bytes)
 
 
+@dataclass(frozen=True, slots=True)
+class Room:
+    """What can still be written to a storage.
+
+    Args:
+        free_bytes: what the storage says; None where it does not.
+        quota_bytes: what may lie there by the location's settings; 0 is no limit.
+        used_bytes: what lies there, counted only where there is a quota.
+    """
+
+    free_bytes: int | None = None
+    quota_bytes: int = 0
+    used_bytes: int = 0
+
+    @property
+    def left_bytes(self) -> int | None:
+        return within_quota(self.free_bytes, self.used_bytes, self.quota_bytes)
+
+    @property
+    def is_of_quota(self) -> bool:
+        """Whether it is the quota that ends first, and not the storage."""
+        return self.left_bytes != self.free_bytes
+
+    @property
+    def sentence(self) -> str:
+        if not self.is_of_quota:
+            return f"{self.free_bytes or 0:,} bytes are free"
+        return f"{self.left_bytes:,} bytes are left of a quota of {self.quota_bytes:,} ({self.used_bytes:,} are used)"
+
+
+def room_in(storage: Storage, quota_bytes: int = 0) -> Room:
+    """What can still be written; lists everything that lies there where a quota asks for it."""
+    return Room(storage.free_bytes(), quota_bytes, used_bytes(storage) if quota_bytes else 0)
+
+
 def _full_at(trend: Trend | None, free_bytes: int | None, now: datetime) -> datetime | None:
     if trend is None or free_bytes is None or trend.bytes_per_day <= 0:
         return None
@@ -246,39 +281,47 @@ def _stored_share(head: Head | None) -> float:
     return min(head.stored_bytes / head.plain_bytes, 1.0) if head is not None and head.plain_bytes else 1.0
 
 
-def refuse_full(free_bytes: int | None, needed_bytes: int) -> None:
-    """Stop before a backup that cannot fit; where the storage does not say, nothing is refused.
+def refuse_full(room: Room, needed_bytes: int) -> None:
+    """Stop before a backup that cannot fit; where neither the storage nor a quota says, nothing is refused.
 
     Raises:
-        StorageFull: with both numbers.
+        StorageFull: with the numbers.
     """
-    if free_bytes is not None and free_bytes < needed_bytes:
+    if room.left_bytes is not None and room.left_bytes < needed_bytes:
+        what = "Raise quota_bytes" if room.is_of_quota else "Enlarge the storage"
         raise StorageFull(
-            f"{free_bytes:,} bytes are free, the next backup takes about {needed_bytes:,}; it was not begun",
-            hint="Enlarge the storage, or shorten the retention: what that frees is free 24 hours later.",
+            f"{room.sentence}, the next backup takes about {needed_bytes:,}; it was not begun",
+            hint=f"{what}, or shorten the retention: what that frees is free 24 hours later.",
         )
 
 
 def refuse_without_room(
-    area: SourceArea, kind: BackupKind, cluster_bytes: int, *, wal_bytes: int = 0, there_bytes: int = 0
+    area: SourceArea,
+    kind: BackupKind,
+    cluster_bytes: int,
+    *,
+    wal_bytes: int = 0,
+    there_bytes: int = 0,
+    quota_bytes: int = 0,
 ) -> None:
-    """Stop before a backup of a source for which its storage has no room; reads a few heads.
+    """Stop before a backup of a source for which its storage, or its quota, has no room; reads a few heads.
 
     Args:
         kind: the one that will be taken, which need not be what was asked for.
         wal_bytes: what was written to the log since the backup that this one builds on; 0 where that is not known.
         there_bytes: of what it will store, that an attempt before it stored already.
+        quota_bytes: what may lie in the storage by its settings; 0 is no limit.
 
     Raises:
         StorageFull: with the numbers.
     """
-    free = area.storage.free_bytes()
-    if free is None:
+    room = room_in(area.storage, quota_bytes)
+    if room.left_bytes is None:
         return
     recent = _recent(area, kind)
     full = None if recent or kind is BackupKind.FULL else next(iter(_recent(area, BackupKind.FULL, most=1)), None)
     expected = expected_bytes(kind, cluster_bytes, recent, full=full, wal_bytes=wal_bytes)
-    refuse_full(free, max(expected - there_bytes, 0))
+    refuse_full(room, max(expected - there_bytes, 0))
 
 
 def _recent(area: SourceArea, kind: BackupKind, most: int = _RECENT) -> list[Head]:

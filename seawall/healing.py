@@ -57,6 +57,11 @@ class Healed:
     donor: str
     beside: bool = False
 
+    @property
+    def stored_as(self) -> str:
+        """Where the sound bytes lie now."""
+        return f"{REPAIRS}{self.name}" if self.beside else self.name
+
 
 @dataclass(frozen=True, slots=True)
 class HealReport:

@@ -1,15 +1,20 @@
-"""Locks on the copies in a location: until when each object stays as it is, and the pass that makes locks longer.
+"""Locks on what lies in a location: until when each object stays as it is, and the pass that makes locks longer.
 
-What a mirror brings is locked as it comes. Afterwards each set that is listed there is secured: everything that it
-needs, bundles of earlier sets and its own WAL included, is locked for at least as long as the location's retention
-keeps the set; never for less than before. **The manifest is locked last, and its date speaks for all that its set
-needs**, so that a later pass asks for one object of each set and not for all.
+What a mirror brings is locked as it comes. Afterwards, and in the primary after each backup, each set that is listed
+there is secured: everything that it needs, bundles of earlier sets and its own WAL included, is locked for at least as
+long as the location's retention keeps the set; never for less than before. **The manifest is locked last, and its date
+speaks for all that its set needs**, so that a later pass asks for one object of each set and not for all.
+
+WAL and audit come to the primary without being locked, since whoever pushes WAL must not wait for that. A pass locks
+them in the order in which they came, in groups: so where as many in a row are locked as a group has, all that came
+before them are, and the next pass need not ask for them.
 
 Holds become legal holds. The document of a hold is put under it first and freed of it last: it says whether the legal
 holds of a set are Seawall's to lift, and one that somebody else sets later is left alone.
 
-Not guaranteed: that what came before locking was turned on is locked, but for what listed sets need; and that WAL stays
-locked which an interrupted run stored without coming to lock it.
+Not guaranteed: that what came to a copy before locking was turned on is locked, but for what listed sets need; that WAL
+is locked there which an interrupted run stored without coming to lock it; and in the primary, that what came since the
+last pass is.
 """
 
 from __future__ import annotations
@@ -18,7 +23,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import datetime, timedelta
 from functools import partial
 from typing import TypeVar
 
@@ -27,17 +32,20 @@ from seawall.events import Observer
 from seawall.model import BackupLabel, Head, Hold, SealingMode
 from seawall.repository import SourceArea
 from seawall.repository.evidence import Evidence
-from seawall.repository.layout import SourceLayout
+from seawall.repository.layout import REPAIRS, SourceLayout
 from seawall.retention.decide import CLOCK_TOLERANCE
 from seawall.retention.keeping import kept_until, wal_kept_until
 from seawall.retention.policy import RetentionPolicy
 from seawall.retention.unneeded import Needed, own_wal
-from seawall.storage.base import Storage
-from seawall.storage.immutability import Lockable, lockable
+from seawall.storage.base import Stat, Storage
+from seawall.storage.immutability import Lockable, Retention, lockable
 from seawall.storage.retry import RetryPolicy, repeated
 from seawall.wal import Segment
 
 _T = TypeVar("_T")
+# So many are locked side by side, and so many locked ones in a row say that all before them are.
+_GROUP = 32
+_DAY = timedelta(days=1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,15 +71,28 @@ class LockDates:
             return None
         if name.startswith((layout.backups, layout.keys)) and (label := _label(name, layout)) is not None:
             return self.sets.get(label)
-        if name.startswith((layout.wal, layout.keys, "audit/")) and not name.startswith(layout.histories):
+        kept_with_wal = (layout.wal, layout.wal_lists, layout.keys, "audit/")
+        if name.startswith(kept_with_wal) and not name.startswith(layout.histories):
             return self.wal
         # Identity, histories, script, holds: whoever restores the last set needs them.
+        return self.last
+
+    @property
+    def last(self) -> datetime | None:
         return max(self.sets.values(), default=None)
 
 
-def dates(source: str, heads: Sequence[Head], policy: RetentionPolicy, *, now: datetime) -> LockDates:
-    """What the retention of a location means for locks there; pure."""
-    return LockDates(SourceLayout(source), kept_until(heads, policy, now=now), wal_kept_until(policy, now=now))
+def dates(
+    source: str,
+    heads: Sequence[Head],
+    policy: RetentionPolicy,
+    *,
+    at_most: timedelta = timedelta(0),
+    now: datetime,
+) -> LockDates:
+    """What the retention of a location means for locks there; pure. See `retention.keeping` for `at_most`."""
+    until = kept_until(heads, policy, at_most=at_most, now=now)
+    return LockDates(SourceLayout(source), until, wal_kept_until(policy, now=now))
 
 
 def _label(name: str, layout: SourceLayout) -> BackupLabel | None:
@@ -131,20 +152,42 @@ class Locker:
         except StorageDenied as error:
             self.problem = error.message
 
-    def secure(self, workers: int = 4) -> LockReport:
-        """Lock, or lock for longer, what the listed sets need; put held sets under legal holds and free others."""
+    def secure(self, workers: int = 4, *, arrivals: bool = False) -> LockReport:
+        """Lock, or lock for longer, what the listed sets need; put held sets under legal holds and free others.
+
+        Args:
+            arrivals: lock also the WAL and the audit that came since the last pass, as is needed where they come
+                without a lock: in the primary.
+        """
         if self.problem:
-            return LockReport(max(self._wanted.sets.values(), default=None), problem=self.problem)
+            return LockReport(self._wanted.last, problem=self.problem)
+
+        def act(done: _Pass) -> None:
+            done.run(self._now)
+            if arrivals:
+                done.lock_arrivals(self._now)
+
+        return self._passed(act, workers)
+
+    def renew(self, healed: Mapping[str, str], workers: int = 4) -> LockReport:
+        """Lock at once what healing put in place, as long as what it stands for; a manifest's date speaks for it too.
+
+        Args:
+            healed: the name under which the sound bytes lie now, by the object's own: the same, or under `repairs/`.
+        """
+        return self._passed(lambda done: done.renew(healed, self._now), workers)
+
+    def _passed(self, act: Callable[[_Pass], None], workers: int) -> LockReport:
         area = SourceArea(self._storage, self._wanted.layout.source)
         heads, _ = area.readable_heads()
         with ThreadPoolExecutor(max(workers, 1), thread_name_prefix="lock") as pool:
             done = _Pass(self, area, heads, pool)
             try:
-                done.run(self._now)
+                act(done)
             except StorageDenied as error:
                 done.problems.append(error.message)
         return LockReport(
-            max(self._wanted.sets.values(), default=None),
+            self._wanted.last,
             tuple(done.secured),
             tuple(done.held),
             tuple(done.freed),
@@ -177,6 +220,7 @@ class _Pass:
             until = self.locker._wanted.sets.get(head.label)
             if until is not None:
                 self._telling(head, partial(self._secure, head, until))
+        self._lock_common()
         holds, heads = self.area.holds(now), {head.label: head for head in self.heads}
         for hold in holds:
             if hold.label in heads:
@@ -184,6 +228,124 @@ class _Pass:
         for hold in self.area.ended_holds(now):
             if hold.label in heads:
                 self._telling(heads[hold.label], partial(self._free, heads[hold.label], hold, holds, heads))
+        # After the holds, so that a repair gets that of what it stands for too.
+        for name in self._repaired():
+            self._lock_as(name, f"{REPAIRS}{name}")
+
+    # ---- what every set needs, and what healing put in place
+
+    def _lock_common(self) -> None:
+        """Without these, no set can be restored, or told apart: as long as the last of them is locked."""
+        until = self.locker._wanted.last
+        if until is not None:
+            self._each(self._common(), lambda name: self.locker._retain(name, until))
+
+    def _common(self) -> list[str]:
+        storage, layout = self.area.storage, self.area.layout
+        at_root = [name for name in storage.children("") if name.endswith((".json", ".py"))]
+        folders = (layout.identities, layout.histories, layout.holds)
+        named = [stat.name for folder in folders for stat in storage.list(folder)]
+        # The first wrap of a key is locked with what it opens; those that a rotation made came later.
+        wraps = [stat.name for stat in storage.list(layout.keys) if not stat.name.endswith("/0001.json")]
+        return [*at_root, *named, *wraps]
+
+    def _repaired(self) -> list[str]:
+        storage = self.area.storage
+        at_root = [name for name in storage.children(REPAIRS) if name.endswith(".json")]
+        below = storage.list(f"{REPAIRS}{self.area.layout.root}")
+        return at_root + [stat.name.removeprefix(REPAIRS) for stat in below]
+
+    def renew(self, healed: Mapping[str, str], now: datetime) -> None:
+        for name, stored_as in healed.items():
+            until = self.locker._wanted.of(name)
+            if until is not None:
+                self.locker._retain(stored_as, until)
+        for head in self.heads:
+            self._telling(head, partial(self._renew_of, head, healed))
+        holds, heads = self.area.holds(now), {head.label: head for head in self.heads}
+        for hold in holds:
+            if hold.label in heads and self._is_held(self.area.layout.hold(hold.id)):
+                for name in healed.keys() & set(self._all(heads[hold.label], hold)):
+                    self._set(healed[name], on=True)
+        for name, stored_as in healed.items():
+            if stored_as != name:
+                self._lock_as(name, stored_as)
+
+    def _renew_of(self, head: Head, healed: Mapping[str, str]) -> None:
+        manifest = self.area.layout.manifest(head.label)
+        wanted = self.locker._wanted.sets.get(head.label)
+        # What a set needs is locked for as long as its manifest, which a wish that came later cannot make shorter.
+        locked = None if manifest in healed else self._retention(manifest).until
+        dates = [date for date in (wanted, locked) if date is not None]
+        if dates:
+            for name in healed.keys() & {*self._names(head), manifest}:
+                self.locker._retain(healed[name], max(dates))
+
+    def _lock_as(self, name: str, stored_as: str) -> None:
+        """Lock what lies under one name for as long as what lies under another, and under a legal hold like that."""
+        try:
+            kept = self._retention(name)
+        except ObjectMissing:
+            return
+        if kept.until is not None:
+            self.locker._retain(stored_as, kept.until)
+        if kept.hold != self._is_held(stored_as):
+            self._set(stored_as, on=kept.hold)
+
+    # ---- what came since the last pass
+
+    def lock_arrivals(self, now: datetime) -> None:
+        layout = self.area.layout
+        segments = [stat for stat in self.area.storage.list(layout.wal) if not stat.name.startswith(layout.histories)]
+        self._lock_wal_keys(self._lock_in_order(segments, now))
+        self._lock_in_order(self.area.storage.list(layout.wal_lists), now)
+        self._lock_in_order(self.area.storage.list("audit/"), now)
+
+    def _lock_in_order(self, stats: Iterable[Stat], now: datetime) -> list[Stat]:
+        """Lock what is not, the oldest first and in groups; what was locked, in that order."""
+        wanted = self.locker._wanted
+        lockable_ones = [stat for stat in stats if wanted.of(stat.name) is not None]
+        ordered = sorted(lockable_ones, key=lambda stat: (stat.modified_at, stat.name))
+        found = self._unlocked(ordered, now)
+        for begin in range(0, len(found), _GROUP):
+            group = found[begin : begin + _GROUP]
+            self._lock_until({stat.name: self._kept_from_arrival(stat, now) for stat in group})
+        return found
+
+    def _lock_until(self, dates: Mapping[str, datetime]) -> None:
+        self._each(dates, lambda name: self.locker._retain(name, dates[name]))
+
+    def _unlocked(self, ordered: Sequence[Stat], now: datetime) -> list[Stat]:
+        """Of what came, oldest first, what is not locked and would be; asked from the newest on."""
+        found: list[Stat] = []
+        in_a_row = 0
+        for stat in reversed(ordered):
+            # A group that was interrupted has at least one that is not locked.
+            if in_a_row == _GROUP or self._kept_from_arrival(stat, now) <= now:
+                break
+            if self._retention(stat.name).until is None:
+                found.append(stat)
+                in_a_row = 0
+            else:
+                in_a_row += 1
+        return found[::-1]
+
+    def _kept_from_arrival(self, stat: Stat, now: datetime) -> datetime:
+        """As long after it came as what comes now."""
+        return self.locker._wanted.wal - (now - min(stat.modified_at, now))
+
+    def _lock_wal_keys(self, arrived: Sequence[Stat]) -> None:
+        """The keys of WAL that was just locked, also of a period that began before it."""
+        if not arrived:
+            return
+        begin = f"wal-{arrived[0].modified_at - _DAY:%Y%m%dT%H%M%SZ}"
+        keys = {key for key in self.area.keychain.ids() if begin <= key and key.startswith("wal-")}
+        segments = [stat.name for stat in arrived if not stat.name.endswith(".json")]
+        keys |= {key for name in (*segments[:1], *segments[-1:]) if (key := self.area.wal.key_of(name))}
+        wraps = [wrap for key in sorted(keys) for wrap in self.area.keychain.generations(key)]
+        self._each(wraps, lambda name: self.locker._retain(name, self.locker._wanted.wal))
+
+    # ---- sets and holds
 
     def _telling(self, head: Head, act: Callable[[], None]) -> None:
         """A set of which something is missing keeps no other from being locked."""
@@ -194,7 +356,7 @@ class _Pass:
 
     def _secure(self, head: Head, until: datetime) -> None:
         manifest = self.area.layout.manifest(head.label)
-        locked = self.locker._again(manifest, lambda: self.locker._locks.retention(manifest)).until
+        locked = self._retention(manifest).until
         if locked is not None and locked >= until:
             return
         self._each(self._names(head), lambda name: self.locker._retain(name, until))
@@ -258,7 +420,10 @@ class _Pass:
         return made | {key for name in ends if (key := self.area.wal.key_of(name))}
 
     def _is_held(self, name: str) -> bool:
-        return self.locker._again(name, lambda: self.locker._locks.retention(name)).hold
+        return self._retention(name).hold
+
+    def _retention(self, name: str) -> Retention:
+        return self.locker._again(name, lambda: self.locker._locks.retention(name))
 
     def _set(self, name: str, *, on: bool) -> None:
         self.locker._again(f"hold {name}", lambda: self.locker._locks.hold(name, on))
@@ -275,6 +440,7 @@ def locker_for(
     policy: RetentionPolicy,
     evidence: Evidence,
     *,
+    at_most: timedelta = timedelta(0),
     now: datetime,
     observe: Observer,
 ) -> Locker | None:
@@ -282,6 +448,7 @@ def locker_for(
 
     Args:
         heads: of the sets that are listed in the primary, and in the location.
+        at_most: see `retention.keeping.kept_until`.
 
     Raises:
         ClockWentBackwards: this host's clock and the storage's disagree. A lock that is too long cannot be undone.
@@ -295,7 +462,8 @@ def locker_for(
         raise ClockWentBackwards(
             f"this host says {now.isoformat()}, {storage.url} says {theirs.isoformat()}; nothing is locked by guess"
         )
-    return Locker(storage, locks, dates(source, heads, policy, now=now), evidence, now=now, observe=observe)
+    wanted = dates(source, heads, policy, at_most=at_most, now=now)
+    return Locker(storage, locks, wanted, evidence, now=now, observe=observe)
 
 
 def failed(error: SeawallError) -> LockReport:

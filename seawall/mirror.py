@@ -26,6 +26,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 
+from seawall.capacity import Room
 from seawall.errors import (
     ClusterMismatch,
     Damaged,
@@ -319,6 +320,10 @@ class MirrorReport:
     left: Mapping[str, str] = field(default_factory=dict)
 
 
+def nobody_is_told(_name: str) -> None:
+    """For a run whose objects nobody locks."""
+
+
 def run(
     chosen: MirrorPlan,
     origin: Storage,
@@ -328,15 +333,18 @@ def run(
     observe: Observer,
     workers: int = 4,
     held: Lease | None = None,
-    copied: Callable[[str], None] = lambda _name: None,
+    copied: Callable[[str], None] = nobody_is_told,
+    room: Room | None = None,
 ) -> MirrorReport:
     """Copy what a plan names.
 
     An object that is damaged or gone at the origin ends its group and no other; the manifest of its set is not copied.
+    A set for which there is no room is not begun; a smaller one after it may fit, and WAL always comes.
 
     Args:
         evidence: of the origin.
         copied: called with the name of each object that was stored there, from several threads.
+        room: what can still be written to the destination; without it, nothing is refused before it is full.
         held: the source's lease in the destination, taken before the plan was made; None where nobody else can write.
 
     Raises:
@@ -344,7 +352,7 @@ def run(
         StorageUnreachable, StorageDenied, StorageFull: of either place; what was copied stays, the next run goes on.
         Cancelled: on request; the same.
     """
-    return _Mirroring(chosen, origin, destination, evidence, observe, workers, held, copied).run()
+    return _Mirroring(chosen, origin, destination, evidence, observe, workers, held, copied, room).run()
 
 
 @dataclass
@@ -357,6 +365,7 @@ class _Mirroring:
     workers: int
     held: Lease | None
     copied: Callable[[str], None]
+    room: Room | None
     objects: int = 0
     stored_bytes: int = 0
     committed: list[str] = field(default_factory=list)
@@ -390,6 +399,10 @@ class _Mirroring:
         )
 
     def _group(self, group: Group, pool: ThreadPoolExecutor) -> None:
+        if lacking := self._lacks_room(group):
+            self.left[group.subject] = lacking
+            self.observe.hear(Noticed("high", "mirror-left", f"{group.subject} is not copied: {lacking}"))
+            return
         for wave in group.waves:
             # Before what lists a set above all: whoever holds the lease now may be removing what it needs.
             self._prove_lease()
@@ -405,6 +418,17 @@ class _Mirroring:
                 return
         if group.names[-1].endswith("/manifest"):
             self.committed.append(group.subject)
+
+    def _lacks_room(self, group: Group) -> str:
+        """Why a set is not begun; empty where it fits. What is no set is small, or must never wait."""
+        left = None if self.room is None else self.room.left_bytes
+        if self.room is None or left is None or group.subject not in self.chosen.needs:
+            return ""
+        needed = sum(self.chosen.sizes[name] for name in set(group.names) - self.done)
+        if needed + self.stored_bytes <= left:
+            return ""
+        said = f"{needed:,} bytes are missing of it; {self.room.sentence}"
+        return f"{said}, of which this run took {self.stored_bytes:,}" if self.stored_bytes else said
 
     def _gone(self, label: str) -> str:
         """What a set needs and a list there still shows, although it was removed; empty where lists do not lag."""

@@ -33,7 +33,7 @@ class Confirm(StrEnum):
 
 
 class Locking(StrEnum):
-    """Whether copies are locked in a location."""
+    """Whether backups are locked in a location."""
 
     AUTO = "auto"
     OFF = "off"
@@ -60,14 +60,16 @@ class RepositorySettings:
             `seawall keys rotate` and the flows that do the same use; without it, one account does everything.
         ca_file: certificates (PEM) of your own authority, where the storage's is not one that the system knows.
         known_hosts_file: public keys of SFTP servers, as OpenSSH writes them; the account's own when omitted.
-        lock: whether copies are locked in a location for as long as its retention keeps them: `auto` where it says that
-            it locks, or `off`. It concerns mirrors; the primary is not locked by Seawall.
+        lock: whether backups are locked there, in the primary as in copies, for as long as the location's retention
+            keeps them: `auto` where the place says that it locks, or `off`.
+        lock_at_most_days: locks of backups reach at most so many days ahead (and up to a week, so that they are made
+            longer once a week); each run of the flow `mirror` moves them on. 0 is as far as the retention.
         lock_mode: how objects are locked where they are: `compliance` (nobody can shorten it) or `governance`.
         limits: windows with a bandwidth of their own, each a section `[[….limits]]` as below.
         cold_classes: the storage classes that lifecycle rules may move old backups to, the warmest first, such as
             `["STANDARD_IA", "GLACIER_IR"]`; the vendor's usual ones when omitted, and `["none"]` for none.
         quota_bytes: how much may lie there, where the storage itself has no end or is shared; 0 is no limit. Warnings
-            count with it.
+            count with it, and a backup or copy that does not fit is refused before it begins. WAL is never refused.
         prices: the table of `price_file` that says what this location costs.
     """
 
@@ -83,6 +85,7 @@ class RepositorySettings:
     ca_file: Path | None = None
     known_hosts_file: Path | None = None
     lock: Locking = Locking.AUTO
+    lock_at_most_days: int = 0
     lock_mode: LockMode = LockMode.COMPLIANCE
     limits: tuple[LimitWindow, ...] = ()
     cold_classes: tuple[str, ...] = ()

@@ -1,4 +1,4 @@
-"""Upkeep of storage locations: copies brought there, proofs renewed there, damage healed.
+"""Upkeep of storage locations: copies brought there, backups locked there, proofs renewed there, damage healed.
 
 Each location is worked on by itself. One that is down is an alert, and neither the others nor the backups themselves
 suffer from it; when it answers again, the next run brings it up to date and the alert is resolved.
@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 
 from seawall import healing, locations, locks, mirror, proofs, retention
 from seawall.audit import AuditLog
+from seawall.capacity import Room, room_in
 from seawall.catalog.views import ObjectProof
 from seawall.errors import (
     Cancelled,
@@ -41,16 +42,16 @@ from seawall.repository.evidence import Evidence
 from seawall.repository.lease import MIRROR
 from seawall.repository.wal_lists import How
 from seawall.retention.copies import Unwanted
-from seawall.settings import PRIMARY, Locking, Settings
+from seawall.settings import PRIMARY, Settings
 from seawall.storage.base import Storage
-from seawall.storage.immutability import lockable
+from seawall.storage.immutability import shall_lock
 from seawall.watch import judge, known_name
 
 # As long as a backup waits: a cleanup ends by itself, within minutes.
 _CLEANUP_PATIENCE = timedelta(minutes=15)
 
 if TYPE_CHECKING:
-    from seawall.catalog import Catalog
+    from seawall.catalog import Catalog, Logbook
 
 Known = dict[str, tuple[Proof | None, datetime]]
 
@@ -65,7 +66,7 @@ class Mirrored:
     Args:
         reports: by location.
         failures: why a location could not be brought up to date.
-        locks: what became of the locks, by location; one that locks nothing is not in it.
+        locks: what became of the locks, by location, the primary among them; one that locks nothing is not in it.
         protection: of every listed backup, oldest first.
     """
 
@@ -102,6 +103,8 @@ def mirror_source(
 ) -> Mirrored:
     """Bring a source's copies up to date in every location that its policy names, and judge how it stands.
 
+    What lies in the primary is locked there too, unless this is about some locations alone.
+
     Args:
         ring: lets WAL that no list names yet be proved before it is copied, if it holds a private key.
         catalog: is told what lies where, and of what is wrong; None tells nobody.
@@ -125,8 +128,9 @@ def mirror_source(
                 useless = _unwanted(settings, repository, source, name, now)
                 unwanted[name] = useless.sets
                 locker = _locker(settings, repository, source, name, storage, now=now, observe=observe)
+                room = room_in(storage, settings.location(name).storage.quota_bytes)
                 reports[name], report = _mirror_to(
-                    repository, source, storage, ring, observe=observe, useless=useless, locker=locker
+                    repository, source, storage, ring, observe=observe, useless=useless, locker=locker, room=room
                 )
                 if report is not None:
                     locked[name] = report
@@ -136,12 +140,45 @@ def mirror_source(
         except SeawallError as error:
             failures[name] = error
             observe.hear(Noticed("medium", "mirror-failed", f"{source} is not copied to {name}: {error.message}"))
+    # Last: the copies must not wait for what may take long the first time.
+    primary = None if only else secure_primary(settings, repository, source, None, now=now, observe=observe)
+    if primary is not None:
+        locked[PRIMARY] = primary
     heads, _ = repository.source(source).readable_heads()
     protection = mirror.protection(policy, heads, held, now=now, unwanted=unwanted)
     result = Mirrored(source, reports, failures, protection, locked)
     if catalog is not None:
         _record_mirrored(catalog, repository, settings, result, held, now=now)
     return result
+
+
+def secure_primary(
+    settings: Settings,
+    repository: Repository,
+    source: str,
+    catalog: Logbook | None,
+    *,
+    now: datetime,
+    observe: Observer,
+) -> LockReport | None:
+    """Lock what a source has in the primary location; None where nothing shall be locked, or the place locks nothing.
+
+    A lock that fails is in the report and an alert: the backups stand without it.
+
+    Args:
+        catalog: is told of what is wrong; None tells nobody.
+
+    Raises:
+        Cancelled: on request.
+    """
+    locker = _locker(settings, repository, source, PRIMARY, repository.storage, now=now, observe=observe)
+    report = _secured(locker, arrivals=True) if isinstance(locker, Locker) else locker
+    if report is not None and report.problem:
+        text = f"{source} is not wholly locked in the primary location: {report.problem}"
+        observe.hear(Noticed("medium", "copies-not-locked", text))
+    if report is not None and catalog is not None:
+        judge(catalog, "copies-not-locked", f"{source} {PRIMARY}", report.problem, now)
+    return report
 
 
 def _unwanted(settings: Settings, repository: Repository, source: str, location: str, now: datetime) -> Unwanted:
@@ -160,6 +197,7 @@ def _mirror_to(
     observe: Observer,
     useless: Unwanted,
     locker: Locker | LockReport | None,
+    room: Room,
 ) -> tuple[MirrorReport, LockReport | None]:
     evidence = Evidence([repository.storage], ring)
     there = SourceArea(storage, source)
@@ -170,12 +208,11 @@ def _mirror_to(
         chosen = mirror.survey(
             repository, source, storage, evidence, unwanted=useless.sets, unwanted_wal=useless.segments
         )
-        if not isinstance(locker, Locker):
-            return mirror.run(chosen, repository.storage, storage, evidence, observe=observe, held=held), locker
+        copied = locker.copied if isinstance(locker, Locker) else mirror.nobody_is_told
         report = mirror.run(
-            chosen, repository.storage, storage, evidence, observe=observe, held=held, copied=locker.copied
+            chosen, repository.storage, storage, evidence, observe=observe, held=held, copied=copied, room=room
         )
-        return report, _secured(locker)
+        return report, _secured(locker) if isinstance(locker, Locker) else locker
 
 
 def _locker(
@@ -189,24 +226,27 @@ def _locker(
     observe: Observer,
 ) -> Locker | LockReport | None:
     """What locks copies in a location, or why nothing can; None where nothing shall or the location locks nothing."""
-    if source not in settings.sources or settings.location(name).storage.lock is Locking.OFF or not lockable(storage):
+    if source not in settings.sources or not shall_lock(settings.location(name).storage, storage):
         return None
     policy, evidence = retention.policy_for(settings, source, name), Evidence([storage, repository.storage])
     try:
         here, _ = repository.source(source).readable_heads()
         there, _ = SourceArea(storage, source).readable_heads()
         heads = {head.label: head for head in (*here, *there)}
-        return locks.locker_for(storage, source, list(heads.values()), policy, evidence, now=now, observe=observe)
+        at_most = timedelta(days=settings.location(name).storage.lock_at_most_days)
+        return locks.locker_for(
+            storage, source, list(heads.values()), policy, evidence, at_most=at_most, now=now, observe=observe
+        )
     except Cancelled:
         raise
     except SeawallError as error:
         return locks.failed(error)
 
 
-def _secured(locker: Locker) -> LockReport:
+def _secured(locker: Locker, *, arrivals: bool = False) -> LockReport:
     """Locks that fail leave the copies as they are: those count, and the alert says that they are not locked."""
     try:
-        return locker.secure()
+        return locker.secure(arrivals=arrivals)
     except Cancelled:
         raise
     except SeawallError as error:
@@ -228,6 +268,8 @@ def _record_mirrored(
 ) -> None:
     for name, labels in held.items():
         catalog.record_copies(repository.id, result.source, name, map(str, labels), now=now)
+    for name, locked in result.locks.items():
+        judge(catalog, "copies-not-locked", f"{result.source} {name}", locked.problem, now)
     for name in (*result.reports, *result.failures):
         subject = f"{result.source} {name}"
         report, error = result.reports.get(name), result.failures.get(name)
@@ -236,8 +278,6 @@ def _record_mirrored(
             continue
         wrong = error.message if error else "; ".join(report.left.values()) if report and report.left else ""
         judge(catalog, "mirror-failed", subject, wrong, now)
-        if name in result.locks:
-            judge(catalog, "copies-not-locked", subject, result.locks[name].problem, now)
         late = [str(one.label) for one in result.protection if name in one.late]
         hours = settings.source(result.source).copy_within_hours if result.source in settings.sources else 0
         text = f"{len(late)} backups of {result.source} are not in {name} after {hours} hours: {', '.join(late[:5])}"
@@ -381,10 +421,41 @@ def heal_objects(
             raise StorageError("nothing is healed: the primary location, where the audit lies, cannot be opened")
         evidence = Evidence([copy.storage for copy in copies], ring)
         audit = AuditLog(primary.storage)
-        return healing.heal(at, copies, names, evidence, audit, actor=actor, now=now, observe=observe)
+        report = healing.heal(at, copies, names, evidence, audit, actor=actor, now=now, observe=observe)
+        _lock_healed(settings, primary.storage, at.name, report, now=now, observe=observe)
+        return report
     finally:
         for copy in opened:
             copy.storage.close()
+
+
+def _lock_healed(
+    settings: Settings, primary: Storage, location: str, report: HealReport, *, now: datetime, observe: Observer
+) -> None:
+    """What was put in place is locked at once, as what it stands for: else it could be taken away again.
+
+    The credentials are those that write: those that delete need not be able to lock.
+    """
+    by_source: dict[str, dict[str, str]] = {}
+    for one in report.healed:
+        source = one.name.split("/")[1] if one.name.startswith("sources/") else ""
+        by_source.setdefault(source, {})[one.name] = one.stored_as
+    for source, healed in by_source.items():
+        with closing(locations.opened(settings, location, observe)) as storage:
+            locker = _locker(settings, Repository.open(primary), source, location, storage, now=now, observe=observe)
+            problem = _renewed(locker, healed).problem if isinstance(locker, Locker) else locker and locker.problem
+        if problem:
+            text = f"what was healed of {source} in {location} is not locked: {problem}"
+            observe.hear(Noticed("high", "copies-not-locked", text))
+
+
+def _renewed(locker: Locker, healed: Mapping[str, str]) -> LockReport:
+    try:
+        return locker.renew(healed)
+    except Cancelled:
+        raise
+    except SeawallError as error:
+        return locks.failed(error)
 
 
 def _open_into(opened: list[Copy], settings: Settings, name: str, observe: Observer) -> None:

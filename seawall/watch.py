@@ -28,14 +28,16 @@ from seawall.capacity import (
     within_quota,
 )
 from seawall.catalog import LocationType, Logbook, Measurement, Severity
-from seawall.errors import RepositoryError, SeawallError, StorageError
+from seawall.errors import RepositoryError, SeawallError, SettingsError, StorageError
 from seawall.events import Observer
 from seawall.lifecycle import Inspected
 from seawall.locations import LocationFinding, LocationReport
 from seawall.lockprobe import LockReport, LockState
-from seawall.model import Head
+from seawall.model import Head, LockMode
 from seawall.repository import Repository
-from seawall.settings import PRIMARY, LocationRole, Settings
+from seawall.retention import policy_of
+from seawall.retention.keeping import longest
+from seawall.settings import PRIMARY, LocationRole, Locking, Settings, SourceSettings
 from seawall.storage.base import Stat, Storage
 from seawall.usage import Usage, measure
 
@@ -98,7 +100,7 @@ def check(
     report = locations.check(settings.location(name), settings, observe)
     if not report.good:
         return report
-    findings = role_findings(settings, name)
+    findings = role_findings(settings, name) + lock_findings(settings, name, report)
     try:
         with closing(locations.opened(settings, name, observe)) as storage:
             seen, said = _lifecycle(settings, name, storage)
@@ -236,6 +238,33 @@ def trend_of(samples: Sequence[Sample], details: Mapping[str, Any]) -> Trend | N
 def _room(capacity: Capacity | None, now: datetime) -> list[LocationFinding]:
     said = None if capacity is None else warned(capacity, now=now)
     return [] if said is None else [LocationFinding(said.severity, "capacity", said.message)]
+
+
+# ---- how far its locks reach
+
+# What is locked for longer than this, and cannot be unlocked, is worth a word.
+_LONG = timedelta(days=100)
+
+
+def lock_findings(settings: Settings, name: str, report: LocationReport) -> list[LocationFinding]:
+    """That a location which locks will lock for long, before it does: in the mode `compliance` nobody can undo it."""
+    place = settings.location(name).storage
+    if not report.locks or place.lock is Locking.OFF or place.lock_mode is not LockMode.COMPLIANCE:
+        return []
+    users = [one for one in settings.sources.values() if name == PRIMARY or name in one.mirrors]
+    try:
+        reach = max(longest(policy_of(settings, one, name)) for one in users or [SourceSettings("none")])
+    except SettingsError as error:
+        return [LocationFinding("low", "locks-unknown", f"how far its locks reach: {error.message}")]
+    if place.lock_at_most_days:
+        reach = min(reach, timedelta(days=place.lock_at_most_days))
+    if reach <= _LONG:
+        return []
+    text = (
+        f"backups here are locked for up to {reach.days} days, as its retention keeps them, and nobody can unlock them: "
+        'lock_at_most_days limits that, lock = "off" ends it (docs/how-to/immutability.md)'
+    )
+    return [LocationFinding("low", "locks", text)]
 
 
 # ---- apart from each other

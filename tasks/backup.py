@@ -7,7 +7,7 @@ from uuid import UUID
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
-from seawall import backup
+from seawall import backup, upkeep
 from seawall.catalog import BackupOutcome
 from seawall.catalog.facts import Facts, backup_facts
 from seawall.catalog.recording import ExecutionRecord, Result, record_judgement, record_taken
@@ -46,6 +46,7 @@ def take(settings: Settings, source: str, job_id: UUID, kind: BackupKind) -> Fac
                 kind=kind,
                 block_maps=settings.block_maps(source),
                 pace=source_bucket(settings, source, sleep=cancellable_sleep(around.observe.cancel)),
+                quota_bytes=settings.repository.quota_bytes,
                 now=around.now,
                 observe=keeping(around.observe, resumed),
                 clock=around.clock,
@@ -61,6 +62,10 @@ def take(settings: Settings, source: str, job_id: UUID, kind: BackupKind) -> Fac
                 now=around.now,
             )
             record_judgement(around.catalog, repository, head, around.observe, now=around.now)
+            # It is whole and recorded: from here on, a lock that fails costs nothing but itself.
+            upkeep.secure_primary(
+                settings, repository, source, around.catalog, now=around.clock(), observe=around.observe
+            )
         return Result(backup_facts(head, kind, resumed), BackupOutcome.of(head))
 
     return execute(ExecutionRecord(job_id), verb, settings=settings, title="backup", subject=source)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import closing
 from uuid import UUID
 
 from prefect import task
@@ -15,10 +16,19 @@ from seawall.locations import in_order
 from seawall.model import Proof
 from seawall.proofs import Budget
 from seawall.settings import Settings
+from seawall.storage import open_storage
+from seawall.storage.immutability import shall_lock
 from seawall.upkeep import Mirrored, Proved
 from tasks.execution import Surroundings, execute
 from tasks.opening import can_help, opened, ring_of
 from tasks.verify import deepest
+
+
+def mirrored_or_locked(settings: Settings) -> list[str]:
+    """The sources that a run of `mirror` is about when it names none."""
+    with closing(open_storage(settings.repository)) as storage:
+        locked = shall_lock(settings.repository, storage)
+    return [one.name for one in settings.sources.values() if one.mirrors or locked]
 
 
 @task(name="mirror", cache_policy=NO_CACHE, persist_result=False)
@@ -52,6 +62,7 @@ def _mirrored(result: Mirrored) -> dict[str, object]:
             name: {"objects": report.objects, "stored_bytes": report.stored_bytes, "committed": list(report.committed)}
             for name, report in result.reports.items()
         },
+        "not_locked": {name: report.problem for name, report in result.locks.items() if report.problem},
         "unprotected": [str(one.label) for one in result.unprotected],
     }
 

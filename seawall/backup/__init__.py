@@ -61,6 +61,7 @@ def take(
     reread: bool = False,
     resume: bool = True,
     pace: TokenBucket | None = None,
+    quota_bytes: int = 0,
     now: datetime,
     observe: Observer,
     clock: Clock = utc_now,
@@ -74,6 +75,7 @@ def take(
         block_maps: where this host keeps what the next incremental needs, and notes of backups that were stopped;
             without it, the former is read from the repository, which takes a private key, and nothing is resumed.
         pace: how fast the cluster is read (`throttle.source_bucket`); by the source's own limits when omitted.
+        quota_bytes: how much may lie in the repository's storage, of all sources; 0 is no limit.
         reread: let an incremental compare all files, also those whose times say that nothing was written to them.
         resume: take over what attempts that were stopped had stored; otherwise they are forgotten.
         now: when it begins; becomes its label.
@@ -114,7 +116,9 @@ def take(
             there = sum(stored.stored_bytes for stored in unfinished.taken.values())
         # Only now is it known which kind it will be: a full one may stand in for what nothing can be built on.
         written = _written_since(chosen)
-        refuse_without_room(area, chosen.kind, cluster.total_bytes, wal_bytes=written, there_bytes=there)
+        refuse_without_room(
+            area, chosen.kind, cluster.total_bytes, wal_bytes=written, there_bytes=there, quota_bytes=quota_bytes
+        )
         writer = area.begin(chosen.label, sealing, now)
         log = attempts.begin(chosen.label, terms, observe)
         stack.callback(log.close)

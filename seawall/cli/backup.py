@@ -12,11 +12,12 @@ from seawall.cli.listing import summary
 from seawall.errors import SeawallError
 from seawall.events import Resumed, keeping
 from seawall.model import BackupKind, Head, Proof
-from seawall.settings import SourceSettings
+from seawall.settings import PRIMARY, SourceSettings
 
 if TYPE_CHECKING:
     from seawall.backup import ResumePlan
     from seawall.catalog import Logbook
+    from seawall.cli.recorded import Recording
 
 
 def arguments(parser: argparse.ArgumentParser, _verb: str) -> None:
@@ -84,6 +85,7 @@ def _taken(
             reread=reread,
             resume=resume,
             pace=throttle.source_bucket(settings, source.name, sleep=cancellable_sleep(context.observer.cancel)),
+            quota_bytes=settings.repository.quota_bytes,
             now=context.now(),
             observe=keeping(record.observe, resumed),
         )
@@ -95,8 +97,26 @@ def _taken(
             )
         )
         record.tell(lambda catalog, _: record_judgement(catalog, repository, head, record.observe, now=context.now()))
+        _lock(context, source.name, record)
     told = {"resumed": resumed_facts(resumed[-1]) if resumed else None}
     return head, told | record.value()
+
+
+def _lock(context: Context, source: str, record: Recording) -> None:
+    """Lock what was taken where the repository can; the backup is listed, whatever becomes of that."""
+    from seawall.storage.immutability import shall_lock
+
+    settings, repository = context.settings, context.repository
+    if not shall_lock(settings.repository, repository.storage):
+        return
+    from seawall import upkeep, watch
+
+    report = upkeep.secure_primary(settings, repository, source, None, now=context.now(), observe=record.observe)
+    if report is not None:
+        subject = f"{source} {PRIMARY}"
+        record.tell(
+            lambda catalog, _: watch.judge(catalog, "copies-not-locked", subject, report.problem, context.now())
+        )
 
 
 def _line(head: Head) -> str:
@@ -130,6 +150,7 @@ def _verify(context: Context, head: Head, value: dict[str, Any], lines: list[str
 
 def _show_plan(context: Context, source: SourceSettings, kind: BackupKind, *, resume: bool) -> None:
     from seawall import backup
+    from seawall.capacity import room_in
     from seawall.postgres.inspect import inspect
 
     cluster = inspect(source)
@@ -146,7 +167,7 @@ def _show_plan(context: Context, source: SourceSettings, kind: BackupKind, *, re
         "mode": chosen.mode.value,
         "workers": chosen.workers,
         "estimated_bytes": cluster.total_bytes,
-        "free_bytes": context.repository.storage.free_bytes(),
+        "free_bytes": room_in(context.repository.storage, context.settings.repository.quota_bytes).left_bytes,
         "resume": {
             "attempts": [str(label) for label in resumable.labels],
             "objects": len(resumable.objects),

@@ -94,7 +94,7 @@ def _export(options: argparse.Namespace, context: Context) -> None:
 def _rotate(options: argparse.Namespace, context: Context) -> None:
     sealing = context.settings.sealing
     repository = context.deletable if options.retire else context.repository
-    wrapped = retired = total = 0
+    wrapped = retired = locked = total = 0
     for name in repository.sources():
         chain = repository.source(name).keychain
         for key_id in chain.ids():
@@ -112,9 +112,14 @@ def _rotate(options: argparse.Namespace, context: Context) -> None:
                 wrapped += chain.rewrap(key_id, context.ring, sealing.all_recipients, context.now())
             if options.retire:
                 retired += chain.retire(key_id, sealing.all_recipients)
-    value = {"keys": total, "rewrapped": wrapped, "retired": retired, "dry_run": options.dry_run}
+                locked += len(chain.generations(key_id)) - 1
+    value = {
+        "keys": total, "rewrapped": wrapped, "retired": retired, "locked": locked, "dry_run": options.dry_run
+    }  # fmt: skip
     would = "would be " if options.dry_run else ""
-    context.console.result(value, [f"{wrapped} of {total} data keys {would}wrapped anew, {retired} old wraps deleted"])
+    lines = [f"{wrapped} of {total} data keys {would}wrapped anew, {retired} old wraps deleted"]
+    lines += [f"{locked} old wraps are locked and still open for earlier recipients"] if locked else []
+    context.console.result(value, lines)
 
 
 def _kit(options: argparse.Namespace, context: Context) -> None:

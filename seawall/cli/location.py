@@ -6,7 +6,7 @@ import argparse
 import shutil
 import tomllib
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -65,7 +65,7 @@ def run(options: argparse.Namespace, context: Context) -> int:
 def _add(options: argparse.Namespace, context: Context) -> int:
     from contextlib import closing
 
-    from seawall import locations, mirror
+    from seawall import locations, mirror, watch
     from seawall.cli.recorded import told
 
     name, file = checked_name(options.name, what="location name"), _file(context)
@@ -84,7 +84,8 @@ def _add(options: argparse.Namespace, context: Context) -> int:
     _save(file, text)
     record = told(context, f"location {name}", lambda _: _keep(context, report))
     note = f'let a source use it: mirrors = ["{name}"] in [sources.NAME] of {file}'
-    context.console.result({"location": _value(report), **record}, [_line(report), note])
+    report = replace(report, findings=tuple(watch.lock_findings(wanted, name, report)))
+    context.console.result({"location": _value(report), **record}, [*_lines(report), note])
     return 0
 
 

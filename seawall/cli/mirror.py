@@ -24,6 +24,7 @@ def arguments(parser: argparse.ArgumentParser, _verb: str) -> None:
 
 def run(options: argparse.Namespace, context: Context) -> int:
     from seawall import upkeep
+    from seawall.storage.immutability import shall_lock
 
     settings = context.settings
     names = (
@@ -31,6 +32,8 @@ def run(options: argparse.Namespace, context: Context) -> int:
         if options.source
         else [one.name for one in settings.sources.values() if one.mirrors]
     )
+    if not names and shall_lock(settings.repository, context.repository.storage):
+        names = sorted(settings.sources)
     if not names:
         raise UsageError("no source has mirrors", hint="Name locations in `mirrors` of [sources.NAME].")
     for location in options.location:

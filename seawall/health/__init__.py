@@ -12,6 +12,7 @@ from datetime import datetime, timedelta
 from typing import TypeVar
 
 from seawall.archive.continuity import Window, windows
+from seawall.capacity import Room, room_in
 from seawall.errors import SeawallError
 from seawall.events import Observer
 from seawall.health import cluster, host, recoverability
@@ -177,11 +178,14 @@ class _Source:
             self.made.skip(("archiving",), "left out by --no-switch", source.name)
         fulls = [head for head in heads or () if head.kind is BackupKind.FULL]
         newest = fulls[-1] if fulls else None
-        self._make("space", lambda: recoverability.space_suffices(area.storage, facts, newest))
+        self._make("space", lambda: recoverability.space_suffices(self._room(area), facts, newest))
+
+    def _room(self, area: SourceArea) -> Room:
+        return room_in(area.storage, self.settings.repository.quota_bytes)
 
     def _backups(self, area: SourceArea, heads: tuple[Head, ...], facts: cluster.Facts | None) -> None:
         source, rpo = self.source, timedelta(minutes=self.settings.server.rpo_minutes)
-        self._make("capacity", lambda: recoverability.storage_lasts(area.storage.free_bytes(), heads, self.now()))
+        self._make("capacity", lambda: recoverability.storage_lasts(self._room(area).left_bytes, heads, self.now()))
         self._make("backup-age", lambda: recoverability.backup_is_young(heads, self.now()))
         self._make("verified", lambda: self._verified(heads))
         found = self.made.learn("wal-continuity", lambda: self._windows(area, heads), source.name)

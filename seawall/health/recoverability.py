@@ -10,7 +10,7 @@ from typing import LiteralString
 
 from seawall.archive.arrival import refuse_without_carrier, wait_for
 from seawall.archive.continuity import Window, switch_wal
-from seawall.capacity import capacity_of, expected_bytes, warned
+from seawall.capacity import Room, capacity_of, expected_bytes, warned
 from seawall.catalog import Catalog
 from seawall.errors import ArchiveTimeout, ClusterError, StorageFull, WalGap
 from seawall.events import Observer
@@ -20,7 +20,6 @@ from seawall.model import BackupKind, Head, WalMode
 from seawall.postgres.connect import connect, translated
 from seawall.repository import SourceArea
 from seawall.settings import SourceSettings
-from seawall.storage.base import Storage
 from seawall.wal import Lsn
 
 _NO_WORD = "the storage does not say how much room it has"
@@ -159,21 +158,22 @@ def archiving_works(
     return good(f"{segment.name} was closed and {clock() - begin:.1f} s later it was stored")
 
 
-def space_suffices(storage: Storage, facts: Facts, newest: Head | None) -> Finding:
-    """The storage has room for the next full backup.
+def space_suffices(room: Room, facts: Facts, newest: Head | None) -> Finding:
+    """The storage, and its quota, have room for the next full backup.
 
     Raises:
         StorageFull: it does not.
     """
-    return judge_space(storage.free_bytes(), facts.total_bytes, newest)
+    return judge_space(room, facts.total_bytes, newest)
 
 
-def judge_space(free: int | None, total_bytes: int, newest: Head | None) -> Finding:
+def judge_space(room: Room, total_bytes: int, newest: Head | None) -> Finding:
     """Judge free space against the cluster's size, less what the newest backup saved by compression; pure."""
+    free = room.left_bytes
     if free is None:
         return skipped(_NO_WORD)
     needed = expected_bytes(BackupKind.FULL, total_bytes, [] if newest is None else [newest])
-    sentence = f"{free:,} bytes are free, the next full backup takes about {needed:,}"
+    sentence = f"{room.sentence}, the next full backup takes about {needed:,}"
     if free < needed:
         raise StorageFull(sentence)
     if free < 2 * needed:

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from datetime import datetime
 
 from seawall.codec import DataKey, KeySource, new_data_key
-from seawall.errors import Damaged, KeyMissing, ObjectExists
+from seawall.errors import Damaged, KeyMissing, ObjectExists, ObjectLocked
 from seawall.keys import KeyRing
 from seawall.repository import documents
 from seawall.repository.layout import SourceLayout
@@ -128,13 +128,17 @@ class Keychain:
         return True
 
     def retire(self, key_id: str, recipients: Sequence[str]) -> int:
-        """Delete older wraps that open for anyone but `recipients`; returns how many.
+        """Delete older wraps that open for anyone but `recipients`; returns how many. What is locked stays.
 
         The newest wrap is never deleted: it must be for `recipients` (see `rewrap`), else nothing happens.
         """
         if not self.is_wrapped_for(key_id, recipients):
             return 0
-        names = self.generations(key_id)
-        for name in names[:-1]:
+        return sum(self._retired(name) for name in self.generations(key_id)[:-1])
+
+    def _retired(self, name: str) -> bool:
+        try:
             self._storage.delete(name)
-        return len(names) - 1
+        except ObjectLocked:
+            return False
+        return True

@@ -22,23 +22,35 @@ _DAY = timedelta(days=1)
 _EPOCH_MONDAY = datetime.fromisoformat("1970-01-05T00:00:00+00:00")
 
 
-def kept_until(heads: Sequence[Head], policy: RetentionPolicy, *, now: datetime) -> dict[BackupLabel, datetime]:
+def kept_until(
+    heads: Sequence[Head], policy: RetentionPolicy, *, at_most: timedelta = timedelta(0), now: datetime
+) -> dict[BackupLabel, datetime]:
     """The date up to which each set is kept, full days of UTC; a set that the policy lets go has none.
 
     Args:
         heads: of the committed sets that are not marked.
+        at_most: no date is farther ahead than this, and a week; 0 for as far as the policy keeps.
     """
+    # A date that moved on every day would have every object locked anew every day.
+    farthest = _up(now + at_most, _LOOK) if at_most else None
     ordered = sorted(heads, key=lambda head: head.stopped_at)
     found: dict[BackupLabel, datetime] = {}
     for head, until in (*_dated(ordered, policy, now), *_undated(ordered, policy, now)):
         if until > now:
-            found[head.label] = max(_up(until, _DAY), found.get(head.label, now))
+            date = _up(until, _DAY) if farthest is None else min(_up(until, _DAY), farthest)
+            found[head.label] = max(date, found.get(head.label, now))
     return found
 
 
 def wal_kept_until(policy: RetentionPolicy, *, now: datetime) -> datetime:
     """Up to when WAL that comes now is kept: the window, and a day for the backup that the window begins with."""
     return _up(now + policy.window + _DAY, _DAY)
+
+
+def longest(policy: RetentionPolicy) -> timedelta:
+    """The longest that a policy surely keeps a single set, about: how far ahead a lock may reach. Pure."""
+    months = (timedelta(days=31 * policy.weekly_months), timedelta(days=366 * policy.monthly_years))
+    return max((*policy.kept_for.values(), policy.daily, *months), default=timedelta(0))
 
 
 def _dated(ordered: Sequence[Head], policy: RetentionPolicy, now: datetime) -> Iterator[tuple[Head, datetime]]:

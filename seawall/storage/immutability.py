@@ -17,6 +17,7 @@ from datetime import datetime, timedelta
 from typing import Protocol, runtime_checkable
 
 from seawall.errors import StorageDenied
+from seawall.settings import Locking, RepositorySettings
 from seawall.storage.base import Bytes, Stat, Storage
 
 CANARIES = "probes/canary-"
@@ -93,6 +94,11 @@ class Lockable(Protocol):
         Never for an object that is worth something.
         """
         ...
+
+
+def shall_lock(place: RepositorySettings, storage: Storage) -> bool:
+    """Whether what lies in a place shall be locked, and its driver knows locks; the place itself is not asked."""
+    return place.lock is not Locking.OFF and lockable(storage) is not None
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,6 +8,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from seawall.archive.continuity import Window
+from seawall.capacity import Room
 from seawall.errors import (
     ArchiveTimeout,
     Cancelled,
@@ -284,11 +285,13 @@ class TestWal:
 
 class TestBackups:
     def test_space_is_compared_with_the_cluster(self) -> None:
-        assert judge_space(None, 1000, None).status is Status.SKIPPED
-        assert judge_space(2000, 1000, None).status is Status.OK
-        assert judge_space(1999, 1000, None).status is Status.WARNING
+        assert judge_space(Room(None), 1000, None).status is Status.SKIPPED
+        assert judge_space(Room(2000), 1000, None).status is Status.OK
+        assert judge_space(Room(1999), 1000, None).status is Status.WARNING
         with pytest.raises(StorageFull, match="999"):
-            judge_space(999, 1000, None)
+            judge_space(Room(999), 1000, None)
+        with pytest.raises(StorageFull, match="100 bytes are left of a quota of 500"):
+            judge_space(Room(2000, quota_bytes=500, used_bytes=400), 1000, None)
 
     def test_room_that_will_not_last_is_told_early(self) -> None:
         assert storage_lasts(None, (), NOW).status is Status.SKIPPED

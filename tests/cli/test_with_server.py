@@ -137,6 +137,18 @@ class TestCheck:
             assert found[name]["status"] == "ok", found[name]
         assert "was stored" in found["archiving"]["sentence"]
 
+    def test_a_backup_that_a_quota_has_no_room_for_is_refused_with_the_numbers(self, site: Site) -> None:
+        config = site.variant("tight", ("[repository]", "[repository]\nquota_bytes = 1000"))
+        before = site.seawall("list").json
+        refused = site.seawall("backup", config=config)
+        assert refused.code == 23
+        assert refused.error["code"] == "storage-full"
+        assert "0 bytes are left of a quota of 1,000 (" in refused.error["message"]
+        assert "it was not begun" in refused.error["message"]
+        assert refused.error["hint"].startswith("Raise quota_bytes")
+        assert site.seawall("list").json == before
+        assert site.seawall("backup", "--dry-run", config=config).json["plan"]["free_bytes"] == 0
+
     def test_leaves_the_segment_open_when_asked(self, site: Site) -> None:
         before = site.scalar("SELECT pg_walfile_name(pg_current_wal_lsn())")
         done = site.seawall("check", "--no-switch")

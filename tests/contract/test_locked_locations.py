@@ -14,7 +14,7 @@ import pytest
 from seawall import retention, upkeep, watch
 from seawall.catalog import Catalog, JobType, RunStatus, Severity
 from seawall.cli import run
-from seawall.errors import LockBroken, ObjectLocked, StorageUnreachable
+from seawall.errors import LockBroken, ObjectLocked, StorageDenied, StorageUnreachable
 from seawall.events import Observer
 from seawall.keys import KeyRing
 from seawall.lockprobe import LockState
@@ -29,11 +29,13 @@ from seawall.model import (
     LockMode,
     SealingMode,
 )
+from seawall.nearest import Copy
 from seawall.repository import Repository, Sealing, documents
-from seawall.settings import RepositorySettings, Settings, load
+from seawall.settings import Locking, RepositorySettings, Settings, SourceSettings, load
 from seawall.storage import open_storage
 from seawall.storage.immutability import lockable
 from seawall.storage.local import LocalStorage
+from seawall.storage.memory import MemoryStorage
 from seawall.wal import Lsn, Segment
 from tasks import upkeep as tasks
 from tasks.records import site_job
@@ -205,6 +207,91 @@ def test_copies_in_a_bucket_are_locked_by_the_service_and_a_cleanup_there_skips_
     assert collected.sets == ()
     assert "is locked until" in collected.left[str(head.label)]
     assert copy.source("shop").labels(with_expired=True) == (head.label,)
+
+
+@pytest.mark.servers
+def test_a_primary_in_a_bucket_that_locks_is_locked_by_the_service_and_only_if_it_shall(
+    s3: S3Server, site: Site, tmp_path: Path, ring: KeyRing
+) -> None:
+    now, place = datetime.now(UTC), s3.settings(lock=True)
+    storage = open_storage(place)
+    repository = Repository.create(storage, now=now)
+    head = taken(repository, ring, now)
+    settings = load(site(), {})
+    settings = replace(settings, repository=place, sources={"shop": SourceSettings("shop")})
+    off = replace(settings, repository=replace(place, lock=Locking.OFF))
+    with Catalog.open(settings.catalog.url) as catalog:
+        assert upkeep.secure_primary(off, repository, "shop", catalog, now=now, observe=Observer()) is None
+        layout, locks = repository.source("shop").layout, lockable(storage)
+        assert locks is not None
+        assert locks.retention(layout.manifest(head.label)).until is None
+        report = upkeep.secure_primary(settings, repository, "shop", catalog, now=now, observe=Observer())
+        assert report is not None and (report.secured, report.problem) == ((str(head.label),), "")
+        assert alerts(catalog) == {}
+    needed = repository.source("shop").needed_objects(head.label)
+    wal = [stat.name for stat in storage.list(layout.wal)]
+    for name in (layout.manifest(head.label), layout.head(head.label), *needed, *wal, "seawall.json"):
+        until = locks.retention(name).until
+        assert until is not None and until >= head.stopped_at + timedelta(days=7), name
+        with pytest.raises(ObjectLocked):
+            storage.delete(name)
+    assert tasks.mirrored_or_locked(settings) == ["shop"]
+
+
+def test_a_primary_that_cannot_lock_is_left_as_it_is_and_a_lock_that_fails_is_an_alert_until_it_succeeds(
+    site: Site, tmp_path: Path, ring: KeyRing, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now, settings = datetime.now(UTC), load(site(), {})
+    settings = replace(settings, sources={"shop": SourceSettings("shop")})
+    local = Repository.open(LocalStorage(tmp_path / "repository"))
+    taken(local, ring, now)
+    with Catalog.open(settings.catalog.url) as catalog:
+        assert upkeep.secure_primary(settings, local, "shop", catalog, now=now, observe=Observer()) is None
+        assert tasks.mirrored_or_locked(settings) == []
+        locking = Repository.create(MemoryStorage(), now=now)
+        taken(locking, ring, now)
+        with monkeypatch.context() as patched:
+            patched.setattr(
+                MemoryStorage, "retain", lambda *_: (_ for _ in ()).throw(StorageDenied("no right to lock"))
+            )
+            report = upkeep.secure_primary(settings, locking, "shop", catalog, now=now, observe=Observer())
+        assert report is not None and report.problem == "no right to lock"
+        assert ("copies-not-locked", "shop primary") in alerts(catalog)
+        upkeep.secure_primary(settings, locking, "shop", catalog, now=now, observe=Observer())
+        assert alerts(catalog) == {}
+
+
+def test_what_heals_a_locked_object_lies_beside_it_and_is_locked_at_once_as_long_as_that(
+    site: Site, tmp_path: Path, ring: KeyRing
+) -> None:
+    now, place = datetime.now(UTC), RepositorySettings(url="memory:heal-tests")
+    file = site(vault=place)
+    with file.open("a", encoding="utf-8") as settings_file:
+        settings_file.write('[sources.shop]\nmirrors = ["vault"]\n[sealing]\nmode = "none"\n')
+    settings = load(file, {})
+    repository = Repository.open(LocalStorage(tmp_path / "repository"))
+    head = taken(repository, ring, now)
+    upkeep.mirror_source(settings, repository, "shop", ring, None, begin=True, now=now, observe=Observer())
+    storage = open_storage(place)
+    vault = lockable(storage)
+    assert isinstance(vault, MemoryStorage)
+    name = min(repository.source("shop").needed_objects(head.label))
+    kept = vault._retained.pop(name)
+    vault.delete(name)
+    vault.put(name, [b"damaged"])
+    vault._retained[name] = kept
+    gone = repository.source("shop").layout.manifest_copy(head.label)
+    vault._retained.pop(gone)
+    vault.delete(gone)
+    done = upkeep.heal_objects(
+        settings, Copy("vault", storage), [name, gone], ring, actor="test", now=now, observe=Observer()
+    )
+    assert {(one.name, one.beside) for one in done.healed} == {(name, True), (gone, False)}
+    assert kept.until is not None
+    assert vault.retention(f"repairs/{name}").until == kept.until
+    assert vault.retention(gone).until == kept.until
+    with pytest.raises(ObjectLocked):
+        storage.delete(f"repairs/{name}")
 
 
 def test_locations_that_lock_nothing_are_told_as_such_and_are_no_failure(site: Site) -> None:

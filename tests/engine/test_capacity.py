@@ -9,7 +9,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from seawall import capacity
-from seawall.capacity import Sample, capacity_of, expected_bytes, refuse_full, refuse_without_room, theil_sen, warned
+from seawall.capacity import (
+    Room,
+    Sample,
+    capacity_of,
+    expected_bytes,
+    refuse_full,
+    refuse_without_room,
+    theil_sen,
+    warned,
+)
 from seawall.errors import StorageFull
 from seawall.keys import KeyRing
 from seawall.model import (
@@ -129,9 +138,20 @@ def test_an_incremental_without_others_before_it_is_guessed_by_the_log_since_its
 
 def test_a_refusal_has_both_numbers() -> None:
     with pytest.raises(StorageFull, match=r"1,000 bytes are free, the next backup takes about 5,000"):
-        refuse_full(1000, 5000)
-    refuse_full(5000, 5000)
-    refuse_full(None, 10**18)
+        refuse_full(Room(1000), 5000)
+    refuse_full(Room(5000), 5000)
+    refuse_full(Room(None), 10**18)
+
+
+def test_a_refusal_for_want_of_quota_says_what_is_used_and_what_to_raise() -> None:
+    with pytest.raises(StorageFull, match=r"300 bytes are left of a quota of 1,000 \(700 are used\)") as refused:
+        refuse_full(Room(None, quota_bytes=1000, used_bytes=700), 301)
+    assert refused.value.hint.startswith("Raise quota_bytes")
+    refuse_full(Room(None, quota_bytes=1000, used_bytes=700), 300)
+    with pytest.raises(StorageFull, match="0 bytes are left of a quota"):
+        refuse_full(Room(10**9, quota_bytes=1000, used_bytes=2000), 1)
+    with pytest.raises(StorageFull, match="10 bytes are free"):
+        refuse_full(Room(10, quota_bytes=1000, used_bytes=700), 11)
 
 
 def test_a_backup_without_room_is_refused_by_what_the_source_stored_before(tmp_path: object) -> None:
@@ -145,6 +165,10 @@ def test_a_backup_without_room_is_refused_by_what_the_source_stored_before(tmp_p
     refuse_without_room(area, FULL, 1_000_000)
     with pytest.raises(StorageFull, match="the next backup takes about 150,000"):
         refuse_without_room(area, FULL, 3_000_000)
+    taken = capacity.used_bytes(repository.storage)
+    refuse_without_room(area, FULL, 1_000_000, quota_bytes=taken + 50_000)
+    with pytest.raises(StorageFull, match=rf"49,999 bytes are left of a quota of {taken + 49_999:,}"):
+        refuse_without_room(area, FULL, 1_000_000, quota_bytes=taken + 49_999)
     refuse_without_room(area, INCREMENTAL, 3_000_000, wal_bytes=1_000_000)
     with pytest.raises(StorageFull, match="the next backup takes about 100,000"):
         refuse_without_room(area, INCREMENTAL, 3_000_000, wal_bytes=2_000_000)

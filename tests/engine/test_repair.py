@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import uuid
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 
 import pytest
 from hypothesis import given
@@ -46,6 +46,14 @@ def damage(storage: Storage, name: str) -> None:
 
 def repaired(storage: Storage, **told: object) -> tuple[str, ...]:
     return repair.run(repair.plan(storage, now=LATER, **told), storage, actor="ada", now=LATER)  # type: ignore[arg-type] # as the test says
+
+
+def test_what_is_written_beside_a_locked_identity_is_locked_at_once_as_long_as_that(storage: MemoryStorage) -> None:
+    damage(storage, IDENTITY)
+    until = datetime.now(UTC) + timedelta(days=9)
+    storage.retain(IDENTITY, until)
+    assert repaired(storage) == (f"{REPAIRS}{IDENTITY}",)
+    assert storage.retention(f"{REPAIRS}{IDENTITY}").until == until
 
 
 @pytest.mark.parametrize("name", identity.NAMES)

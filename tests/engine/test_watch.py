@@ -6,17 +6,20 @@ from collections.abc import Iterator
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from seawall.capacity import Sample
 from seawall.catalog import Catalog
 from seawall.events import Observer
+from seawall.locations import LocationReport
 from seawall.mirror import begin
+from seawall.model import LockMode
 from seawall.repository import Repository
-from seawall.settings import LocationRole, LocationSettings, RepositorySettings, Settings, parse
+from seawall.settings import LocationRole, LocationSettings, Locking, RepositorySettings, Settings, parse
 from seawall.storage.local import LocalStorage
-from seawall.watch import DAILY, Measuring, check, check_locations, role_findings, shared, trend_of
+from seawall.watch import DAILY, Measuring, check, check_locations, lock_findings, role_findings, shared, trend_of
 
 pytestmark = pytest.mark.slow  # each begins with a new catalog
 NOW = datetime(2026, 6, 1, tzinfo=UTC)
@@ -82,6 +85,21 @@ def test_a_location_that_is_nearly_full_is_an_alert_until_there_is_room(site: tu
     assert "bytes are free" in alert.message
     look(site, NOW + DAY)
     assert not [one for one in catalog.alerts() if one.alert_type == "capacity"]
+
+
+def test_a_location_that_would_lock_for_years_says_so_before_it_does(site: tuple[Settings, Catalog]) -> None:
+    settings = site[0]
+
+    def said(**place: Any) -> str:
+        storage = RepositorySettings(url="memory:reach", **place)
+        changed = replace(settings, locations={"vault": LocationSettings("vault", storage=storage)})
+        report = LocationReport("vault", LocationRole.OFFSITE, "memory:reach", locks=True)
+        return " ".join(one.message for one in lock_findings(changed, "vault", report))
+
+    assert "locked for up to 2562 days" in said()
+    assert "locked for up to 365 days" in said(lock_at_most_days=365)
+    assert said(lock_at_most_days=30) == ""
+    assert said(lock=Locking.OFF) == said(lock_mode=LockMode.GOVERNANCE) == ""
 
 
 def test_growth_is_seen_in_measurements_and_until_there_are_enough_in_the_backups(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from datetime import timedelta
@@ -13,6 +14,7 @@ from hypothesis import strategies as st
 
 from seawall import healing, mirror, verify
 from seawall.audit import AuditLog
+from seawall.capacity import room_in
 from seawall.errors import (
     ClusterMismatch,
     Damaged,
@@ -642,6 +644,34 @@ def test_a_backup_that_shrank_beside_those_before_it_is_suspect(small: tuple[Any
     assert mark.usual > mark.value * 100
     found = suspicions(site.area.heads())
     assert [label for label, marks in found.items() if marks] == [str(shrunk.label)]
+
+
+# -- room
+
+
+def test_a_set_that_a_quota_has_no_room_for_is_not_begun_and_a_smaller_one_and_wal_come_all_the_same(site: Any) -> None:
+    site.wal(1, 9)
+    small = site.backup(1, 1, 3.5)
+    large = site.backup(20, 4, 6.5, content={"base/1/1259": random.Random(1).randbytes(1 << 20)})
+    there = MemoryStorage()
+    mirror.begin(site.repository, there)
+    evidence = Evidence([site.storage], site.ring)
+    plan = mirror.survey(site.repository, "shop", there, evidence)
+
+    def run(quota: int) -> MirrorReport:
+        room = room_in(there, quota)
+        return mirror.run(plan, site.storage, there, evidence, observe=Observer(), workers=2, room=room)
+
+    report = run(1 << 20)
+    assert report.committed == (str(small.label),)
+    assert set(report.left) == {str(large.label)}
+    assert "bytes are missing of it" in report.left[str(large.label)]
+    assert "left of a quota of 1,048,576" in report.left[str(large.label)]
+    assert Repository.open(there).source("shop").labels() == (small.label,)
+    assert not list(there.list(site.area.layout.backup(large.label))), "nothing of it was begun"
+    assert len(Repository.open(there).source("shop").wal.segments()) == 9
+    plan = mirror.survey(site.repository, "shop", there, evidence)
+    assert run(1 << 22).committed == (str(large.label),)
 
 
 # -- real services

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from seawall import locks, mirror, retention
+from seawall.audit import AuditLog
 from seawall.errors import ClockWentBackwards, StorageDenied
 from seawall.events import silent
 from seawall.keys import KeyRing
@@ -208,6 +209,220 @@ def test_nothing_is_locked_while_the_clocks_disagree(life: Life) -> None:
     with pytest.raises(ClockWentBackwards, match="nothing is locked by guess"):
         copy.bring()
     assert all(copy.until(stat.name) is None for stat in copy.storage.list())
+
+
+# ---- the primary
+
+
+def locked_here(life: Life, policy: RetentionPolicy = POLICY, at_most: timedelta = timedelta(0)) -> LockReport:
+    """What a pass over the primary does."""
+    heads, _ = life.area.readable_heads()
+    made = locks.locker_for(
+        life.storage, "shop", heads, policy, Evidence([life.storage]), at_most=at_most, now=life.now, observe=silent()
+    )
+    assert made is not None
+    return made.secure(workers=2, arrivals=True)
+
+
+def until_of(life: Life, name: str) -> datetime | None:
+    return life.storage.retention(name).until
+
+
+def is_locked(life: Life, name: str, by: timedelta) -> bool:
+    until = until_of(life, name)
+    return until is not None and until >= life.now + by
+
+
+def wal_at(life: Life, number: int) -> str:
+    """A segment that comes now; its name."""
+    name = Segment(1, number).name
+    life.area.wal.put_segment(name, b"wal", life.sealing)
+    return life.area.layout.segment(name)
+
+
+def test_a_backup_in_the_primary_is_locked_with_all_that_it_needs_and_what_only_seawall_may_remove_is_not(
+    life: Life,
+) -> None:
+    head = life.backup(FULL)
+    tail = life.area.layout.tail(Segment(1, 900), 900 << 24 | 100)
+    life.storage.put(tail, [b"tail"])
+    report = locked_here(life)
+    assert (report.secured, report.problem) == ((str(head.label),), "")
+    layout = life.area.layout
+    own = (
+        *needs(life.area, head),
+        layout.manifest(head.label),
+        layout.head(head.label),
+        layout.key(str(head.label), 1),
+    )
+    common = ("seawall.json", "seawall-copy.json", *(stat.name for stat in life.storage.list(layout.identities)))
+    for name in (*own, *common):
+        assert is_locked(life, name, timedelta(days=40)), name
+    assert until_of(life, tail) is None
+    assert all(until_of(life, stat.name) is None for stat in life.storage.list(layout.leases))
+    assert locked_here(life).secured == ()
+
+
+def test_objects_in_the_primary_that_a_later_incremental_uses_are_locked_for_longer(life: Life) -> None:
+    base = life.backup(FULL)
+    locked_here(life)
+    before = {name: until_of(life, name) for name in needs(life.area, base)}
+    life.now += timedelta(days=15)
+    small = life.backup(INCREMENTAL)
+    locked_here(life)
+    used = needs(life.area, small) & before.keys()
+    assert used
+    assert all(is_locked(life, name, timedelta(days=50)) for name in used)
+    assert all(until_of(life, name) == before[name] for name in before.keys() - used)
+
+
+def test_a_locked_primary_lets_a_backup_go_when_its_lock_has_ended_and_says_so_until_then(life: Life) -> None:
+    old = life.backup(FULL)
+    locked_here(life)
+    for _ in range(2):
+        life.now += timedelta(days=2)
+        life.backup(FULL)
+    week = RetentionPolicy.of_days(1)
+
+    def clean() -> retention.Collected:
+        retention.expire(life.repository, retention.plan_for(life.area, week, now=life.now, at_rest=True),
+                         actor="ada", now=life.now)  # fmt: skip
+        life.now += timedelta(hours=25)
+        return retention.collect(life.repository, "shop", actor="ada", now=life.now, observe=silent())
+
+    until = until_of(life, life.area.layout.manifest(old.label))
+    assert until is not None
+    assert clean().left[str(old.label)] == f"is locked until {until:%Y-%m-%d %H:%M} UTC"
+    life.now = until + timedelta(hours=1)
+    life.backup(FULL)
+    locked_here(life, week)
+    assert str(old.label) in clean().sets
+
+
+def test_wal_and_audit_that_came_since_the_last_pass_are_locked_from_when_they_came(life: Life) -> None:
+    life.backup(FULL)
+    early = wal_at(life, 500)
+    AuditLog(life.storage).append("ada", "look", "shop", {}, now=life.now)
+    life.now += timedelta(days=1)
+    late = wal_at(life, 501)
+    locked_here(life)
+    # The window of three days and one more, rounded up, from when each came.
+    assert is_locked(life, late, timedelta(days=4))
+    assert is_locked(life, early, timedelta(days=3))
+    assert not is_locked(life, early, timedelta(days=4))
+    assert all(until_of(life, stat.name) is not None for stat in life.storage.list("audit/"))
+
+
+def test_wal_that_is_older_than_the_window_when_locking_begins_is_left_to_the_cleanup(life: Life) -> None:
+    old = wal_at(life, 500)
+    life.now += timedelta(days=9)
+    life.backup(FULL)
+    locked_here(life)
+    assert until_of(life, old) is None
+
+
+@given(st.lists(st.integers(0, 90), max_size=6), st.integers(1, 4))
+@settings(max_examples=15, deadline=None)
+def test_whenever_passes_over_wal_are_cut_short_the_next_whole_one_leaves_none_unlocked(
+    make_head: MakeHead, tmp_path_factory: pytest.TempPathFactory, cuts: list[int], apart: int
+) -> None:
+    life = Life(make_head, KeyRing(tmp_path_factory.getbasetemp() / "no-keys"))
+    life.backup(FULL)
+    storage, retain = life.storage, life.storage.retain
+    number = 500
+    for cut in cuts:
+        for _ in range(40):
+            # Many at once have the same time.
+            life.now += timedelta(seconds=number % apart)
+            number += 1
+            wal_at(life, number)
+        left = [cut]
+
+        def failing(name: str, until: datetime, left: list[int] = left) -> None:
+            left[0] -= 1
+            if left[0] < 0:
+                raise StorageDenied("cut")
+            retain(name, until)
+
+        storage.retain = failing  # type: ignore[method-assign]
+        locked_here(life)
+    storage.retain = retain  # type: ignore[method-assign]
+    assert locked_here(life).problem == ""
+    names = [stat.name for stat in storage.list(life.area.layout.wal)]
+    assert all(until_of(life, name) is not None for name in names)
+
+
+def test_a_pass_over_wal_that_is_locked_asks_for_a_few_objects_only(life: Life) -> None:
+    life.backup(FULL)
+    for number in range(500, 800):
+        wal_at(life, number)
+    locked_here(life)
+    asked = []
+    retention_of = life.storage.retention
+    life.storage.retention = lambda name: (asked.append(name), retention_of(name))[1]  # type: ignore[method-assign]
+    locked_here(life)
+    assert 0 < len([name for name in asked if "/wal/" in name]) <= 40
+
+
+def test_an_old_wrap_of_a_key_that_is_locked_outlives_a_rotation_and_the_new_one_is_locked_too(life: Life) -> None:
+    head = life.backup(FULL)
+    locked_here(life)
+    layout, chain = life.area.layout, life.area.keychain
+    first, second = (layout.key(str(head.label), number) for number in (1, 2))
+    documents.put(life.storage, second, {"id": str(head.label), "recipients": ["ada"]})
+    assert chain.retire(str(head.label), ["ada"]) == 0
+    assert {first, second} == set(chain.generations(str(head.label)))
+    locked_here(life)
+    assert is_locked(life, second, timedelta(days=40))
+
+
+def test_a_pass_locks_what_lies_beside_a_locked_object_as_long_as_that(life: Life) -> None:
+    head = life.backup(FULL)
+    locked_here(life)
+    name = min(needs(life.area, head))
+    life.storage.put(f"repairs/{name}", [b"sound"])
+    locked_here(life)
+    assert until_of(life, f"repairs/{name}") == until_of(life, name)
+
+
+def test_what_healing_put_in_place_is_locked_at_once_as_long_as_the_sets_that_need_it(life: Life) -> None:
+    base = life.backup(FULL)
+    life.now += timedelta(days=15)
+    small = life.backup(INCREMENTAL)
+    locked_here(life)
+    life.area.place_hold(small.label, reason="court", owner="ada", now=life.now)
+    locked_here(life)
+    layout = life.area.layout
+    used = min(needs(life.area, base) & needs(life.area, small))
+    was = until_of(life, used)
+    storage = life.storage
+    # Gone by other means, and brought back; another one is damaged and keeps its lock.
+    data = b"".join(storage.get(used))
+    storage.hold(used, False)
+    storage._retained.pop(used)
+    storage.delete(used)
+    storage.put(used, [data])
+    beside = layout.head(base.label)
+    storage.put(f"repairs/{beside}", [b"sound"])
+    heads, _ = life.area.readable_heads()
+    made = locks.locker_for(storage, "shop", heads, POLICY, Evidence([storage]), now=life.now, observe=silent())
+    assert made is not None
+    assert made.renew({used: used, beside: f"repairs/{beside}"}).problem == ""
+    assert until_of(life, used) == was
+    assert storage.retention(used).hold, "the hold on the incremental covers it"
+    assert until_of(life, f"repairs/{beside}") == until_of(life, beside)
+
+
+def test_locks_reach_no_farther_ahead_than_is_admitted_and_are_moved_on(life: Life) -> None:
+    head = life.backup(FULL)
+    manifest, dates = life.area.layout.manifest(head.label), set[datetime | None]()
+    for _ in range(30):
+        locked_here(life, at_most=timedelta(days=10))
+        assert is_locked(life, manifest, timedelta(days=10))
+        assert not is_locked(life, manifest, timedelta(days=17, seconds=1))
+        dates.add(until_of(life, manifest))
+        life.now += timedelta(days=1)
+    assert len(dates) <= 6, "it is locked anew once a week, not every day"
 
 
 # ---- the dates
