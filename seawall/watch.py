@@ -261,7 +261,7 @@ def lock_findings(settings: Settings, name: str, report: LocationReport) -> list
     if reach <= _LONG:
         return []
     text = (
-        f"backups here are locked for up to {reach.days} days, as its retention keeps them, and nobody can unlock them: "
+        f"backups are locked here for up to {reach.days} days, as its retention keeps them; nobody can unlock them: "
         'lock_at_most_days limits that, lock = "off" ends it (docs/how-to/immutability.md)'
     )
     return [LocationFinding("low", "locks", text)]
