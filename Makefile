@@ -8,7 +8,7 @@ SHELL := /bin/sh
 TEST_WORKERS ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo up test test-fast lint format bench campaign reference lock clean
+.PHONY: help setup demo up test test-fast test-repeats lint format bench campaign reference lock clean
 
 help: ## Show what there is
 	@sed -n 's/^\([a-z-]*\): .*## \(.*\)/  make \1|\2/p' $(MAKEFILE_LIST) | awk -F'|' '{printf "%-18s %s\n", $$1, $$2}'
@@ -26,11 +26,15 @@ up: ## Start the same stack and stay; Ctrl-C stops all of it
 
 test: ## Run every test, files side by side (TEST_WORKERS=0: one after the other)
 	@$(PYTHON) -m tools.setup test
-	@$(VENV)/python -m pytest -n $(TEST_WORKERS) --max-worker-restart 1 --dist loadfile
+	@$(VENV)/python -m pytest -n $(TEST_WORKERS) --max-worker-restart 1 --dist loadfile --no-loadscope-reorder
 
 test-fast: ## Run the tests that need no server, in under two minutes
 	@$(PYTHON) -m tools.setup lint
-	@$(VENV)/python -m pytest -n $(TEST_WORKERS) --max-worker-restart 1 --dist loadfile -m "not postgres and not prefect and not servers and not slow"
+	@$(VENV)/python -m pytest -n $(TEST_WORKERS) --max-worker-restart 1 --dist loadfile --no-loadscope-reorder -m "not postgres and not prefect and not servers and not slow"
+
+test-repeats: ## Run what `make test` leaves out: the same stories on further versions and in further combinations
+	@$(PYTHON) -m tools.setup test
+	@$(VENV)/python -m pytest -n $(TEST_WORKERS) --max-worker-restart 1 --dist loadfile --no-loadscope-reorder --repeats -m repeats
 
 lint: ## Format, lint, types and import contracts
 	@$(PYTHON) -m tools.setup lint

@@ -62,6 +62,37 @@ def pytest_configure(config: pytest.Config) -> None:
     config.stash[_REPORT_TO] = os.dup(2)
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--repeats", action="store_true", help="also what is marked as a repetition")
+
+
+# Files go to whichever process is free, in this order: the long ones first, so that none is left waiting for one.
+_LONG_FIRST = (
+    "flows/test_stack",
+    "flows/test_stopping",
+    "flows",
+    "scenarios",
+    "campaigns",
+    "cli",
+    "postgres",
+    "contract",
+)
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave repetitions out unless they are asked for, and let the files that take longest begin."""
+    if not config.getoption("--repeats"):
+        repeated = [item for item in items if item.get_closest_marker("repeats")]
+        config.hook.pytest_deselected(items=repeated)
+        items[:] = [item for item in items if not item.get_closest_marker("repeats")]
+    items.sort(key=_length)
+
+
+def _length(item: pytest.Item) -> int:
+    file = item.nodeid.removeprefix("tests/")
+    return next((place for place, start in enumerate(_LONG_FIRST) if file.startswith(start)), len(_LONG_FIRST))
+
+
 _REPORT_TO = pytest.StashKey[int]()
 # Beside pytest-timeout's: its alarm raises in the main thread, where a finalizer may swallow it, or a lock wait again.
 _HANGS_SECONDS = 420

@@ -1,4 +1,4 @@
-"""One stack (Prefect server, worker, keeper) for the session, and what tests need to speak with it."""
+"""One stack (Prefect server, worker, keeper) for these tests, and what tests need to speak with it."""
 
 from __future__ import annotations
 
@@ -193,7 +193,8 @@ def surround(stack: Stack, directory: Path) -> Iterator[Surroundings]:
     sys.path.remove(str(HERE))
 
 
-@pytest.fixture(scope="session")
+# Of the package, not of the session: a stack that nobody asks any more takes a tenth of a processor all the same.
+@pytest.fixture(scope="package")
 def stack_directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
     # A space in the path, because people have them.
     directory = tmp_path_factory.mktemp("stack") / "with space"
@@ -201,7 +202,7 @@ def stack_directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return directory
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def running_stack(stack_directory: Path) -> Iterator[Stack]:
     stack = begin(stack_directory, pending_seconds=25)
     try:

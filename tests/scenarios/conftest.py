@@ -338,9 +338,11 @@ def sites(account: Account, ring: KeyRing) -> Iterator[Sites]:
         shutil.rmtree(home)
 
 
-@pytest.fixture(scope="module", params=[15, 17, 18], ids=lambda major: f"pg{major}")
+@pytest.fixture(
+    scope="module", params=[15, pytest.param(17, marks=pytest.mark.repeats), 18], ids=lambda major: f"pg{major}"
+)
 def site(request: pytest.FixtureRequest, sites: Sites) -> Iterator[Site]:
-    """A site of each version, shared by a module's tests."""
+    """A site of the oldest version and of the newest, shared by a module's tests."""
     with sites.site(request.param) as made:
         yield made
 

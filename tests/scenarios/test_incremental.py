@@ -206,6 +206,7 @@ def own_bytes(site: Site, head: Head) -> int:
     return sum(stored.plain_bytes for stored in own if stored.name != area.layout.blocks(head.label))
 
 
+@pytest.mark.parametrize("site", [15, 17, 18], indirect=True, ids=lambda major: f"pg{major}")
 def test_every_backup_of_a_chain_restores_the_cluster_as_it_was(site: Site) -> None:
     chain, workload = Chain(site), Workload(site, seed=site.major)
     for kind, mode in CHAIN:

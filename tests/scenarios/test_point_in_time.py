@@ -16,7 +16,11 @@ from seawall.model import Head, RecoveryTarget, TargetKind
 if TYPE_CHECKING:
     Site = Any
 
-pytestmark = [pytest.mark.postgres, pytest.mark.slow]
+pytestmark = [
+    pytest.mark.postgres,
+    pytest.mark.slow,
+    pytest.mark.parametrize("site", [15, 17, 18], indirect=True, ids=lambda major: f"pg{major}", scope="module"),
+]
 DIGEST = "SELECT count(*) || ' ' || coalesce(md5(string_agg(n || what, ',' ORDER BY n)), '') FROM ledger"
 
 

@@ -42,7 +42,15 @@ class Pair:
         return self.site.backup(kind, **({"mode": mode} | address | more))
 
 
-@pytest.fixture(params=[15, 17, 18], ids=lambda major: f"pg{major}")
+def _every(*chosen: tuple[int, CopyMode]) -> Any:
+    """Every version in both modes; what is not among the chosen is a repetition."""
+    each = [(major, mode) for major in (15, 17, 18) for mode in CopyMode]
+    marks = {one: () if one in chosen else (pytest.mark.repeats,) for one in each}
+    values = [pytest.param(*one, marks=marks[one], id=f"pg{one[0]}-{one[1]}") for one in each]
+    return pytest.mark.parametrize(("pair", "mode"), values, indirect=["pair"])
+
+
+@pytest.fixture
 def pair(request: pytest.FixtureRequest, make_cluster: ClusterMaker, sites: Sites, tmp_path: Path) -> Iterator[Pair]:
     settings = {"summarize_wal": "on"} if request.param >= 17 else {}
     primary = make_cluster(request.param, settings=settings)
@@ -57,7 +65,7 @@ def pair(request: pytest.FixtureRequest, make_cluster: ClusterMaker, sites: Site
     site.stop_receiving()
 
 
-@pytest.mark.parametrize("mode", CopyMode)
+@_every((15, CopyMode.DIRECT), (17, CopyMode.STREAM), (18, CopyMode.DIRECT))
 def test_backups_of_a_standby_restore_while_its_primary_is_idle(pair: Pair, mode: CopyMode) -> None:
     pair.primary.query("UPDATE rows SET x = 'on the primary' WHERE n % 100 = 1")
     pair.caught_up()
@@ -85,7 +93,7 @@ def test_backups_of_a_standby_restore_while_its_primary_is_idle(pair: Pair, mode
                 assert session.execute(query).fetchall() == wanted
 
 
-@pytest.mark.parametrize("mode", CopyMode)
+@_every((15, CopyMode.STREAM), (18, CopyMode.DIRECT))
 def test_without_its_address_the_backup_waits_for_the_primary_to_close_its_segment(pair: Pair, mode: CopyMode) -> None:
     pair.primary.query("INSERT INTO rows VALUES (0, 'so that there is something')")
     pair.caught_up()
@@ -111,7 +119,7 @@ def test_without_its_address_the_backup_waits_for_the_primary_to_close_its_segme
         pair.backup(mode, primary_conninfo="", wal_timeout=timedelta(seconds=1))
 
 
-@pytest.mark.parametrize("mode", CopyMode)
+@_every((17, CopyMode.DIRECT), (18, CopyMode.STREAM))
 def test_a_standby_that_is_promoted_meanwhile_ends_the_backup_and_nothing_is_listed(pair: Pair, mode: CopyMode) -> None:
     pair.primary.query("INSERT INTO rows SELECT n, md5(n::text) FROM generate_series(1, 200000) n")
     pair.caught_up()
@@ -129,6 +137,7 @@ def test_a_standby_that_is_promoted_meanwhile_ends_the_backup_and_nothing_is_lis
     assert pair.site.area.labels() == ()
 
 
+@pytest.mark.parametrize("pair", [18], indirect=True)
 def test_an_address_of_another_cluster_is_noticed_and_not_asked(pair: Pair, make_cluster: ClusterMaker) -> None:
     other = make_cluster(pair.primary.major, fresh=True)
     before = other.value("SELECT pg_current_wal_lsn()")

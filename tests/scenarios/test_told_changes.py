@@ -22,7 +22,7 @@ pytestmark = [pytest.mark.postgres, pytest.mark.slow]
 _TABLES = ("quiet", "scattered", "cut", "emptied", "packed", "fresh")
 
 
-@pytest.fixture(params=[17, 18], ids=lambda major: f"pg{major}")
+@pytest.fixture(params=[pytest.param(17, marks=pytest.mark.repeats), 18], ids=lambda major: f"pg{major}")
 def telling(request: pytest.FixtureRequest, sites: Sites) -> Iterator[Site]:
     """A site whose server summarizes its WAL."""
     with sites.site(request.param) as made:
@@ -114,6 +114,7 @@ def test_a_server_that_stopped_telling_is_compared_instead(telling: Site) -> Non
     _refuse_difference(telling, head, wanted)
 
 
+@pytest.mark.parametrize("telling", [17, pytest.param(18, marks=pytest.mark.repeats)], indirect=True)
 def test_a_chain_by_files_reads_what_is_told_and_restores_at_every_backup(telling: Site) -> None:
     moments = []
     chain = (BackupKind.FULL, BackupKind.INCREMENTAL, BackupKind.INCREMENTAL, BackupKind.DIFFERENTIAL)
