@@ -21,7 +21,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, NotRequired, TypeAlias, TypedDict
 
-from seawall.errors import Damaged, KeyMissing, KeyUnusable
+from seawall.errors import Damaged, KeyMissing, KeyUnusable, UsageError
 from seawall.storage.base import Bytes
 
 if TYPE_CHECKING:
@@ -37,7 +37,9 @@ PassphraseSource: TypeAlias = Callable[[], str]
 # A wrapped data key is 32 bytes, 44 as text: whatever is much larger is something else.
 _UNWRAPPED_BYTES = 64 * 1024
 _FINGERPRINT = re.compile(r"[0-9A-F]{40}|[0-9A-F]{64}")
-_PLAIN_TEXT = re.compile(r"[^\x00-\x1f\x7f<>()]+")
+# What may stand before the address: a name, and in parentheses a comment (RFC 4880, 5.11, and what gpg makes of it).
+_NAME = re.compile(r"[^\x00-\x1f\x7f<>()@]+(?: \([^\x00-\x1f\x7f<>()@]+\))?")
+_EMAIL = re.compile(r"[^\x00-\x20\x7f<>()@]+@[^\x00-\x20\x7f<>()@]+")
 # gpg-agent's limit (agent.h, MAX_PASSPHRASE_LEN).
 _LONGEST_PASSPHRASE = 255
 # GPG_ERR_BAD_PASSPHRASE of libgpg-error, in the low 16 bits of a code.
@@ -456,11 +458,14 @@ def _checked_passphrase(passphrase: str, what: str) -> str:
 
 def _generation(name: str, email: str, passphrase: str, expires_in_days: int) -> str:
     """A request for `gpg --gen-key` (doc/DETAILS, "Unattended key generation")."""
-    for value in (name, email):
-        if _PLAIN_TEXT.fullmatch(value) is None or value != value.strip():
-            raise KeyUnusable(f"{value!r} cannot stand in a user id")
-    if passphrase != passphrase.strip() or expires_in_days < 0:
-        raise KeyUnusable("a new key's passphrase neither begins nor ends with a space, and it expires in the future")
+    if _NAME.fullmatch(name) is None or name != name.strip():
+        raise UsageError(f"{name!r} cannot be a key's name", hint="For example: Shop backups (operations)")
+    if _EMAIL.fullmatch(email) is None:
+        raise UsageError(f"{email!r} is not an address", hint="For example: backups@example.org; nothing is sent there.")
+    if expires_in_days < 0:
+        raise UsageError("a new key expires in the future", hint="Give a number of days, or 0 for never.")
+    if passphrase != passphrase.strip():
+        raise KeyUnusable("a new key's passphrase neither begins nor ends with a space")
     lines = (
         "Key-Type: EDDSA",
         "Key-Curve: ed25519",

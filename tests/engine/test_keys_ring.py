@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from seawall.errors import Damaged, KeyMissing, KeyUnusable, SeawallError
+from seawall.errors import Damaged, KeyMissing, KeyUnusable, SeawallError, UsageError
 from seawall.keys import KeyRing, open_ring
 from seawall.keys.gpg import Session
 from seawall.settings import SealingSettings
@@ -108,11 +108,21 @@ def test_importing_what_is_no_key_is_refused(tmp_path: Path) -> None:
         ("Name", "a@x.test", "p\n%no-protection"),
         ("Name", "a@x.test", " p"),
         ("", "a@x.test", "p"),
+        ("Name", "no address", "p"),
+        ("Name", "nobody", "p"),
+        ("Name <b@x.test>", "a@x.test", "p"),
+        ("Name (one) (two)", "a@x.test", "p"),
     ],
 )
 def test_a_request_for_a_key_cannot_smuggle_lines(tmp_path: Path, name: str, email: str, passphrase: str) -> None:
-    with KeyRing(tmp_path) as ring, pytest.raises(KeyUnusable):
+    with KeyRing(tmp_path) as ring, pytest.raises((KeyUnusable, UsageError)):
         ring.generate(name, email, passphrase=passphrase)
+
+
+def test_a_name_may_say_in_parentheses_what_the_key_is_for(tmp_path: Path) -> None:
+    with KeyRing(tmp_path / "r") as ring:
+        ring.generate("Shop backups (operations)", "ops@shop.test", passphrase="")
+        assert [found.user_id for found in ring.list()] == ["Shop backups (operations) <ops@shop.test>"]
 
 
 def test_a_key_without_passphrase_needs_none(tmp_path: Path, rings: Rings) -> None:
