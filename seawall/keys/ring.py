@@ -461,7 +461,9 @@ def _generation(name: str, email: str, passphrase: str, expires_in_days: int) ->
     if _NAME.fullmatch(name) is None or name != name.strip():
         raise UsageError(f"{name!r} cannot be a key's name", hint="For example: Shop backups (operations)")
     if _EMAIL.fullmatch(email) is None:
-        raise UsageError(f"{email!r} is not an address", hint="For example: backups@example.org; nothing is sent there.")
+        raise UsageError(
+            f"{email!r} is not an address", hint="For example: backups@example.org; nothing is sent there."
+        )
     if expires_in_days < 0:
         raise UsageError("a new key expires in the future", hint="Give a number of days, or 0 for never.")
     if passphrase != passphrase.strip():
