@@ -11,7 +11,7 @@ import threading
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
-from seawall.storage.base import Bytes, Capabilities, Stat, Storage
+from seawall.storage.base import Bytes, Capabilities, Stat, Storage, checked_folder, checked_prefix
 from seawall.storage.wrappers import Wrapper
 
 
@@ -65,10 +65,12 @@ class Lagging(Wrapper):
         self._changed(name, None)
 
     def list(self, prefix: str = "") -> Iterator[Stat]:
+        checked_prefix(prefix)
         shown = self._shown()
         yield from (shown[name] for name in sorted(shown) if name.startswith(prefix))
 
     def children(self, folder: str) -> tuple[str, ...]:
+        checked_folder(folder)
         below = (name.removeprefix(folder) for name in self._shown() if name.startswith(folder))
         return tuple(sorted({name.partition("/")[0] for name in below}))
 
