@@ -137,6 +137,7 @@ class AzureContainer:
         until: lock what is written until then; None for not at all.
     """
 
+    part_bytes = PART_BYTES
     lock_hint = "Version-level immutability must be on for the container; see docs/how-to/azure.md."
 
     def __init__(self, place: Place, container: ContainerClient, mode: LockMode, until: datetime | None = None) -> None:

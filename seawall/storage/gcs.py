@@ -51,13 +51,16 @@ from seawall.storage.base import Capabilities, Stat
 from seawall.storage.immutability import Retention
 from seawall.storage.locking import Attack, LockingStorage, can_lock_now, refuse_locked
 from seawall.storage.objects import Fetched
-from seawall.storage.parts import PART_BYTES
 from seawall.storage.retry import RetryPolicy, Sleep
 
 _ENDPOINT = "https://storage.googleapis.com"
 _SCOPE = "https://www.googleapis.com/auth/devstorage.read_write"
 _TIMEOUT_SECONDS = (10, 60)
 _POOL = 32
+
+# Parts of an upload go one after the other, and the line is idle while the service takes each: fewer and larger ones
+# than elsewhere. One under way and one being filled need little more memory than the three of the others.
+_PART_BYTES = 16 * 1024 * 1024
 _FIELDS = "name,size,timeCreated,crc32c"
 _LOCK_FIELDS = "generation,retention,temporaryHold,eventBasedHold"
 
@@ -103,6 +106,7 @@ class GcsBucket:
         until: lock what is written until then; None for not at all.
     """
 
+    part_bytes = _PART_BYTES
     lock_hint = "Object retention must be enabled for the bucket; see docs/how-to/gcs.md."
 
     def __init__(
@@ -388,30 +392,30 @@ class GcsUpload:
     session: str
     checksum: Any = field(default_factory=google_crc32c.Checksum)
     total: int = 0
-    last: bytearray | None = None
+    last: bytes = b""
     uncertain: int = 0
     # The service takes the bytes of a session in their order only.
     at_once: int = 1
 
     def send(self, number: int, part: bytearray) -> None:
-        begin = (number - 1) * PART_BYTES
+        begin, content = (number - 1) * _PART_BYTES, bytes(part)
         if self.total == begin:
-            self.checksum.update(bytes(part))
+            self.checksum.update(content)
             self.total += len(part)
-        if len(part) < PART_BYTES:
+        if len(part) < _PART_BYTES:
             # Only `finish` may send it: with the object's size the service gives the object its name.
-            self.last = part
+            self.last = content
             return
         arrived = self._arrived() if self.uncertain == number else begin
         self.uncertain = number
         while arrived < begin + len(part):
             span = f"bytes {arrived}-{begin + len(part) - 1}/*"
-            answer = self._put(bytes(part[arrived - begin :]), span)
+            answer = self._put(content[arrived - begin :], span)
             arrived = _received(answer)
         self.uncertain = 0
 
     def finish(self) -> None:
-        rest = bytes(self.last or b"")
+        rest = self.last
         begin = self.total - len(rest)
         span = f"bytes {begin}-{self.total - 1}/{self.total}" if rest else f"bytes */{self.total}"
         answer = self._put(rest, span, {"X-Goog-Hash": f"crc32c={self._crc32c()}"})

@@ -73,7 +73,13 @@ class Upload(Protocol):
 
 
 class Bucket(Protocol):
-    """What a service does for one bucket and prefix; names are the contract's, below the prefix."""
+    """What a service does for one bucket and prefix; names are the contract's, below the prefix.
+
+    Args:
+        part_bytes: an object of fewer is created whole, a larger one is uploaded in parts of so many.
+    """
+
+    part_bytes: int
 
     @property
     def url(self) -> str: ...
@@ -158,10 +164,11 @@ class ObjectStorage:
 
     def put(self, name: str, chunks: Iterable[Bytes]) -> Stat:
         checked_object_name(name)
-        parts = cut(chunks)
+        parts = cut(chunks, self.bucket.part_bytes)
         first = next(parts, bytearray())
         # A part that is not full is the last one.
-        sent = self._create(name, first) if len(first) < PART_BYTES else self._upload(name, chain([first], parts))
+        whole = len(first) < self.bucket.part_bytes
+        sent = self._create(name, first) if whole else self._upload(name, chain([first], parts))
         return self._confirmed(name, sent)
 
     def get(self, name: str, offset: int = 0, length: int | None = None) -> Iterator[bytes]:

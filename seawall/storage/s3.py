@@ -45,7 +45,7 @@ from seawall.storage.base import Capabilities, Stat
 from seawall.storage.immutability import Retention
 from seawall.storage.locking import Attack, LockingStorage, can_lock_now, refuse_locked
 from seawall.storage.objects import Fetched
-from seawall.storage.parts import AHEAD
+from seawall.storage.parts import AHEAD, PART_BYTES
 from seawall.storage.retry import RetryPolicy, Sleep
 
 _CONNECT_SECONDS = 10
@@ -124,6 +124,7 @@ class S3Bucket:
         until: lock what is written until then; None for not at all.
     """
 
+    part_bytes = PART_BYTES
     lock_hint = "Object Lock must be on for the bucket; see docs/how-to/s3.md."
 
     def __init__(self, place: Place, client: Any, mode: LockMode, until: datetime | None = None) -> None:

@@ -66,7 +66,7 @@ def test_a_locked_object_is_read_but_not_deleted(locking: Any) -> None:
 
 def test_a_large_object_is_locked_as_a_small_one(locking: Any) -> None:
     until = soon(locking)
-    locking.put_locked("kept/large", (b"x" * (PART_BYTES // 2) for _ in range(3)), until)
+    locking.put_locked("kept/large", (b"x" * PART_BYTES for _ in range(3)), until)
     assert locking.retention("kept/large").until == until
     with pytest.raises(ObjectLocked):
         locking.delete("kept/large")

@@ -311,7 +311,7 @@ def test_an_answer_of_the_service_is_put_into_our_words(
 
 
 @pytest.mark.servers
-@pytest.mark.parametrize("size", [1000, PART_BYTES + 1000])
+@pytest.mark.parametrize("size", [1000, gcs.GcsBucket.part_bytes + 1000])
 def test_bytes_that_arrive_altered_are_refused_by_the_service(
     size: int, servers: Servers, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -340,11 +340,13 @@ def test_what_an_interrupted_upload_left_is_swept_when_it_is_old_enough(servers:
 @pytest.mark.servers
 @pytest.mark.parametrize("kind", HTTP)
 def test_an_upload_that_was_given_up_leaves_nothing_that_a_later_one_stumbles_over(kind: str, servers: Servers) -> None:
+    storage = servers[kind].storage()
+    part = storage.bucket.part_bytes
+
     def breaking() -> Iterator[bytes]:
-        yield from (b"old" * (PART_BYTES // 3) for _ in range(2))
+        yield from (b"old" * (part // 3) for _ in range(2))
         raise ZeroDivisionError
 
-    storage = servers[kind].storage()
     with pytest.raises(ZeroDivisionError):
         storage.put("large", breaking())
     assert list(storage.list()) == []
@@ -353,7 +355,7 @@ def test_an_upload_that_was_given_up_leaves_nothing_that_a_later_one_stumbles_ov
             servers["s3"].client(servers["s3"].settings()).list_multipart_uploads(Bucket=storage.bucket._place.bucket)
         )
         assert not left.get("Uploads"), "its parts were aborted at once and wait for no sweep"
-    content = b"new" * (PART_BYTES // 2)
+    content = b"new" * (part // 2)
     assert storage.put("large", [content]).size_bytes == len(content)
     assert read(storage, "large") == content
     storage.close()
@@ -401,8 +403,9 @@ def test_another_writers_object_is_not_taken_for_ours_after_a_lost_answer(kind: 
     storage.put("taken", [b"theirs"])
     assert storage.bucket.holds("taken", bytearray(b"theirs"))
     assert not storage.bucket.holds("taken", bytearray(b"ours!!"))
+    part = storage.bucket.part_bytes
     upload = storage.bucket.begin("large")
-    upload.send(1, bytearray(b"a" * PART_BYTES))
-    storage.put("large", [b"b" * PART_BYTES])
+    upload.send(1, bytearray(b"a" * part))
+    storage.put("large", [b"b" * part])
     assert not upload.stored()
     upload.abort()
