@@ -5,15 +5,19 @@ from __future__ import annotations
 import json
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import boto3
 import pytest
+from prefect_aws import AwsCredentials
 
+from blocks.repository import BackupRepository
+from blocks.site import BlockNames, settings_for
 from seawall import locations, retention
 from seawall.errors import ObjectMissing, StorageDenied
 from seawall.events import Observer, silent
@@ -27,6 +31,7 @@ from seawall.storage import open_storage
 from seawall.storage.base import read
 from seawall.storage.memory import MemoryStorage
 from seawall.wal import Lsn, Segment
+from tasks.opening import opened
 from tools.storage_servers import free_port, process, secret_file
 from tools.surroundings import ROOT
 
@@ -72,7 +77,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Repositor
 
 @pytest.mark.servers
 def test_the_account_that_writes_does_all_but_delete_and_the_one_that_deletes_cleans_up_behind_it(
-    place: RepositorySettings, tmp_path: Path
+    place: RepositorySettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     now, settings = datetime.now(UTC), Settings(repository=place)
     writer = open_storage(place)
@@ -104,6 +109,36 @@ def test_the_account_that_writes_does_all_but_delete_and_the_one_that_deletes_cl
     cleaner.storage.delete("sources/shop/backups/20261101T020000Z-full/bundles/1")
     with pytest.raises(ObjectMissing):
         read(writer, "sources/shop/backups/20261101T020000Z-full/bundles/1")
+
+    # The same accounts as blocks of Prefect's.
+    writer.put("probes/by-blocks", [b"1"])
+    by_blocks = _blocks(place, tmp_path, monkeypatch)
+    with opened(by_blocks(deleting=False), deleting=True) as repository, pytest.raises(StorageDenied):
+        repository.storage.delete("probes/by-blocks")
+    with opened(by_blocks(deleting=True)) as repository, pytest.raises(StorageDenied):
+        repository.storage.delete("probes/by-blocks")
+    with opened(by_blocks(deleting=True), deleting=True) as repository:
+        repository.storage.delete("probes/by-blocks")
+
+
+def _blocks(place: RepositorySettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Settings]:
+    """Settings as a flow makes them of blocks that say what `place` does."""
+
+    def block(file: Path | None) -> AwsCredentials:
+        assert file is not None
+        said = dict(line.split(" = ") for line in file.read_text().splitlines() if " = " in line)
+        about = {"endpoint_url": place.endpoint}
+        return AwsCredentials(**said, region_name=place.region, aws_client_parameters=about)
+
+    known = {
+        "offsite": BackupRepository(url=place.url, credentials="writer", deleting_credentials="deleter", attempts=1),
+        "writer": block(place.credentials_file),
+        "deleter": block(place.deleting_credentials_file),
+    }
+    monkeypatch.setattr("blocks.site.loaded", lambda _kind, name: known[name])
+    file = tmp_path / "seawall.toml"
+    file.write_text(f'[repository]\nurl = "memory:"\n[server]\nwork_directory = "{tmp_path}/work"\n[sources.shop]\n')
+    return partial(settings_for, "", str(file), BlockNames(repository="offsite"))
 
 
 def test_a_writer_that_may_delete_although_another_does_is_warned_about(tmp_path: Path) -> None:

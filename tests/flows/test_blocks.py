@@ -3,6 +3,7 @@ from __future__ import annotations
 import stat
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -17,7 +18,7 @@ from blocks.credentials import SftpKey, credentials_of, kind_of
 from blocks.notification import NotificationChannel, send, wanted
 from blocks.repository import BackupRepository, repository_settings
 from blocks.sealing import SealingKeys, sealing_settings
-from blocks.site import secret_file, with_blocks
+from blocks.site import BlockNames, secret_file, settings_for, with_blocks
 from seawall.catalog import Severity
 from seawall.errors import NameRefused, SettingsError
 from seawall.model import CopyMode
@@ -144,6 +145,47 @@ def test_what_a_block_says_takes_the_place_of_the_files_section_only():
     assert after.sources["two"].conninfo == "host=elsewhere"
     assert after.sources["one"] is before.sources["one"]
     assert after.repository is before.repository
+
+
+@pytest.fixture
+def site(tmp_path, monkeypatch):
+    """A settings file, and blocks of a repository that one account writes and another cleans up; what was loaded."""
+    keys = {"writer": "hunter2", "deleter": "hunter3"}
+    known = {
+        name: AwsCredentials(aws_access_key_id=name, aws_secret_access_key=secret) for name, secret in keys.items()
+    }
+    known["offsite"] = BackupRepository(url="s3://box/shop", credentials="writer", deleting_credentials="deleter")
+    loaded = []
+
+    def load(kind, name):
+        loaded.append(name)
+        assert isinstance(known[name], kind)
+        return known[name]
+
+    monkeypatch.setattr("blocks.site.loaded", load)
+    file = tmp_path / "seawall.toml"
+    file.write_text(f'[repository]\nurl = "memory:"\n[server]\nwork_directory = "{tmp_path}/work"\n[sources.shop]\n')
+    return file, loaded
+
+
+def test_a_host_that_only_writes_never_has_the_credentials_that_delete(site, tmp_path):
+    file, loaded = site
+    settings = settings_for("", str(file), BlockNames(repository="offsite"))
+    assert settings.repository.deleting_credentials_file is None
+    assert loaded == ["offsite", "writer"]
+    written = [one.read_text() for one in (tmp_path / "work" / "secrets").iterdir()]
+    assert len(written) == 1
+    assert "hunter2" in written[0]
+
+
+def test_work_that_deletes_gets_credentials_of_its_own_and_writes_with_the_others(site):
+    file, loaded = site
+    repository = settings_for("", str(file), BlockNames(repository="offsite"), deleting=True).repository
+    assert loaded == ["offsite", "writer", "deleter"]
+    for path, secret in ((repository.credentials_file, "hunter2"), (repository.deleting.credentials_file, "hunter3")):
+        assert secret in path.read_text()
+        assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    assert replace(repository.deleting, credentials_file=None) == replace(repository, credentials_file=None)
 
 
 def test_a_secret_of_a_block_is_written_for_its_owner_only_and_replaced_whole(tmp_path):
