@@ -11,12 +11,13 @@ Not guaranteed: that a marked backup is bad, or another one good. A mark is a re
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from statistics import median
 
-from seawall.errors import Damaged, NameRefused
+from seawall.errors import BackupMissing, Damaged, FormatTooNew, NameRefused
 from seawall.model import BackupKind, BackupLabel, Head
 from seawall.repository import SourceArea
 
@@ -123,10 +124,15 @@ def judged(area: SourceArea, label: BackupLabel) -> tuple[Mark, ...]:
     Raises:
         BackupMissing, Damaged: the backup itself cannot be read; earlier ones that cannot be are left out.
     """
-    heads, _ = area.readable_heads()
     newest = area.head(label)
-    earlier = [head for head in heads if head.kind is newest.kind and head.stopped_at < newest.stopped_at]
-    return marks([_measured(area, head) for head in earlier[-_LONGEST_HISTORY:]], _measured(area, newest))
+    earlier = [known for known in area.labels() if known.kind is label.kind and known.begun_at < label.begun_at]
+    return marks(list(_read(area, earlier[-_LONGEST_HISTORY:])), _measured(area, newest))
+
+
+def _read(area: SourceArea, labels: Sequence[BackupLabel]) -> Iterator[Measured]:
+    for label in labels:
+        with contextlib.suppress(BackupMissing, Damaged, FormatTooNew):
+            yield _measured(area, area.head(label))
 
 
 def _measured(area: SourceArea, head: Head) -> Measured:

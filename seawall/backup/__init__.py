@@ -11,24 +11,23 @@ import os
 import socket
 import time
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from seawall.archive.arrival import refuse_without_carrier, wait_for
 from seawall.backup.attempts import AttemptLog, Attempts, Terms
-from seawall.backup.direct import copy_direct
-from seawall.backup.output import Copied
-from seawall.backup.plan import BackupPlan, choose_prior, plan
+from seawall.backup.plan import BackupPlan, plan
 from seawall.backup.prior import Maps, Prior
 from seawall.backup.resume import ResumePlan, Unfinished, prove, terms_of
 from seawall.backup.resume import plan as plan_resume
-from seawall.backup.stream import copy_stream
 from seawall.capacity import refuse_without_room
 from seawall.errors import BackupMissing, Damaged, FormatTooNew, KeyError_, ObjectMissing, SeawallError, StorageError
 from seawall.events import Ended, Noticed, Observer
-from seawall.model import BackupKind, BackupLabel, CopyMode, Head, Health
+from seawall.model import BackupKind, BackupLabel, Cluster, CopyMode, Head, Health, SealingMode
 from seawall.postgres import extensions
 from seawall.postgres.inspect import configuration, globals_of, inspect
 from seawall.postgres.session import switch_wal_at_primary
@@ -37,6 +36,9 @@ from seawall.settings import Settings, SourceSettings
 from seawall.storage.wrappers import TokenBucket, cancellable_sleep
 from seawall.throttle import source_bucket
 from seawall.wal import Segment
+
+if TYPE_CHECKING:
+    from seawall.backup.output import Copied
 
 __all__ = ["BackupPlan", "ResumePlan", "plan", "resumable", "take"]
 
@@ -89,17 +91,15 @@ def take(
         Cancelled: on request.
         SeawallError: whatever else went wrong; nothing was listed.
     """
-    cluster = inspect(source)
-    area = repository.source(source.name)
-    if area.identity() is not None:
-        # Another cluster is refused as such before anything else is found wrong with it.
-        area.claim(cluster.identity, now)
-    # Only then is a new source claimed: a mistaken address must not make it another cluster's for ever.
-    refuse_without_carrier(source)
-    area.claim(cluster.identity, now)
-    holder = f"{socket.gethostname()}:{os.getpid()}"
-    maps, attempts = Maps(block_maps), _attempts(block_maps)
-    with area.lease(holder, "backup", patience=_CLEANUP_PATIENCE, wait=observe.wait) as held, ExitStack() as stack:
+    with ThreadPoolExecutor(1, thread_name_prefix="beside") as beside, ExitStack() as stack:
+        if sealing.mode is not SealingMode.NONE:
+            # While the server is asked; what is wrong with a key is said when the data key is sealed.
+            beside.submit(sealing.ring.prove, sealing.recipients)
+        cluster, area = inspect(source), repository.source(source.name)
+        _claim(source, area, cluster, now)
+        holder = f"{socket.gethostname()}:{os.getpid()}"
+        held = stack.enter_context(area.lease(holder, "backup", patience=_CLEANUP_PATIENCE, wait=observe.wait))
+        maps, attempts = Maps(block_maps), _attempts(block_maps)
         chosen = plan(source, area, cluster, kind, sealing=sealing.mode, now=now)
         chosen, prior = _with_prior(chosen, area, maps, sealing)
         if prior is not None:
@@ -128,7 +128,23 @@ def take(
         taking = _Taking(
             source, area, chosen, writer, held, observe, clock, prior, maps, reread, pace, attempts, log, unfinished
         )
-        return taking.run(began_at=now)
+        # It waits for the server and its programs, and the copy does not wait for it.
+        return taking.run(beside.submit(taking.surroundings), began_at=now)
+
+
+def _claim(source: SourceSettings, area: SourceArea, cluster: Cluster, now: datetime) -> None:
+    """Prove that the source is this cluster's, or make it so.
+
+    Raises:
+        ClusterMismatch: it is another cluster's.
+        ArchiveTimeout: nothing carries its WAL into the repository.
+    """
+    if area.identity() is not None:
+        # Another cluster is refused as such before anything else is found wrong with it.
+        area.claim(cluster.identity, now)
+    # Only then is a new source claimed: a mistaken address must not make it another cluster's for ever.
+    refuse_without_carrier(source)
+    area.claim(cluster.identity, now)
 
 
 def _written_since(chosen: BackupPlan) -> int:
@@ -204,15 +220,15 @@ class _Taking:
     log: AttemptLog
     unfinished: Unfinished | None
 
-    def run(self, *, began_at: datetime) -> Head:
+    def run(self, surroundings: Future[dict[str, str]], *, began_at: datetime) -> Head:
         with self._step("copy"):
             copied = self._copy()
         with closing(copied.files):
-            return self._committed(copied, began_at)
+            return self._committed(copied, surroundings, began_at)
 
-    def _committed(self, copied: Copied, began_at: datetime) -> Head:
+    def _committed(self, copied: Copied, surroundings: Future[dict[str, str]], began_at: datetime) -> Head:
         # Before the wait: the last segment arrives meanwhile.
-        specials = {**copied.specials, **self._surroundings()}
+        specials = {**copied.specials, **surroundings.result()}
         with self._step("wal"):
             self._wait_for_wal(copied)
         self._notice_bad_pages(copied)
@@ -240,6 +256,8 @@ class _Taking:
     def _copy(self) -> Copied:
         known = self.unfinished if self.unfinished is not None else self.prior
         if self.chosen.mode is CopyMode.DIRECT:
+            from seawall.backup.direct import copy_direct  # noqa: PLC0415 - see `seawall.cli.backup`
+
             return copy_direct(
                 self.source,
                 self.chosen.cluster,
@@ -254,6 +272,8 @@ class _Taking:
                 first_wal=self._first_wal,
                 observe=self.observe,
             )
+        from seawall.backup.stream import copy_stream  # noqa: PLC0415 - as above
+
         return copy_stream(
             self.source,
             self.chosen.cluster,
@@ -286,13 +306,14 @@ class _Taking:
             if head.health is Health.GOOD:
                 self.maps.keep(head, copied.objects, copied.listed_at_ns, copied.files.lines())
                 # An incremental builds on the newest good set, a differential on the newest good full one.
-                self.maps.forget_all_but(str(h.label) for h in (head, self._newest_full()) if h is not None)
+                self.maps.forget_all_but(str(h.label) for h in (head, self._newest_full(head)) if h is not None)
         except OSError as error:
             message = f"what the next incremental builds on cannot be kept: {error}"
             self.observe.hear(Noticed("medium", "no-block-map", message))
 
-    def _newest_full(self) -> Head | None:
-        return choose_prior(self.area.readable_heads()[0], BackupKind.DIFFERENTIAL)
+    def _newest_full(self, head: Head) -> Head | None:
+        """Heads were read for the plan; under the lease no other set came since."""
+        return head if head.kind is BackupKind.FULL else self.chosen.newest_full
 
     def _first_wal(self, first: Segment, in_recovery: bool) -> None:
         """Starting a backup closes the segment before it: if that does not arrive, nothing later will."""
@@ -326,7 +347,7 @@ class _Taking:
                 message = f"the primary was not asked to close its WAL segment: {error.message}"
                 self.observe.hear(Noticed("medium", "wal-not-switched", message))
 
-    def _surroundings(self) -> dict[str, str]:
+    def surroundings(self) -> dict[str, str]:
         """Configuration outside the data directory, and what belongs to no database; a loss that is said aloud."""
         found = self._readable("configuration", self._configuration)
         found[extensions.SPECIAL] = extensions.encoded(self.chosen.cluster.extensions)

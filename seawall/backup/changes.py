@@ -1,18 +1,15 @@
 """What changed in a file since the backup that the next one builds on: pure decisions over sizes, times and digests.
 
 Content decides: a run is taken over from an earlier backup only if the digest of what lies there now equals that of
-what was stored then. Times only spare reading, and only where they cannot deceive: `unchanged_by_times`.
+what was stored then (`differences`). Times only spare reading, and only where they cannot deceive:
+`unchanged_by_times`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import Protocol
-
-import numpy as np
-import numpy.typing as npt
 
 from seawall.codec import combined
 from seawall.codec.runs import DIGEST_BYTES
@@ -22,8 +19,6 @@ from seawall.repository.blocks import FileBlocks
 # A write sets the file's times first and its bytes after that, and may be held up in between, by a journal or by
 # writeback, for as long as the kernel finds normal. A time this close to the listing says nothing.
 SETTLE_NS = 60 * 1_000_000_000
-# From here on a file is stored whole: what is saved is less than what its many extents cost a restore.
-_WHOLE_FROM = 0.7
 # The digest of a run of which nothing is known. No bytes that anybody can find have it, and it never counts as equal.
 UNKNOWN = bytes(DIGEST_BYTES)
 
@@ -97,72 +92,6 @@ def unchanged_by_times(found: Times, known: FileBlocks, listed_at_ns: int, *, se
         known.inode,
     )
     return same and known.inode != 0 and max(known.mtime_ns, known.ctime_ns) + settle_ns < listed_at_ns
-
-
-def changed_spans(prior: PriorFile, digests: bytes, size: int) -> tuple[Span, ...]:
-    """The parts of a file to store: runs whose digest is another, adjacent ones joined, or all of it.
-
-    Args:
-        prior: the file as it was stored, cut into runs of the same length.
-        digests: of the runs that lie there now, at least as far as the prior has the file; the rest is stored anyway.
-        size: how many bytes lie there now.
-    """
-    count, compared = -(-size // prior.blocks.run_bytes), len(digests) // DIGEST_BYTES
-    if len(digests) % DIGEST_BYTES or not min(count, prior.blocks.runs) <= compared <= count:
-        raise ValueError(f"{len(digests)} bytes of digests do not describe {size} bytes of {prior.entry.path!r}")
-    differs = np.ones(count, np.bool_)
-    differs[:compared] = differing_runs(prior, digests, size)
-    # What was appended, or is not known, is one piece, however long; only what was there before can be in many.
-    both = _known_runs(prior, min(count, prior.blocks.runs))
-    if count and (differs[: len(both)] & both).sum() >= _WHOLE_FROM * both.sum():
-        return (Span(0, size),)
-    return tuple(span for span, differ in stretches(differs, prior.blocks.run_bytes, size) if differ)
-
-
-def differing_runs(prior: PriorFile, digests: bytes, size: int, first: int = 0) -> npt.NDArray[np.bool_]:
-    """For each of consecutive runs of a file, whether it is another one than in the prior.
-
-    Args:
-        prior: the file as it was stored, cut into runs of the same length.
-        digests: of the runs that lie there now, from run number `first` on.
-        size: how many bytes the whole file has now.
-    """
-    run_bytes, known = prior.blocks.run_bytes, prior.blocks.digests
-    count = len(digests) // DIGEST_BYTES
-    differs = np.ones(count, np.bool_)
-    common = min(count, prior.blocks.runs - first)
-    if common <= 0:
-        return differs
-    there = known[first * DIGEST_BYTES : (first + common) * DIGEST_BYTES]
-    differs[:common] = (_digests(digests, common) != _digests(there, common)).any(axis=1)
-    differs[:common] |= ~_digests(there, common).any(axis=1)
-    # The last run of either file may be short. Equal digests of unequal lengths cannot be, and are not relied on.
-    last = first + common - 1
-    if min(run_bytes, size - last * run_bytes) != min(run_bytes, prior.entry.size_bytes - last * run_bytes):
-        differs[common - 1] = True
-    return differs
-
-
-def _known_runs(prior: PriorFile, count: int) -> npt.NDArray[np.bool_]:
-    return np.asarray(_digests(prior.blocks.digests, count).any(axis=1), np.bool_)
-
-
-def _digests(digests: bytes, count: int) -> npt.NDArray[np.uint64]:
-    return np.frombuffer(digests, np.uint64, count * DIGEST_BYTES // 8).reshape(count, DIGEST_BYTES // 8)
-
-
-def stretches(differs: npt.NDArray[np.bool_], run_bytes: int, size: int, first: int = 0) -> Iterator[tuple[Span, bool]]:
-    """The parts of a file that differ and those that do not, in turn.
-
-    Args:
-        differs: for each run from number `first` on.
-        size: how many bytes the whole file has.
-    """
-    edges = [0, *(np.flatnonzero(np.diff(differs)) + 1).tolist(), len(differs)]
-    for begin, end in pairwise(edges):
-        if end > begin:
-            offset = (first + begin) * run_bytes
-            yield Span(offset, min((first + end) * run_bytes, size) - offset), bool(differs[begin])
 
 
 def complement(spans: Iterable[Span], size: int) -> tuple[Span, ...]:

@@ -21,11 +21,10 @@ from seawall.backup.changes import (
     PriorFile,
     Span,
     Times,
-    changed_spans,
     complement,
-    stretches,
     unchanged_by_times,
 )
+from seawall.backup.differences import changed_spans, stretches
 from seawall.backup.load import Part
 from seawall.backup.output import Output, run_together, times_of
 from seawall.backup.reading import opened

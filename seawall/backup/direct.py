@@ -12,6 +12,7 @@ import queue
 import time
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from io import BytesIO
 from pathlib import Path
 from typing import TypeAlias
@@ -80,10 +81,14 @@ def copy_direct(
     directory = source.data_directory or Path(cluster.data_directory)
     with BackupSession(source, str(writer.label)) as session:
         started = session.start()
-        first_wal(Segment.containing(started.lsn, started.timeline, cluster.segment_bytes), started.in_recovery)
         _refuse_other_copy(directory, started)
-        listed_at_ns = _before_listing(directory)
-        found = scan(directory, cluster)
+        first = Segment.containing(started.lsn, started.timeline, cluster.segment_bytes)
+        with ThreadPoolExecutor(1, thread_name_prefix="first-wal") as beside:
+            arrived = beside.submit(first_wal, first, started.in_recovery)
+            listed_at_ns = _before_listing(directory)
+            found = scan(directory, cluster)
+            # Before the first byte is read: where WAL does not arrive, all of that would be in vain.
+            arrived.result()
         for path, reason in found.left_out:
             observe.hear(Noticed("medium", "left-out", f"{path!r} is not in this backup: {reason}"))
         observe.hear(Began("copy", found.total_bytes))
@@ -92,13 +97,17 @@ def copy_direct(
         told = None if prior is None or reread else told_by(source, cluster, prior, started, observe)
         parts = _parts(found, output, told, reread=reread, workers=workers, bucket=bucket)
         _copy_parts(parts, cluster, output, Bounds.of(workers, adapts=adapts), bucket)
-        # pg_control comes last, as PostgreSQL asks for backups of a standby; it never harms on a primary.
-        _copy_control(directory, output)
-        stopped = session.stop()
+        # pg_control is read last, as PostgreSQL asks for backups of a standby; it never harms on a primary.
+        control = read_control_bytes(directory / CONTROL_FILE)
+        # All that replay starts from was read by now. Where what follows fails, a stopped backup is void all the same.
+        with ThreadPoolExecutor(1, thread_name_prefix="stop") as beside:
+            stopping = beside.submit(session.stop)
+            _store_control(control, output)
+            files = output.files(found.entries)
+            stopped = stopping.result()
     specials = {"backup_label": stopped.backup_label}
     if stopped.tablespace_map:
         specials["tablespace_map"] = stopped.tablespace_map
-    files = output.files(found.entries)
     return Copied(
         started.lsn,
         stopped.lsn,
@@ -289,8 +298,7 @@ class _PartReader:
             self._checker.judge(self._part.entry, self._descriptor, view, offset)
 
 
-def _copy_control(directory: Path, output: Output) -> None:
-    content = BytesIO(read_control_bytes(directory / CONTROL_FILE))
-    length = len(content.getbuffer())
-    control = ExtentSource(CONTROL_FILE, 0, length, content.readinto, max(run_bytes(length), output.block_bytes))
+def _store_control(content: bytes, output: Output) -> None:
+    length = len(content)
+    control = ExtentSource(CONTROL_FILE, 0, length, BytesIO(content).readinto, max(run_bytes(length), output.block_bytes))
     output.put(lambda _bundle: [control], Scratch())

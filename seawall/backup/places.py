@@ -6,8 +6,6 @@ from array import array
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterator
 
-import numpy as np
-
 
 class Places:
     """Places by path. They are found by a hash, so whoever reads one must see that it is of the path.
@@ -41,6 +39,8 @@ class Places:
     def _by_hash(self) -> tuple[array[int], array[int]]:
         if not self._places:
             return array("q"), array("Q")
+        import numpy as np  # noqa: PLC0415 - its import takes 0.1 s, which a command has while it waits for a server
+
         hashes, places = np.frombuffer(self._hashes, np.int64), np.frombuffer(self._places, np.uint64)
         order = np.argsort(hashes, kind="stable")
         return array("q", hashes[order].tobytes()), array("Q", places[order].tobytes())

@@ -24,6 +24,7 @@ class BackupPlan:
         adapts: whether there may be more writers than that while these wait.
         asked: the kind that was asked for; `kind` is what will be taken, and `reason` says why if they differ.
         prior: the backup that it builds on; None for a full one.
+        newest_full: the one that a differential would build on, where the heads were read.
     """
 
     source: str
@@ -36,6 +37,7 @@ class BackupPlan:
     workers: int
     adapts: bool
     prior: Head | None = None
+    newest_full: Head | None = None
 
     def as_full(self, reason: str) -> BackupPlan:
         """The same, but for a full backup that stands in for what cannot be taken."""
@@ -79,12 +81,14 @@ def plan(
     if kind is BackupKind.FULL:
         return full
     # A head that cannot be read keeps no backup from being taken; only nothing builds on it.
-    prior = choose_prior(area.readable_heads()[0], kind)
+    heads, _ = area.readable_heads()
+    prior = choose_prior(heads, kind)
     limit = timedelta(days=source.full_after_days)
     reason = why_full(prior, cluster, now=now, sealing=sealing, full_after=limit)
     if prior is None or reason:
         return full.as_full(reason)
-    return replace(full, kind=kind, prior=prior, label=BackupLabel(full.label.begun_at, kind, base_of(prior)))
+    label = BackupLabel(full.label.begun_at, kind, base_of(prior))
+    return replace(full, kind=kind, prior=prior, label=label, newest_full=choose_prior(heads, BackupKind.DIFFERENTIAL))
 
 
 def choose_prior(heads: Sequence[Head], kind: BackupKind) -> Head | None:

@@ -16,7 +16,8 @@ from math import inf
 from typing import TypeAlias
 
 from seawall.backup.attempts import AttemptLog
-from seawall.backup.changes import Known, PriorFile, Span, differing_runs, stretches
+from seawall.backup.changes import Known, PriorFile, Span
+from seawall.backup.differences import differing_runs, stretches
 from seawall.backup.output import Copied, Output, run_together
 from seawall.backup.prior import Prior
 from seawall.codec import BundleWriter, ExtentSource, Scratch

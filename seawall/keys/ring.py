@@ -107,6 +107,7 @@ class KeyRing:
         self._lock = threading.RLock()
         self._opened: Session | None = None
         self._tool: gnupg.GPG | None = None
+        self._proving = threading.Lock()
         self._proved: dict[tuple[str, ...], tuple[object, tuple[str, ...]]] = {}
 
     def __enter__(self) -> KeyRing:
@@ -230,6 +231,14 @@ class KeyRing:
         raise KeyMissing(f"the ring {self.home} has no key {wanted}")
 
     # ---- data keys
+
+    def prove(self, recipients: Sequence[str]) -> None:
+        """See that something can be sealed for recipients; what is sealed for them next need not look again.
+
+        Raises:
+            KeyMissing, KeyUnusable: as for `wrap`.
+        """
+        self._proved_recipients(recipients, allow_single=False)
 
     def wrap(self, secret: bytes, recipients: Sequence[str], *, allow_single: bool = False) -> str:
         """An armored OpenPGP message that each recipient's private key opens.
@@ -382,10 +391,12 @@ class KeyRing:
     def _proved_recipients(self, recipients: Sequence[str], *, allow_single: bool) -> tuple[str, ...]:
         """Primary fingerprints of keys that something can be sealed for; remembered until the ring changes."""
         wanted = tuple(_full_fingerprint(recipient) for recipient in recipients)
-        stamp = self._stamp()
-        remembered = self._proved.get(wanted)
-        if remembered is None or remembered[0] != stamp:
-            remembered = self._proved[wanted] = (stamp, _usable(self.list(), wanted, self.home))
+        # Whoever comes while another looks waits for what that one finds.
+        with self._proving:
+            stamp = self._stamp()
+            remembered = self._proved.get(wanted)
+            if remembered is None or remembered[0] != stamp:
+                remembered = self._proved[wanted] = (stamp, _usable(self.list(), wanted, self.home))
         if len(remembered[1]) < (1 if allow_single else 2):
             raise KeyUnusable(
                 f"{len(remembered[1])} distinct recipient is too few: one lost key must not lose every backup",

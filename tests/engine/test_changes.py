@@ -14,13 +14,12 @@ from seawall.backup.changes import (
     PriorFile,
     Span,
     Times,
-    changed_spans,
     complement,
-    differing_runs,
     joined_digests,
     kept_extents,
     unchanged_by_times,
 )
+from seawall.backup.differences import changed_spans, differing_runs
 from seawall.backup.stream import in_runs
 from seawall.codec import combined
 from seawall.codec.runs import DIGEST_BYTES, digests_of

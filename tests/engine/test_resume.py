@@ -14,7 +14,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from seawall.backup.attempts import Attempt, AttemptLog, Attempts, Terms
-from seawall.backup.changes import UNKNOWN, PriorFile, Span, changed_spans, complement, kept_extents
+from seawall.backup.changes import UNKNOWN, PriorFile, Span, complement, kept_extents
+from seawall.backup.differences import changed_spans
 from seawall.backup.ledger import StoredExtent
 from seawall.backup.resume import RESUME_WITHIN, ResumePlan, Unfinished, overlaid, plan, prove
 from seawall.codec import combined
