@@ -1,8 +1,9 @@
 """`python -m benchmarks.entries`: peak memory and time of what a backup's number of files decides, without the files.
 
 A made-up listing of so many relation files of one page goes through listing, packing, notes of extents, ledger, block
-map, manifest and the host's copy (`commit`); the copy is looked through as an incremental does (`prior`); the manifest
-is read as verification and restore do (`read`). No bundle is made: its memory does not depend on the number of files.
+map, manifest and the host's copy (`commit`); every file of the copy is looked up (`prior`); an incremental of which
+nothing changed lists, compares and commits again (`incremental`); the manifest is read as verification and restore do
+(`read`). No bundle is made: its memory does not depend on the number of files.
 Each step is a process of its own, measured beside one that only imports the same (`nothing`).
 """
 
@@ -15,15 +16,20 @@ import sys
 import tempfile
 from array import array
 from collections.abc import Callable, Iterator
-from contextlib import closing
+from contextlib import ExitStack, closing
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from benchmarks import measure
+from seawall.backup.attempts import AttemptLog
+from seawall.backup.compare import Comparison
 from seawall.backup.ledger import CopiedFile, Extents, Ledger
 from seawall.backup.load import WholeFiles, pack
+from seawall.backup.output import Output
 from seawall.backup.prior import Maps, Prior
 from seawall.codec import run_bytes
+from seawall.events import silent
 from seawall.keys import KeyRing
 from seawall.model import (
     BackupKind,
@@ -42,11 +48,14 @@ from seawall.repository import Repository, Sealing, SourceArea, blocks
 from seawall.repository.blocks import FileBlocks
 from seawall.repository.wanted import Wanted
 from seawall.storage.local import LocalStorage
+from seawall.storage.wrappers import TokenBucket
 from seawall.wal import Lsn
 
 _NOW = datetime(2026, 1, 1, tzinfo=UTC)
 _LABEL = BackupLabel(_NOW)
 _PAGE_BYTES = 8192
+# Long after the times of the files, so that these say that nothing was written since.
+_LISTED_AT_NS = 10**18
 _FILES_IN_A_DATABASE = 250_000
 
 
@@ -83,6 +92,9 @@ def _commit(work: Path, files: int) -> None:
             StoredObject(f"sources/bench/backups/{_LABEL}/bundles/{n:08}-00", 1, "00" * 32, 1)
             for n in range(len(bundles))
         ]
+        for stored in own:
+            # An incremental looks whether they are there.
+            area.storage.put(stored.name, [b"."])
         with closing(Extents()) as extents:
             for bundle, stored in zip(bundles, own, strict=True):
                 for number, part in enumerate(bundle):
@@ -99,15 +111,38 @@ def _commit(work: Path, files: int) -> None:
                 specials={},
                 files=ledger.entries(),
                 held=held,
-                block_map=blocks.encode(str(_LABEL), 1, ledger.maps()),
+                block_map=blocks.encode(str(_LABEL), _LISTED_AT_NS, ledger.maps()),
             )
-            Maps(work / "maps").keep(head, ledger.objects, 1, ledger.lines())
+            Maps(work / "maps").keep(head, ledger.objects, _LISTED_AT_NS, ledger.lines())
 
 
 def _prior(work: Path, files: int) -> None:
     with Prior(_area(work).head(_LABEL), work / "maps" / f"{_LABEL}.map") as prior:
         if not all(prior.get(entry.path) for entry in _found(files)):
             raise SystemExit("a file is not found again")
+
+
+def _incremental(work: Path, files: int) -> None:
+    area = _area(work)
+    label = BackupLabel(_NOW + timedelta(hours=4), BackupKind.INCREMENTAL, _NOW)
+    with KeyRing(work / "ring") as ring, ExitStack() as stack:
+        prior = stack.enter_context(Prior(area.head(_LABEL), work / "maps" / f"{_LABEL}.map"))
+        writer = area.begin(label, Sealing(SealingMode.NONE, Compression.LZ4, 1, (), ring), _NOW)
+        listing = Listing(_found(files))
+        output = Output(writer, silent(), _PAGE_BYTES, AttemptLog(None, silent()), prior)
+        parts = Comparison(listing, prior, output, workers=2, bucket=TokenBucket(0), reread=False).parts()
+        if parts:
+            raise SystemExit("files are stored that did not change")
+        ledger = stack.enter_context(closing(output.files(listing)))
+        head = writer.commit(
+            replace(_head(ledger), label=label, kind=BackupKind.INCREMENTAL, prior=str(_LABEL)),
+            objects=ledger.objects,
+            specials={},
+            files=ledger.entries(),
+            held=stack.enter_context(area.lease("bench", "backup")),
+            block_map=blocks.encode(str(label), _LISTED_AT_NS, ledger.maps()),
+        )
+        Maps(work / "maps").keep(head, ledger.objects, _LISTED_AT_NS, ledger.lines())
 
 
 def _read(work: Path, files: int) -> None:
@@ -127,6 +162,7 @@ _STEPS: dict[str, Callable[[Path, int], None]] = {
     "nothing": _nothing,
     "commit": _commit,
     "prior": _prior,
+    "incremental": _incremental,
     "read": _read,
 }
 

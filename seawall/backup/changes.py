@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from seawall.codec import combined
 from seawall.codec.runs import DIGEST_BYTES
@@ -23,14 +23,20 @@ SETTLE_NS = 60 * 1_000_000_000
 UNKNOWN = bytes(DIGEST_BYTES)
 
 
-@dataclass(frozen=True, slots=True)
-class Times:
+class Times(NamedTuple):
     """What the file system says of a file, in nanoseconds of Unix time and bytes."""
 
     size: int
     mtime_ns: int
     ctime_ns: int
     inode: int
+
+
+class Seen(NamedTuple):
+    """How a file was found before, and how many bytes of it were stored: all that its times can be compared with."""
+
+    times: Times
+    stored_bytes: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +48,7 @@ class PriorFile:
 
 
 class Known(Protocol):
-    """What is known of a cluster's files from before; `get` and `blocks` may be called from several threads.
+    """What is known of a cluster's files from before; its methods may be called from several threads.
 
     Args:
         listed_at_ns: when they were listed, by the clock that their times come from; 0 if that is not known.
@@ -54,6 +60,17 @@ class Known(Protocol):
 
     def get(self, path: str) -> PriorFile | None:
         """A file, or None if nothing of it is known."""
+        ...
+
+    def seen(self, path: str) -> Seen | None:
+        """How a file was found, or None if nothing of it is known: quick, since its extents are not read."""
+        ...
+
+    def rows(self, path: str) -> tuple[bytes, bytes] | None:
+        """What a manifest and a block map say of all of a file, in the bytes in which they say it, if they do.
+
+        Objects have their positions in `objects`.
+        """
         ...
 
     def blocks(self, path: str) -> FileBlocks:
@@ -73,7 +90,7 @@ class Span:
     length: int
 
 
-def unchanged_by_times(found: Times, known: FileBlocks, listed_at_ns: int, *, settle_ns: int = SETTLE_NS) -> bool:
+def unchanged_by_times(found: Times, known: Times, listed_at_ns: int, *, settle_ns: int = SETTLE_NS) -> bool:
     """Whether a file need not be read, because nothing was written to it since the prior listed it.
 
     All of size, mtime, ctime and inode must be the same. A file that was replaced has another inode or ctime, one
@@ -82,16 +99,10 @@ def unchanged_by_times(found: Times, known: FileBlocks, listed_at_ns: int, *, se
 
     Args:
         found: the file now.
-        known: the file in the prior's block map.
+        known: the file as the prior found it.
         listed_at_ns: when the prior listed its files, by the clock that their times come from.
     """
-    same = (found.size, found.mtime_ns, found.ctime_ns, found.inode) == (
-        known.size,
-        known.mtime_ns,
-        known.ctime_ns,
-        known.inode,
-    )
-    return same and known.inode != 0 and max(known.mtime_ns, known.ctime_ns) + settle_ns < listed_at_ns
+    return found == known and known.inode != 0 and max(known.mtime_ns, known.ctime_ns) + settle_ns < listed_at_ns
 
 
 def complement(spans: Iterable[Span], size: int) -> tuple[Span, ...]:

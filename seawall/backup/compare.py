@@ -3,34 +3,41 @@
 First pass of an incremental copy on the cluster's own host. It decides by digests of bytes that it read itself; the
 second pass reads what differs again and stores what lies there then. Both are moments between the backup's start and
 stop, and replay makes them one: a page may be copied at any of them.
+
+A cluster may have a million files, so files are numbers in arrays until one is looked at, and then it is forgotten.
 """
 
 from __future__ import annotations
 
 import os
-import queue
 import random
+import threading
 import time
+from array import array
+from bisect import bisect_right
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
+
+import numpy as np
 
 from seawall.backup import changes
 from seawall.backup.changes import (
     Known,
     PriorFile,
+    Seen,
     Span,
     Times,
     complement,
     unchanged_by_times,
 )
 from seawall.backup.differences import changed_spans, stretches
-from seawall.backup.load import Part
+from seawall.backup.load import Pieces
 from seawall.backup.output import Output, run_together, times_of
 from seawall.backup.reading import opened
 from seawall.backup.told import Told
 from seawall.codec.runs import DIGEST_BYTES, digests_of
-from seawall.errors import Damaged
 from seawall.events import Advanced, Noticed
 from seawall.postgres.scan import CopyEntry
 from seawall.postgres.summaries import Runs
@@ -40,29 +47,61 @@ from seawall.storage.wrappers import TokenBucket
 _PIECE_BYTES = 16 * 1024 * 1024
 _READ_BYTES = 1024 * 1024
 _SAMPLED_RUNS = 256
+# How often files are drawn to come to so many runs.
+_DRAWS = 16
 _WRITING_SECONDS = 0.005
+
+
+class _Files:
+    """Some of the listed files, by number, with their sizes: sixteen bytes for each."""
+
+    def __init__(self) -> None:
+        self.numbers, self._ends = array("Q"), array("Q")
+
+    def add(self, number: int, size: int) -> None:
+        self.numbers.append(number)
+        self._ends.append(self.total_bytes + size)
+
+    @property
+    def total_bytes(self) -> int:
+        return self._ends[-1] if self._ends else 0
+
+    def drawn(self, chance: random.Random) -> Iterator[int]:
+        """Numbers drawn at random without an end, a file as likely as it is large; none where all are empty."""
+        while self.total_bytes:
+            yield self.numbers[bisect_right(self._ends, chance.randrange(self.total_bytes))]
+
+    def largest_first(self) -> Iterator[int]:
+        """All of them: what takes longest is begun first, so that all readers end at about the same time."""
+        ends = np.array(self._ends, np.int64)
+        sizes = ends.copy()
+        sizes[1:] -= ends[:-1]
+        return (self.numbers[place] for place in np.argsort(-sizes, kind="stable"))
 
 
 @dataclass
 class _Suspect:
     """A file that is in the prior and may have changed since: its digests, as far as it was read.
 
-    What the prior knows of it is looked up whenever it is needed: of all files at once that would fill the memory.
-    `reach` is how much of it there is to compare; what was appended since is stored without. `told` are the runs that
-    have to be read, None for all.
+    There are as many at once as are being read. `reach` is how much of it there is to compare; what was appended since
+    is stored without. `told` are the runs that have to be read, None for all.
     """
 
+    number: int
     entry: CopyEntry
-    run_bytes: int
-    reach: int
+    known: PriorFile
     told: Runs | None = None
     digests: dict[int, bytes] = field(default_factory=dict)
     unread: int = 0
     vanished: bool = False
 
-    @classmethod
-    def of(cls, entry: CopyEntry, known: PriorFile) -> _Suspect:
-        return cls(entry, known.blocks.run_bytes, min(entry.size, known.entry.size_bytes))
+    @property
+    def run_bytes(self) -> int:
+        return self.known.blocks.run_bytes
+
+    @property
+    def reach(self) -> int:
+        return min(self.entry.size, self.known.entry.size_bytes)
 
     @property
     def pieces(self) -> Iterator[Span]:
@@ -84,6 +123,7 @@ class Comparison:
     """One cluster compared with a prior.
 
     Args:
+        listing: the cluster's entries.
         output: told what is taken over.
         reread: compare also files whose times say that nothing was written to them.
         told: what the server says changed; the rest of files that were written to is not read either.
@@ -91,6 +131,7 @@ class Comparison:
 
     def __init__(
         self,
+        listing: Sequence[CopyEntry],
         prior: Known,
         output: Output,
         *,
@@ -99,62 +140,71 @@ class Comparison:
         reread: bool,
         told: Told | None = None,
     ) -> None:
-        self._prior, self._output, self._told = prior, output, told
+        self._listing, self._prior, self._output, self._told = listing, prior, output, told
         self._workers, self._bucket, self._reread = workers, bucket, reread
         # The same sample whenever the same backup is looked at again.
         self._random = random.Random(str(output.writer.label))  # noqa: S311 - a sample, no secret
-        self._parts: list[Part] = []
+        self._pieces = Pieces(listing)
 
-    def parts(self, files: Sequence[CopyEntry]) -> list[Part]:
-        """What has to be stored of files; all else is taken over."""
-        self._parts = []
-        same: list[CopyEntry] = []
-        suspects: list[_Suspect] = []
-        for entry in files:
-            known = self._prior.get(entry.path)
-            if known is None:
-                self._parts.append(Part.whole(entry))
-            elif self._is_same(entry, known):
-                same.append(entry)
-            else:
-                suspects.append(_Suspect.of(entry, known))
-        told = self._told
+    def parts(self) -> Pieces:
+        """What has to be stored of all files but pg_control; all else is taken over."""
+        same, suspects = self._by_times()
         if self._deceives(same):
             # Who writes past the times of files may write past WAL as well.
-            suspects += [_Suspect.of(entry, self._known(entry)) for entry in same]
-            same, told = [], None
-        for entry in same:
-            self._output.keep_whole(entry.path)
-            self._output.observe.hear(Advanced("copy", entry.size))
-        if told is not None:
-            self._believe(told, suspects)
+            self._told = None
+            for number in same.numbers:
+                suspects.add(number, self._listing[number].size)
+        else:
+            for number in same.numbers:
+                self._output.keep_whole(number)
+            self._output.observe.hear(Advanced("copy", same.total_bytes))
+        if self._told is not None:
+            self._doubt(self._told, suspects)
         self._read(suspects)
-        return self._parts
+        self._pieces.sort()
+        return self._pieces
 
-    def _known(self, entry: CopyEntry) -> PriorFile:
-        known = self._prior.get(entry.path)
-        if known is None:
-            raise Damaged(f"{entry.path!r} was known from before a moment ago and is not now")
-        return known
+    def _by_times(self) -> tuple[_Files, _Files]:
+        """Files to which nothing was written by their times, and those to read; what is new is to be stored."""
+        same, suspects = _Files(), _Files()
+        for number, entry in enumerate(self._listing):
+            if entry.kind != "file" or entry.is_control:
+                continue
+            seen = self._prior.seen(entry.path)
+            if seen is None:
+                self._pieces.add(number, 0, entry.size)
+            else:
+                (same if self._is_same(entry, seen) else suspects).add(number, entry.size)
+        return same, suspects
 
-    def _is_same(self, entry: CopyEntry, known: PriorFile) -> bool:
-        if self._reread or entry.size != known.entry.size_bytes:
+    def _is_same(self, entry: CopyEntry, seen: Seen) -> bool:
+        if self._reread or entry.size != seen.stored_bytes:
             return False
         listed_at_ns = self._prior.listed_at_ns
-        return unchanged_by_times(times_of(entry), known.blocks, listed_at_ns, settle_ns=changes.SETTLE_NS)
+        return unchanged_by_times(times_of(entry), seen.times, listed_at_ns, settle_ns=changes.SETTLE_NS)
+
+    def _suspect(self, number: int) -> _Suspect | None:
+        """A file with all that the prior knows of it; None if its parts cannot be told apart there."""
+        entry = self._listing[number]
+        known = self._prior.get(entry.path)
+        if known is None:
+            return None
+        # WAL tells nothing of a file that was put in the place of another: a copied or exchanged data directory.
+        is_told = self._told is not None and entry.inode == known.blocks.inode
+        return _Suspect(number, entry, known, self._told.runs(entry, known) if self._told and is_told else None)
 
     # ---- files that are not read
 
-    def _deceives(self, same: Sequence[CopyEntry]) -> bool:
+    def _deceives(self, same: _Files) -> bool:
         """Whether a file has other content although its times say that nothing was written to it."""
-        filled = [entry for entry in same if entry.size]
-        if not filled:
-            return False
-        chosen = self._random.choices(filled, [entry.size for entry in filled], k=_SAMPLED_RUNS)
+        chosen = Counter(islice(same.drawn(self._random), _SAMPLED_RUNS))
         # One look-up for each file, however many of its runs were drawn: large ones are drawn most.
-        for entry, drawn in Counter(chosen).items():
+        for number, drawn in chosen.items():
+            entry = self._listing[number]
             known = self._prior.blocks(entry.path)
-            if any(self._is_other(entry, known, self._random.randrange(known.runs)) for _ in range(drawn)):
+            if known.runs and any(
+                self._is_other(entry, known, self._random.randrange(known.runs)) for _ in range(drawn)
+            ):
                 self._output.observe.hear(
                     Noticed(
                         "critical",
@@ -183,30 +233,31 @@ class Comparison:
 
     # ---- runs that are not read
 
-    def _believe(self, told: Told, suspects: Sequence[_Suspect]) -> None:
-        """Have only those runs read that the server says changed, unless a sample of the others proves it wrong."""
-        for each in suspects:
-            known = self._known(each.entry)
-            # WAL tells nothing of a file that was put in the place of another: a copied or exchanged data directory.
-            if each.entry.inode == known.blocks.inode:
-                each.told = told.runs(each.entry, known)
-        sampled = [(each, each.told) for each in suspects if each.told is not None and each.entry.size]
-        if not sampled:
-            return
-        for each, runs in self._random.choices(sampled, [each.entry.size for each, _ in sampled], k=_SAMPLED_RUNS):
-            run = self._random.randrange(len(runs))
-            if not runs[run] and self._is_missed(told, each, run):
-                message = f"WAL summaries say nothing of a change in {each.entry.path}; all of its kind is read"
-                self._output.observe.hear(Noticed("critical", "summaries-wrong", message))
-                for suspect in suspects:
-                    suspect.told = None
-                return
+    def _doubt(self, told: Told, suspects: _Files) -> None:
+        """Compare a sample of the runs that the server calls unchanged, and believe nothing if one proves it wrong."""
+        left = _SAMPLED_RUNS
+        for _ in range(_DRAWS):
+            for number, drawn in Counter(islice(suspects.drawn(self._random), left)).items():
+                each = self._suspect(number)
+                # Of some files nothing is told, and these are read anyway.
+                if each is None or each.told is None:
+                    continue
+                left -= drawn
+                if any(self._is_wrong(told, each, each.told) for _ in range(drawn)):
+                    message = f"WAL summaries say nothing of a change in {each.entry.path}; all of its kind is read"
+                    self._output.observe.hear(Noticed("critical", "summaries-wrong", message))
+                    self._told = None
+                    return
+
+    def _is_wrong(self, told: Told, each: _Suspect, runs: Runs) -> bool:
+        run = self._random.randrange(len(runs))
+        return not runs[run] and self._is_missed(told, each, run)
 
     def _is_missed(self, told: Told, each: _Suspect, run: int) -> bool:
         length = each.run_bytes
         span = Span(run * length, min(length, each.entry.size - run * length))
         found = self._pread(each, span)
-        if found is None or digests_of(found, length) == _digests_of_span(self._prior.blocks(each.entry.path), span):
+        if found is None or digests_of(found, length) == _digests_of_span(each.known.blocks, span):
             return False
         time.sleep(_WRITING_SECONDS)  # so that a write in progress ends
         return self._pread(each, span) == found and told.contradicts(found)
@@ -225,24 +276,37 @@ class Comparison:
 
     # ---- files that are read
 
-    def _read(self, suspects: Sequence[_Suspect]) -> None:
-        loads: queue.SimpleQueue[tuple[_Suspect, Span]] = queue.SimpleQueue()
-        for suspect in sorted(suspects, key=lambda suspect: -suspect.entry.size):
-            for piece in suspect.pieces:
-                suspect.unread += 1
-                loads.put((suspect, piece))
+    def _read(self, suspects: _Files) -> None:
+        waiting, lock = self._waiting(suspects), threading.Lock()
 
         def work() -> None:
             buffer = memoryview(bytearray(_READ_BYTES))
             while True:
-                try:
-                    suspect, piece = loads.get_nowait()
-                except queue.Empty:
+                with lock:
+                    suspect, piece = next(waiting, (None, None))
+                if suspect is None or piece is None:
                     return
                 self._digest(suspect, piece, buffer)
                 self._count(suspect)
 
         run_together([work] * self._workers, self._output)
+
+    def _waiting(self, suspects: _Files) -> Iterator[tuple[_Suspect, Span]]:
+        """Pieces to read, each made when somebody is there to read it."""
+        for number in suspects.largest_first():
+            suspect = self._suspect(number)
+            if suspect is None:
+                self._store_whole(number)
+                continue
+            pieces = list(suspect.pieces)
+            # Before the first is given out: whoever reads the last one decides.
+            suspect.unread = len(pieces)
+            for piece in pieces:
+                yield suspect, piece
+
+    def _store_whole(self, number: int) -> None:
+        with self._output.lock:
+            self._pieces.add(number, 0, self._listing[number].size)
 
     def _digest(self, suspect: _Suspect, piece: Span, buffer: memoryview) -> None:
         descriptor = opened(suspect.entry)
@@ -256,10 +320,9 @@ class Comparison:
         suspect.digests[piece.offset] = found
 
     def _digests(self, descriptor: int, suspect: _Suspect, piece: Span, buffer: memoryview) -> Iterator[bytes]:
-        known = None if suspect.told is None else self._prior.blocks(suspect.entry.path)
         for span, wanted in suspect.stretches(piece):
-            if known is not None and not wanted:
-                yield _digests_of_span(known, span)
+            if not wanted:
+                yield _digests_of_span(suspect.known.blocks, span)
                 continue
             end = span.offset + span.length
             for offset in range(span.offset, end, len(buffer)):
@@ -281,18 +344,20 @@ class Comparison:
             self._decide(suspect)
 
     def _decide(self, suspect: _Suspect) -> None:
-        entry, known = suspect.entry, self._known(suspect.entry)
+        entry, known = suspect.entry, suspect.known
         digests = b"".join(suspect.digests[offset] for offset in sorted(suspect.digests))
-        suspect.digests.clear()
         spans = changed_spans(known, digests, entry.size)
         if spans and not entry.is_relation:
             # Such a file may be replaced by another as a whole: of two of them no third one may be made.
             spans = (Span(0, entry.size),)
         kept = complement(spans, entry.size)
         with self._output.lock:
-            if kept:
+            if not spans and entry.size == known.entry.size_bytes:
+                self._output.keep_whole(suspect.number)
+            elif kept:
                 self._output.keep(known, kept)
-            self._parts += [Part(entry, span.offset, span.length) for span in spans]
+            for span in spans:
+                self._pieces.add(suspect.number, span.offset, span.length)
         self._output.observe.hear(Advanced("copy", sum(span.length for span in kept)))
 
 

@@ -157,9 +157,10 @@ def _parts(
     if output.known is None:
         chosen = (n for n, entry in enumerate(found.entries) if entry.kind == "file" and not entry.is_control)
         return WholeFiles(found.entries, array("Q", chosen))
-    files = [entry for entry in found.files if not entry.is_control]
-    comparison = Comparison(output.known, output, workers=workers, bucket=bucket, reread=reread, told=told)
-    return sorted(comparison.parts(files), key=lambda part: (part.entry.path, part.offset))
+    comparison = Comparison(
+        found.entries, output.known, output, workers=workers, bucket=bucket, reread=reread, told=told
+    )
+    return comparison.parts()
 
 
 def _copy_parts(parts: Sequence[Part], cluster: Cluster, output: Output, bounds: Bounds, bucket: TokenBucket) -> None:
@@ -300,5 +301,7 @@ class _PartReader:
 
 def _store_control(content: bytes, output: Output) -> None:
     length = len(content)
-    control = ExtentSource(CONTROL_FILE, 0, length, BytesIO(content).readinto, max(run_bytes(length), output.block_bytes))
+    control = ExtentSource(
+        CONTROL_FILE, 0, length, BytesIO(content).readinto, max(run_bytes(length), output.block_bytes)
+    )
     output.put(lambda _bundle: [control], Scratch())

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import IO, NamedTuple
 
 from seawall.backup import prior
+from seawall.backup.changes import Times
 from seawall.backup.places import Places
 from seawall.model import Extent, FileEntry, StoredObject
 from seawall.repository import blocks, manifest
@@ -93,6 +94,18 @@ class CopiedFile:
     blocks: FileBlocks | None
 
 
+@dataclass(frozen=True, slots=True)
+class TakenFile:
+    """A file that is taken over as a whole: as it is listed now, and what was said of it before (`Known.rows`)."""
+
+    path: str
+    mode: int
+    modified_at: float
+    times: Times
+    entry: bytes
+    blocks: bytes
+
+
 class Ledger:
     """The files of a backup in the order of their paths, encoded once: as manifest, block map and host copy have them.
 
@@ -103,27 +116,42 @@ class Ledger:
     """
 
     def __init__(
-        self, files: Iterable[CopiedFile], own: Sequence[StoredObject], earlier: Sequence[StoredObject] = ()
+        self, files: Iterable[CopiedFile | TakenFile], own: Sequence[StoredObject], earlier: Sequence[StoredObject] = ()
     ) -> None:
         self.objects = list(own)
+        self._earlier = earlier
         self._numbers = _Numbers(self.objects, earlier)
         self._rows: IO[bytes] = tempfile.SpooledTemporaryFile(_IN_MEMORY_BYTES)  # noqa: SIM115 - `close` does
         self._count = 0
         self.plain_bytes = 0
         self.bad_pages: dict[str, tuple[int, ...]] = {}
         for file in files:
-            self._note(file)
+            if isinstance(file, TakenFile):
+                self._note_taken(file)
+            else:
+                self._note_copied(file)
 
-    def _note(self, file: CopiedFile) -> None:
+    def _note_copied(self, file: CopiedFile) -> None:
         entry = manifest.encoded_row(file.entry, self._numbers)
         known = _NOTHING if file.blocks is None else blocks.encoded_row(file.blocks)
-        line = prior.map_line(file.entry.path, entry, known)
+        self._note(file.entry.path, entry, known)
+        if file.entry.bad_pages:
+            self.bad_pages[file.entry.path] = file.entry.bad_pages
+
+    def _note_taken(self, file: TakenFile) -> None:
+        """Most files of an incremental are such: to decode their extents and encode them again takes far longer."""
+        entry = manifest.moved_row(file.entry, file.mode, file.modified_at, self._moved)
+        self._note(file.path, entry, blocks.with_times(file.blocks, *file.times))
+
+    def _moved(self, number: int) -> int:
+        return self._numbers[self._earlier[number].name]
+
+    def _note(self, path: str, entry: Row, known: Row) -> None:
+        line = prior.map_line(path, entry, known)
         self._rows.write(_ENTRY.pack(entry.counted, known.counted, len(line), len(entry.json), len(known.json)))
         self._rows.write(line)
         self._count += 1
-        self.plain_bytes += file.entry.size_bytes
-        if file.entry.bad_pages:
-            self.bad_pages[file.entry.path] = file.entry.bad_pages
+        self.plain_bytes += entry.counted
 
     def __len__(self) -> int:
         return self._count

@@ -10,6 +10,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import overload
 
+import numpy as np
+
 from seawall.codec import BUNDLE_BYTES
 from seawall.postgres.scan import CopyEntry
 
@@ -53,6 +55,40 @@ class WholeFiles(Sequence[Part]):
         if isinstance(number, slice):
             return WholeFiles(self._entries, self._numbers[number])
         return Part.whole(self._entries[self._numbers[number]])
+
+
+class Pieces(Sequence[Part]):
+    """Parts of some of the entries of a listing; to be sorted when all are there."""
+
+    def __init__(self, entries: Sequence[CopyEntry]) -> None:
+        self._entries = entries
+        self._numbers, self._offsets, self._lengths = array("Q"), array("Q"), array("Q")
+
+    def add(self, number: int, offset: int, length: int) -> None:
+        """Take `length` bytes of an entry in, from its byte `offset` on."""
+        self._numbers.append(number)
+        self._offsets.append(offset)
+        self._lengths.append(length)
+
+    def sort(self) -> None:
+        """Into the order of entries, and in each of them of its bytes."""
+        order = np.lexsort((self._offsets, self._numbers))
+        for column in (self._numbers, self._offsets, self._lengths):
+            column[:] = array("Q", np.frombuffer(column, np.uint64)[order].tobytes())
+
+    def __len__(self) -> int:
+        return len(self._numbers)
+
+    @overload
+    def __getitem__(self, number: int) -> Part: ...
+
+    @overload
+    def __getitem__(self, number: slice) -> Sequence[Part]: ...
+
+    def __getitem__(self, number: int | slice) -> Part | Sequence[Part]:
+        if isinstance(number, slice):
+            return [self[each] for each in range(*number.indices(len(self)))]
+        return Part(self._entries[self._numbers[number]], self._offsets[number], self._lengths[number])
 
 
 class Load:

@@ -14,7 +14,7 @@ from typing import TypeAlias
 
 from seawall.backup.attempts import AttemptLog
 from seawall.backup.changes import Known, PriorFile, Span, Times, joined_digests, kept_extents
-from seawall.backup.ledger import CopiedFile, Extents, Ledger
+from seawall.backup.ledger import CopiedFile, Extents, Ledger, TakenFile
 from seawall.codec import BundleWriter, ExtentSource, Scratch, run_bytes
 from seawall.errors import Cancelled, Damaged
 from seawall.events import Advanced, Observer
@@ -76,7 +76,7 @@ class Output:
     failed: threading.Event = field(default_factory=threading.Event)
     lock: threading.Lock = field(default_factory=threading.Lock)
     _stored: Extents = field(default_factory=Extents)
-    _whole: set[str] = field(default_factory=set)
+    _whole: bytearray = field(default_factory=bytearray)
     _kept: dict[str, tuple[Span, ...]] = field(default_factory=dict)
     _run_bytes: dict[str, int] = field(default_factory=dict)
     _numbers: Iterator[int] = field(default_factory=lambda: itertools.count(1))
@@ -90,9 +90,10 @@ class Output:
         self._run_bytes[known.entry.path] = known.blocks.run_bytes
         self._kept[known.entry.path] = tuple(spans)
 
-    def keep_whole(self, path: str) -> None:
-        """Take a file over as it was stored before."""
-        self._whole.add(path)
+    def keep_whole(self, number: int) -> None:
+        """Take a file over as it was stored before: by its number among the listed ones, of which there may be many."""
+        self._whole.extend(bytes(max(number + 1 - len(self._whole), 0)))
+        self._whole[number] = True
 
     def put(self, sources: Callable[[BundleWriter], Iterable[ExtentSource]], scratch: Scratch) -> None:
         """Make and store one bundle from the extents that `sources` gives for its writer."""
@@ -134,11 +135,16 @@ class Output:
         """
         earlier = self.known.objects if self.known is not None else ()
         with closing(self._stored):
-            there = (each for each in listed if each.path not in self.vanished)
-            return Ledger(map(self._file, there), self.objects, earlier)
+            there = ((n, each) for n, each in enumerate(listed) if each.path not in self.vanished)
+            return Ledger(itertools.starmap(self._file, there), self.objects, earlier)
 
-    def _file(self, listed: Listed) -> CopiedFile:
-        extents, digests, runs = self._content(listed)
+    def _file(self, number: int, listed: Listed) -> CopiedFile | TakenFile:
+        is_whole = number < len(self._whole) and bool(self._whole[number])
+        rows = self.known.rows(listed.path) if self.known is not None and is_whole else None
+        if rows is not None:
+            return TakenFile(listed.path, listed.mode, listed.mtime, times_of(listed), *rows)
+        spans = (Span(0, listed.size),) if is_whole else self._kept.get(listed.path, ())
+        extents, digests, runs = self._content(listed, spans)
         entry = FileEntry(
             path=listed.path,
             kind=listed.kind,
@@ -156,17 +162,14 @@ class Output:
             entry, FileBlocks(listed.path, known.size, known.mtime_ns, known.ctime_ns, known.inode, runs, digests)
         )
 
-    def _content(self, listed: Listed) -> tuple[tuple[Extent, ...], bytes, int]:
+    def _content(self, listed: Listed, spans: Sequence[Span]) -> tuple[tuple[Extent, ...], bytes, int]:
         """The extents of a file, stored and taken over, the digests of its runs, and how long these are."""
         path = listed.path
-        spans = self._kept.get(path, ())
-        known = self.known.get(path) if self.known is not None and (spans or path in self._whole) else None
+        known = self.known.get(path) if self.known is not None and spans else None
         stored = self._stored.of(path)
         if known is None:
             digests = b"".join(row.digests for row in stored)
             return tuple(row.extent for row in stored), digests, self.run_bytes(listed)
-        if path in self._whole:
-            return known.entry.extents, known.blocks.digests, known.blocks.run_bytes
         rows = [*kept_extents(known, spans), *((row.offset, row.extent) for row in stored)]
         rows.sort(key=lambda row: row[0])
         _refuse_holes(listed, rows)

@@ -20,7 +20,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO
 
-from seawall.backup.changes import PriorFile
+from seawall.backup.changes import PriorFile, Seen, Times
 from seawall.backup.places import Places
 from seawall.errors import Damaged
 from seawall.keys import KeyRing
@@ -71,16 +71,36 @@ class Prior:
         )
         return found if found.blocks.describes(found.entry) else None
 
+    def seen(self, path: str) -> Seen | None:
+        """How a file was found, or None if there is none of that path.
+
+        Raises:
+            Damaged: its line is none.
+        """
+        line = self._line(path)
+        if line is None:
+            return None
+        try:
+            *times, _ = blocks.header_of(line[2])
+            return Seen(Times(*times), manifest.size_of(line[1]))
+        except (ValueError, KeyError, TypeError) as error:
+            raise Damaged(f"{self._name} has a malformed line for {path!r}") from error
+
+    def rows(self, path: str) -> tuple[bytes, bytes] | None:
+        """What the manifest and the block map say of a file, in their own bytes; None if there is none of that path."""
+        line = self._line(path)
+        return None if line is None else (line[1], line[2])
+
     def blocks(self, path: str) -> FileBlocks:
         """Only the digests of a file that `get` finds: the many extents of a large file take long to read.
 
         Raises:
             KeyError: there is no such file.
         """
-        line = self._line(path)
-        if line is None:
+        found = self.rows(path)
+        if found is None:
             raise KeyError(path)
-        return blocks.from_row(json.loads(line[2]), name=self._name)
+        return blocks.from_row(json.loads(found[1]), name=self._name)
 
     def _line(self, path: str) -> list[bytes] | None:
         begins = compact(path) + b"\t"

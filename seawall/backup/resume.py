@@ -21,7 +21,17 @@ from datetime import datetime, timedelta
 from itertools import chain
 
 from seawall.backup.attempts import Attempt, Attempts, Terms
-from seawall.backup.changes import UNKNOWN, Known, PriorFile, Span, complement, digests_between, kept_extents
+from seawall.backup.changes import (
+    UNKNOWN,
+    Known,
+    PriorFile,
+    Seen,
+    Span,
+    Times,
+    complement,
+    digests_between,
+    kept_extents,
+)
 from seawall.backup.ledger import Extents, StoredExtent
 from seawall.backup.plan import BackupPlan
 from seawall.codec import combined
@@ -249,15 +259,28 @@ class Unfinished:
             known = overlaid(known, path, rows)
         return known
 
+    def seen(self, path: str) -> Seen | None:
+        """How a file was found; of one that an attempt stored something of, no times are known."""
+        if self._base is not None and not self._is_noted(path):
+            return self._base.seen(path)
+        known = self.get(path)
+        return None if known is None else Seen(Times(known.blocks.size, 0, 0, 0), known.entry.size_bytes)
+
+    def rows(self, path: str) -> tuple[bytes, bytes] | None:
+        """What the prior's manifest and block map say of a file of which no attempt stored anything."""
+        return None if self._base is None or self._is_noted(path) else self._base.rows(path)
+
+    def _is_noted(self, path: str) -> bool:
+        with self._lock:
+            return any(extents.has(path) for extents in self._noted)
+
     def blocks(self, path: str) -> FileBlocks:
         """Only the digests of a file that `get` finds.
 
         Raises:
             KeyError: there is no such file.
         """
-        with self._lock:
-            is_noted = any(extents.has(path) for extents in self._noted)
-        if self._base is not None and not is_noted:
+        if self._base is not None and not self._is_noted(path):
             return self._base.blocks(path)
         known = self.get(path)
         if known is None:

@@ -99,6 +99,29 @@ def row(file: FileBlocks) -> list[Any]:
     return [file.path, file.size, file.mtime_ns, file.ctime_ns, file.inode, file.run_bytes, digests]
 
 
+def header_of(line: bytes) -> tuple[int, int, int, int, int]:
+    """Size, mtime, ctime, inode and length of runs from an `encoded_row`, without its digests.
+
+    These are last and in Base64, so the last comma with a quote behind it is the one before them.
+
+    Raises:
+        ValueError: it is none.
+    """
+    _, *numbers = line[: line.rindex(b',"')].rsplit(b",", 5)
+    size, mtime_ns, ctime_ns, inode, run_bytes = map(int, numbers)
+    return size, mtime_ns, ctime_ns, inode, run_bytes
+
+
+def with_times(line: bytes, size: int, mtime_ns: int, ctime_ns: int, inode: int) -> lines.Row:
+    """An `encoded_row` under other times; its digests are not decoded, of which a large file has many."""
+    front, quote, digests = line.rpartition(b',"')
+    path, *_, run_bytes = front.rsplit(b",", 5)
+    text = digests.removesuffix(b'"]')
+    runs = (len(text) // 4 * 3 - text.count(b"=")) // DIGEST_BYTES
+    times = b",%d,%d,%d,%d," % (size, mtime_ns, ctime_ns, inode)
+    return lines.Row(path + times + run_bytes + quote + digests, runs)
+
+
 def from_row(value: Any, *, name: str) -> FileBlocks:
     """One file from plain JSON values; `name` is the object's, for messages.
 

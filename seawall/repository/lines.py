@@ -8,6 +8,9 @@ from typing import Any, NamedTuple
 
 from seawall.errors import Damaged
 
+# Made once: `json.dumps` makes one for each call that asks for separators.
+_COMPACT = json.JSONEncoder(separators=(",", ":"))
+
 
 class Row(NamedTuple):
     """What one line says, encoded once for all who write it, and what the last line counts of it."""
@@ -18,7 +21,7 @@ class Row(NamedTuple):
 
 def compact(value: object) -> bytes:
     """A value as lines hold it."""
-    return json.dumps(value, separators=(",", ":")).encode("ascii")
+    return _COMPACT.encode(value).encode("ascii")
 
 
 def encoded(value: Mapping[str, Any]) -> bytes:

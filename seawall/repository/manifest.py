@@ -7,7 +7,7 @@ Paths that are no UTF-8 survive: they carry surrogate escapes, which ASCII JSON 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from seawall.codec.runs import checked_run_bytes
@@ -68,6 +68,39 @@ def row(entry: FileEntry, index: Mapping[str, int]) -> dict[str, Any]:
     if entry.bad_pages:
         value["bad_pages"] = list(entry.bad_pages)
     return value
+
+
+def size_of(line: bytes) -> int:
+    """How many bytes the file of an `encoded_row` has, without reading its extents.
+
+    A quote inside a path is escaped, so no path contains what is looked for; the same holds for `moved_row`.
+
+    Raises:
+        ValueError: it is none.
+    """
+    return int(line.partition(b',"extents":')[0].rpartition(b',"size":')[2].partition(b",")[0])
+
+
+def moved_row(line: bytes, mode: int, modified_at: float, number: Callable[[int], int]) -> lines.Row:
+    """An `encoded_row` of a whole file whose bytes lie where they lay, in objects that have other positions.
+
+    Most files of an incremental are such, so what does not change is neither decoded nor encoded.
+
+    Args:
+        number: the position of an object, from the one that it had.
+    """
+    front, found, rest = line.partition(b',"extents":[[')
+    size = size_of(line)
+    made = front.rpartition(b',"mode":')[0] + b',"mode":%d,"size":%d,"mtime":%b' % (
+        mode,
+        size,
+        lines.compact(modified_at),
+    )
+    if not found:
+        return lines.Row(made + b"}", size)
+    # What was wrong with pages is said by whoever reads them: only extents are taken over.
+    extents = (each.split(b",", 1) for each in rest.partition(b"]]")[0].split(b"],["))
+    return lines.Row(made + found + b"],[".join(b"%d,%b" % (number(int(n)), o) for n, o in extents) + b"]]}", size)
 
 
 def from_row(value: Mapping[str, Any], objects: Sequence[StoredObject], *, name: str) -> FileEntry:

@@ -191,8 +191,7 @@ def test_a_map_that_is_not_of_its_manifests_entry_is_told(wrong: dict[str, objec
 
 LISTED = 10**18
 OLD = LISTED - SETTLE_NS - 1
-KNOWN = FileBlocks(PATH, RUN, OLD, OLD, 77, RUN, bytes(DIGEST_BYTES))
-SAME = Times(RUN, OLD, OLD, 77)
+KNOWN = SAME = Times(RUN, OLD, OLD, 77)
 
 
 def test_a_file_with_the_same_times_size_and_inode_is_not_read() -> None:
@@ -202,15 +201,15 @@ def test_a_file_with_the_same_times_size_and_inode_is_not_read() -> None:
 @pytest.mark.parametrize("member", ["size", "mtime_ns", "ctime_ns", "inode"])
 @pytest.mark.parametrize("by", [-1, 1])
 def test_a_file_that_differs_in_any_of_these_is_read(member: str, by: int) -> None:
-    assert not unchanged_by_times(replace(SAME, **{member: getattr(SAME, member) + by}), KNOWN, LISTED)
+    assert not unchanged_by_times(SAME._replace(**{member: getattr(SAME, member) + by}), KNOWN, LISTED)
 
 
 @pytest.mark.parametrize("member", ["mtime_ns", "ctime_ns"])
 @pytest.mark.parametrize("late", [LISTED - SETTLE_NS, LISTED, LISTED + 10**9], ids=["just before", "at", "after"])
 def test_times_close_to_the_listing_of_the_prior_prove_nothing(member: str, late: int) -> None:
-    found, known = replace(SAME, **{member: late}), replace(KNOWN, **{member: late})
-    assert not unchanged_by_times(found, known, LISTED)
+    same = SAME._replace(**{member: late})
+    assert not unchanged_by_times(same, same, LISTED)
 
 
 def test_times_that_nobody_knew_prove_nothing() -> None:
-    assert not unchanged_by_times(Times(RUN, 0, 0, 0), replace(KNOWN, mtime_ns=0, ctime_ns=0, inode=0), LISTED)
+    assert not unchanged_by_times(Times(RUN, 0, 0, 0), Times(RUN, 0, 0, 0), LISTED)

@@ -5,17 +5,20 @@ from __future__ import annotations
 import json
 import random
 from contextlib import closing
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from seawall.backup.ledger import CopiedFile, Extents, Ledger
+from seawall.backup.changes import Times
+from seawall.backup.ledger import CopiedFile, Extents, Ledger, TakenFile
 from seawall.model import Extent, FileEntry, StoredObject
 from seawall.repository import blocks, manifest
 from seawall.repository.blocks import FileBlocks
 
 OBJECTS = [StoredObject(f"sources/a/backups/{n}", 10, "00" * 32, 20) for n in range(3)]
+INTS = st.integers(0, 2**62)
 HASHES = st.binary(min_size=32, max_size=32).map(bytes.hex)
 ROWS = st.lists(
     st.tuples(
@@ -93,6 +96,34 @@ def test_what_a_host_keeps_is_what_manifest_and_block_map_say() -> None:
         assert json.loads(path) == "base/1/2"
         assert [entry] == [row.json for row in ledger.entries() if row.counted]
         assert [known] == [row.json for row in ledger.maps()]
+
+
+PATHS = st.text(st.characters(codec="utf-8") | st.sampled_from('",[]:{}\\\udce9'), min_size=1).filter(
+    lambda path: "/" not in path and "\0" not in path and path not in (".", "..")
+)
+
+
+@given(path=PATHS, rows=ROWS, digests=st.binary(max_size=10).map(lambda one: one * 16), times=st.tuples(*[INTS] * 4))
+def test_a_file_that_is_taken_over_is_said_to_be_what_it_was_under_its_new_times_and_objects(
+    path: str, rows: list[tuple[str, int, Extent, bytes]], digests: bytes, times: tuple[int, int, int, int]
+) -> None:
+    extents = tuple(extent for _, _, extent, _ in rows)
+    entry = FileEntry(path, "file", 0o600, sum(each.length for each in extents), 1.25, extents)
+    was = FileBlocks(path, 1, 2, 3, 4, 8192, digests)
+    index = {stored.name: number for number, stored in enumerate(OBJECTS)}
+    told = manifest.encoded_row(entry, index), blocks.encoded_row(was)
+    assert manifest.size_of(told[0].json) == entry.size_bytes
+    assert blocks.header_of(told[1].json) == (1, 2, 3, 4, 8192)
+    taken = TakenFile(path, 0o640, 7.5, Times(*times), told[0].json, told[1].json)
+    own = StoredObject("own", 1, "00" * 32, 1)
+    with closing(Ledger([taken], [own], OBJECTS)) as ledger:
+        expected = CopiedFile(replace(entry, mode=0o640, modified_at=7.5), FileBlocks(path, *times, 8192, digests))
+        assert decoded(ledger) == [expected]
+        assert [row.counted for row in ledger.maps()] == [was.runs]
+        assert set(ledger.objects) == {own} | {OBJECTS[index[each.object]] for each in extents}
+        # Bytes and not only meaning: what is taken over again and again must not drift.
+        again = {stored.name: number for number, stored in enumerate(ledger.objects)}
+        assert [row.json for row in ledger.entries()] == [manifest.encoded_row(expected.entry, again).json]
 
 
 def test_two_go_through_a_ledger_by_turns() -> None:

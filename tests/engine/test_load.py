@@ -8,7 +8,7 @@ from collections import defaultdict
 from hypothesis import given
 from hypothesis import strategies as st
 
-from seawall.backup.load import Part, WholeFiles, pack
+from seawall.backup.load import Part, Pieces, WholeFiles, pack
 from seawall.codec import BUNDLE_BYTES, FRAME_BYTES
 from seawall.postgres.scan import CopyEntry
 
@@ -81,3 +81,20 @@ def test_a_hundred_thousand_small_files_stay_within_the_index_of_a_bundle() -> N
     loads = loads_of([100] * 100_000)
     assert max(len(load) for load in loads) <= 2000
     assert sum(len(load) for load in loads) == 100_000
+
+
+def test_pieces_come_in_the_order_of_their_files_whatever_order_they_were_found_in() -> None:
+    entries = [CopyEntry("/data", f"base/1/{n}", "file", 0o600, 100) for n in range(3)]
+    pieces = Pieces(entries)
+    for number, offset, length in ((2, 0, 100), (0, 50, 10), (1, 0, 1), (0, 0, 20)):
+        pieces.add(number, offset, length)
+    pieces.sort()
+    expected = [Part(entries[0], 0, 20), Part(entries[0], 50, 10), Part(entries[1], 0, 1), Part(entries[2], 0, 100)]
+    assert list(pieces) == [pieces[n] for n in range(4)] == pieces[0:4] == expected
+    assert list(Pieces(entries)) == []
+
+
+def test_nothing_to_store_is_sorted_too() -> None:
+    pieces = Pieces([])
+    pieces.sort()
+    assert len(pieces) == 0

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from seawall.backup.changes import PriorFile
+from seawall.backup.changes import PriorFile, Seen, Times
 from seawall.backup.prior import Maps, Prior, map_line
 from seawall.errors import Damaged
 from seawall.model import Extent, FileEntry, StoredObject
@@ -104,3 +104,12 @@ def test_files_whose_paths_have_one_hash_are_told_apart(tmp_path: Path, monkeypa
     with Prior(HEAD, kept(tmp_path)) as prior:
         assert [prior.get(known.entry.path) for known in FILES] == list(FILES)
         assert prior.get("base/1") is None
+
+
+def test_how_a_file_was_found_is_told_without_its_extents(maps: Maps, tmp_path: Path) -> None:
+    with Prior(HEAD, kept(tmp_path)) as prior:
+        for known in FILES:
+            size = known.entry.size_bytes
+            assert prior.seen(known.entry.path) == Seen(Times(size, 1, 2, 3), size)
+        assert prior.seen("base/1/3") is None
+        assert prior.rows("base/1/3") is None
