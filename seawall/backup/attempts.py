@@ -18,8 +18,8 @@ import hashlib
 import json
 import os
 import threading
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
@@ -59,10 +59,10 @@ class Terms:
 
     def difference(self, earlier: Terms) -> str:
         """Why what an attempt with other terms stored is of no use; empty where it is."""
-        for field in fields(self):
-            was, is_ = getattr(earlier, field.name), getattr(self, field.name)
+        for term in fields(self):
+            was, is_ = getattr(earlier, term.name), getattr(self, term.name)
             if was != is_:
-                return f"its {field.name.replace('_', ' ')} was {was or 'none'}, this backup's is {is_ or 'none'}"
+                return f"its {term.name.replace('_', ' ')} was {was or 'none'}, this backup's is {is_ or 'none'}"
         return ""
 
 
@@ -82,6 +82,7 @@ class Attempt:
     Args:
         objects: what was stored and confirmed.
         spoiled: files of which a page did not match its checksum: nothing of them is taken over.
+        parts_sha256: what the storage said of the parts of objects that were sent in parts, by name.
     """
 
     label: BackupLabel
@@ -89,6 +90,7 @@ class Attempt:
     path: Path
     objects: tuple[StoredObject, ...]
     spoiled: frozenset[str]
+    parts_sha256: Mapping[str, str] = field(default_factory=dict)
 
     def extents(self) -> Iterator[tuple[StoredObject, list[NotedExtent]]]:
         """What lies in each object."""
@@ -112,8 +114,23 @@ class AttemptLog:
         self._file, self._observe = file, observe
         self._lock = threading.Lock()
 
-    def note(self, stored: StoredObject, extents: Iterable[tuple[str, int, Extent]], digests: Sequence[bytes]) -> None:
-        """Note an object after the storage confirmed it, and never before."""
+    @property
+    def is_kept(self) -> bool:
+        return self._file is not None
+
+    def note(
+        self,
+        stored: StoredObject,
+        extents: Iterable[tuple[str, int, Extent]],
+        digests: Sequence[bytes],
+        *,
+        parts_sha256: str = "",
+    ) -> None:
+        """Note an object after the storage confirmed it, and never before.
+
+        Args:
+            parts_sha256: what the storage says of the parts that it was sent in (`Stat.parts_sha256`).
+        """
         if self._file is None:
             return
         rows = [
@@ -121,7 +138,8 @@ class AttemptLog:
             for (path, offset, e), found in zip(extents, digests, strict=True)
         ]
         row = [stored.name, stored.stored_bytes, stored.stored_sha256, stored.plain_bytes]
-        self._write({"object": row, "extents": rows})
+        told = {"parts_sha256": parts_sha256} if parts_sha256 else {}
+        self._write({"object": row, **told, "extents": rows})
 
     def spoil(self, path: str) -> None:
         """Have nothing of a file taken over: a page of it did not match its checksum, now or for good."""
@@ -225,6 +243,7 @@ def _attempt(path: Path) -> Attempt | None:
     """An attempt from its notes; None where they do not tell what it was."""
     objects: list[StoredObject] = []
     spoiled: set[str] = set()
+    parts: dict[str, str] = {}
     try:
         notes = _notes(path)
         first = next(notes, {})
@@ -234,9 +253,10 @@ def _attempt(path: Path) -> Attempt | None:
         for note in notes:
             if "object" in note:
                 objects.append(_object(note))
+                parts[objects[-1].name] = str(note.get("parts_sha256", ""))
             else:
                 spoiled.add(str(note["spoiled"]))
-        return Attempt(BackupLabel.parse(first["label"]), terms, path, tuple(objects), frozenset(spoiled))
+        return Attempt(BackupLabel.parse(first["label"]), terms, path, tuple(objects), frozenset(spoiled), parts)
     except (OSError, ValueError, KeyError, TypeError, AttributeError, NameRefused):
         return None
 

@@ -16,8 +16,8 @@ from seawall.backup.attempts import AttemptLog
 from seawall.backup.changes import Known, PriorFile, Span, Times, joined_digests, kept_extents
 from seawall.backup.ledger import CopiedFile, Extents, Ledger, TakenFile
 from seawall.codec import BundleWriter, ExtentSource, Scratch, run_bytes
-from seawall.errors import Cancelled, Damaged
-from seawall.events import Advanced, Observer
+from seawall.errors import Cancelled, Damaged, StorageError
+from seawall.events import Advanced, Noticed, Observer
 from seawall.model import Extent, FileEntry, StoredObject
 from seawall.postgres.scan import CopyEntry
 from seawall.postgres.stream import StreamedFile
@@ -105,11 +105,22 @@ class Output:
         )
         extents, digests = bundle.extents(name), bundle.digests
         # Only now: what the storage did not confirm is nothing that another attempt could take over.
-        self.log.note(stored, extents, digests)
+        self.log.note(stored, extents, digests, parts_sha256=self._parts_sha256(stored))
         with self.lock:
             self.objects.append(stored)
             for (path, offset, extent), found in zip(extents, digests, strict=True):
                 self._stored.add(path, offset, extent, found)
+
+    def _parts_sha256(self, stored: StoredObject) -> str:
+        """What spares reading the object back, should this backup have to be resumed; without it, it is read back."""
+        if not self.log.is_kept:
+            return ""
+        try:
+            return self.writer.parts_sha256(stored)
+        except StorageError as error:
+            message = f"{stored.name} would have to be read back if this backup is resumed: {error.message}"
+            self.observe.hear(Noticed("low", "parts-not-told", message))
+            return ""
 
     def _observed(self, chunks: Iterator[Bytes], bundle: BundleWriter) -> Iterator[Bytes]:
         plain = stored = 0

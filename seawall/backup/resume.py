@@ -179,16 +179,19 @@ def _why_closed(area: SourceArea, attempt: Attempt) -> str:
 def prove(area: SourceArea, chosen: ResumePlan, *, workers: int, observe: Observer) -> frozenset[str]:
     """The names of those objects that hold what was stored: by the storage's own SHA-256, or else by reading them.
 
+    Where the storage has one over the parts of an object, that proves it if it is the one that was noted.
+
     Raises:
         StorageUnreachable, StorageDenied: nothing can be said.
         Cancelled: on request.
     """
     observe.hear(Began("resume", chosen.stored_bytes))
+    noted = {name: told for attempt in chosen.attempts for name, told in attempt.parts_sha256.items()}
 
     def look(stored: StoredObject) -> str:
         observe.checkpoint()
         try:
-            _refuse_other(area, stored, observe)
+            _refuse_other(area, stored, noted.get(stored.name, ""), observe)
         except _NOT_AS_STORED as error:
             observe.hear(Noticed("medium", "not-resumed", f"{stored.name} is stored again: {error.message}"))
             return ""
@@ -199,8 +202,11 @@ def prove(area: SourceArea, chosen: ResumePlan, *, workers: int, observe: Observ
         return frozenset(pool.map(look, chosen.objects)) - {""}
 
 
-def _refuse_other(area: SourceArea, stored: StoredObject, observe: Observer) -> None:
+def _refuse_other(area: SourceArea, stored: StoredObject, noted: str, observe: Observer) -> None:
     stat = area.storage.stat(stored.name)
+    if noted and (stat.parts_sha256, stat.size_bytes) == (noted, stored.stored_bytes):
+        return
+    # Another one may only tell of other parts, such as those of a copy that the service made; the bytes decide.
     sha256, size = stat.sha256, stat.size_bytes
     if sha256 is None:
         digest, size = hashlib.sha256(), 0

@@ -464,6 +464,15 @@ class BackupSetWriter:
         stored_bytes, sha256 = sealed.put_sealing(self._area.storage, name, chunks, writer, self.sealing)
         return StoredObject(name, stored_bytes, sha256, writer.plain_bytes)
 
+    def parts_sha256(self, stored: StoredObject) -> str:
+        """What the storage says of the parts that a bundle was sent in (`Stat.parts_sha256`); empty if nothing.
+
+        Raises:
+            StorageError: it does not answer.
+        """
+        storage = self._area.storage
+        return storage.stat(stored.name).parts_sha256 if storage.capabilities.checksums else ""
+
     def commit(
         self,
         facts: Head,

@@ -183,7 +183,8 @@ class S3Bucket:
 
     def look(self, name: str) -> Stat:
         found = self.head(name)
-        return Stat(name, found["ContentLength"], found["LastModified"].astimezone(UTC), _whole_sha256(found))
+        modified_at = found["LastModified"].astimezone(UTC)
+        return Stat(name, found["ContentLength"], modified_at, _whole_sha256(found), _parts_sha256(found))
 
     def head(self, name: str, **more: str) -> dict[str, Any]:
         """Everything that the service tells of an object.
@@ -495,5 +496,13 @@ def _sha256(content: bytes | bytearray) -> str:
 def _whole_sha256(found: dict[str, Any]) -> str | None:
     """Hex, if the service knows the checksum of the whole object; of one sent in parts it has only the parts' own."""
     text = found.get("ChecksumSHA256", "")
-    in_parts = "-" in text or "-" in found.get("ETag", "")
-    return None if not text or in_parts else base64.b64decode(text).hex()
+    return None if not text or _is_in_parts(found) else base64.b64decode(text).hex()
+
+
+def _parts_sha256(found: dict[str, Any]) -> str:
+    """The composite checksum of an object that was sent in parts, of which the service checked each by its SHA-256."""
+    return str(found.get("ChecksumSHA256", "")) if _is_in_parts(found) else ""
+
+
+def _is_in_parts(found: dict[str, Any]) -> bool:
+    return "-" in found.get("ChecksumSHA256", "") or "-" in found.get("ETag", "")

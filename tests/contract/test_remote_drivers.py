@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import ipaddress
 import json
 import socket
@@ -393,7 +395,14 @@ def test_s3_confirms_the_sha256_of_what_it_stores(servers: Servers) -> None:
     storage = servers["s3"].storage()
     stored = storage.put("small", [b"abc"])
     assert stored.sha256 == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
-    assert storage.put("large", [b"x" * (PART_BYTES + 1)]).sha256 is None
+    assert stored.parts_sha256 == ""
+    large = storage.put("large", [b"x" * (PART_BYTES + 1)])
+    assert large.sha256 is None
+    # Of an object that was sent in parts it says what follows from these, and the same whenever it is asked.
+    digests = [hashlib.sha256(b"x" * size).digest() for size in (PART_BYTES, 1)]
+    expected = base64.b64encode(hashlib.sha256(b"".join(digests)).digest()).decode()
+    assert large.parts_sha256.partition("-")[0] == expected
+    assert storage.stat("large").parts_sha256 == large.parts_sha256
 
 
 @pytest.mark.servers

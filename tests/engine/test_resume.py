@@ -253,6 +253,37 @@ def test_without_its_data_key_an_attempt_is_of_no_use(tmp_path: Path) -> None:
     assert unfit() == []
 
 
+class Parted(Wrapper):
+    """A storage that says what it computed over the parts of each object, and counts what is read."""
+
+    def __init__(self, inner: MemoryStorage, told: str) -> None:
+        super().__init__(inner)
+        self.told, self.read = told, []  # type: ignore[var-annotated] # names
+
+    def stat(self, name: str) -> Stat:
+        return replace(self.inner.stat(name), parts_sha256=self.told)
+
+    def get(self, name: str, offset: int = 0, length: int | None = None) -> Iterator[bytes]:
+        self.read.append(name)
+        return self.inner.get(name, offset, length)
+
+
+@pytest.mark.parametrize(("told", "is_read"), [("aGFzaA==-2", False), ("b3RoZXI=-2", True), ("", True)])
+def test_an_object_is_read_back_only_where_the_storage_does_not_say_of_its_parts_what_was_noted(
+    house: House, told: str, is_read: bool
+) -> None:
+    label = BackupLabel(BEGAN + timedelta(minutes=1))
+    log = Attempts(house.place).begin(label, TERMS, silent())
+    stored = house.store(label, 1)
+    log.note(stored, [], [], parts_sha256="aGFzaA==-2")
+    log.close()
+    storage = Parted(house.storage, told)
+    assert stored.name in house.prove(storage)
+    assert (stored.name in storage.read) is is_read
+    # The two objects of the other attempt were noted without, and nothing is believed of them.
+    assert len(set(storage.read) - {stored.name}) == 2
+
+
 def test_each_object_is_proved_by_its_hash_and_a_flipped_byte_costs_that_object_alone(house: House) -> None:
     first, second = house.plan().objects
     assert house.prove() == {first.name, second.name}
