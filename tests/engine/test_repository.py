@@ -349,7 +349,10 @@ def damaged_copies(data: bytes) -> Iterator[tuple[str, bytes]]:
     yield "one byte more", data + b"x"
 
 
-@pytest.mark.parametrize("mode", list(SealingMode))
+# OpenPGP is a process for each of the hundred copies.
+@pytest.mark.parametrize(
+    "mode", [pytest.param(m, marks=pytest.mark.slow if m is SealingMode.OPENPGP else ()) for m in SealingMode]
+)
 def test_damage_in_any_object_of_a_set_is_detected_and_never_read_as_content(ring: KeyRing, mode: SealingMode) -> None:
     repository = Repository.create(MemoryStorage(), now=NOW)
     head = a_backup(repository.source("shop"), sealing(ring, mode))

@@ -139,6 +139,7 @@ def test_what_could_not_be_sent_is_sent_when_the_mail_server_is_back(catalog, no
     assert "horse" not in caplog.text
 
 
+@pytest.mark.slow
 def test_a_wrong_password_is_no_arrival_and_stands_in_no_log(catalog, mail, caplog):
     wrong = mail.channel()
     wrong.urls = [SecretStr(wrong.urls[0].get_secret_value().replace("horse", "hunter2"))]
