@@ -124,9 +124,8 @@ def _lock(context: Context, source: str, record: Recording) -> None:
 
 def _import_ahead() -> None:
     """Import what copies a cluster, arrays included, while catalog, server and gpg are waited for: some 0.15 s."""
-    threading.Thread(
-        target=importlib.import_module, args=("seawall.backup.direct",), name="imports", daemon=True
-    ).start()
+    # No daemon: a command that fails at once must not end its interpreter while a library is half imported.
+    threading.Thread(target=importlib.import_module, args=("seawall.backup.direct",), name="imports").start()
 
 
 def _line(head: Head) -> str:
