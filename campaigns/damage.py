@@ -5,8 +5,10 @@ it is asked: verification of each backup, the audit's chain against the hash tha
 each kind of object. Last, the backups are planned and laid down, and WAL is fetched as recovery would.
 
 What counts: `detected` if anybody said so. `harmless` if nobody did, and every answer and every restored byte is what
-it was. `unseen` if nobody did and an answer changed: such as a newest object that is gone without a trace. `wrong` if a
-restore gave other bytes than were backed up, and `defect` if a reader failed otherwise than with an error of ours.
+it was. `transient` if a lease or the tail of the open segment is gone without a trace, and no other answer changed:
+both end by themselves within minutes, and docs/reliability.md says what their loss can cost. `unseen` if nobody did and
+any other answer changed. `wrong` if a restore gave other bytes than were backed up, and `defect` if a reader failed
+otherwise than with an error of ours.
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ import re
 import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
@@ -36,7 +39,7 @@ from seawall.storage.memory import MemoryStorage
 from seawall.wal import Segment
 
 LATER = NOON + timedelta(hours=3)
-VERDICTS = ("detected", "harmless", "unseen", "wrong", "defect")
+VERDICTS = ("detected", "harmless", "transient", "unseen", "wrong", "defect")
 
 _KINDS = (
     ("repository identity", r"seawall(-copy)?\.json"),
@@ -187,6 +190,11 @@ class Seen:
     restored: list[str] = field(default_factory=list)
     refused: list[str] = field(default_factory=list)
 
+    def changed(self, whole: Seen) -> set[str]:
+        """Who gave another answer than when nothing was damaged."""
+        everybody = self.view.keys() | whole.view.keys()
+        return {who for who in everybody if self.view.get(who) != whole.view.get(who)}
+
     def ask(self, who: str, question: Callable[[], Any]) -> None:
         try:
             self.view[who] = question()
@@ -194,6 +202,17 @@ class Seen:
             self.told[who] = error.code
         except Exception as error:  # noqa: BLE001 - finding such failures is what this is for
             self.defects.append(f"{who}: {type(error).__name__}: {error}")
+
+
+def _ends_by_itself(damage: Damage, changed: AbstractSet[str]) -> bool:
+    """Whether what was dropped is a lease or a tail, and only the answers about that one are others.
+
+    Without a tail, a restore that goes as far as it can ends where the last whole segment does.
+    """
+    if damage.kind == "lease":
+        return changed == {"lease"}
+    own = f"WAL {damage.name.rsplit('/', 1)[1].partition('.')[0]}.tail"
+    return damage.kind == "tail" and all(who == own or who.startswith("plan ") for who in changed)
 
 
 class Examiner:
@@ -220,7 +239,10 @@ class Examiner:
             return "wrong", seen
         if seen.told:
             return "detected", seen
-        return ("harmless" if seen.view == self.whole.view else "unseen"), seen
+        changed = seen.changed(self.whole)
+        if not changed:
+            return "harmless", seen
+        return ("transient" if damage.how == "drop" and _ends_by_itself(damage, changed) else "unseen"), seen
 
     def examine(self, content: Mapping[str, bytes]) -> Seen:
         seen, storage = Seen(), self._stored(content)

@@ -133,6 +133,11 @@ class AuditLog:
             raise Damaged(f"audit record {known.number} is not the one that was seen here before", hint=_CUT)
         return known
 
+    @property
+    def url(self) -> str:
+        """Where it lies."""
+        return self._storage.url
+
     def end(self) -> AuditEnd:
         """Where the chain ends now, without proving what lies before."""
         last = self._last()

@@ -4,9 +4,12 @@ Verification reads what backups need. What only protects them, such as leases, m
 document is proved by its own hash. And what is gone is told by others: the audit tells of holds and marks, backups and
 WAL tell which cluster's they are. Reads only.
 
-Not guaranteed: that every loss is found. Nothing tells of a tail of WAL, which is gone within seconds anyway, nor of a
-lease, which ends by itself: a writer whose lease is gone finds that out before it commits. A deed that was recorded in
-the audit and then failed looks like one whose object is lost.
+The audit lies in the primary location, and tells of marks in the others too. What a mirror may still be about to bring
+to another location is not missed there.
+
+Not guaranteed: that every loss is found. Nothing in a repository tells of a tail of WAL, which its receiver brings
+again within a minute, nor of a lease, which ends by itself: a writer whose lease is gone finds that out before it
+commits. A deed that was recorded in the audit and then failed looks like one whose object is lost.
 """
 
 from __future__ import annotations
@@ -37,21 +40,34 @@ def examine(repository: Repository, source: str, *, now: datetime, observe: Obse
         Cancelled: on request.
     """
     area = repository.source(source)
-    found = list(damaged_documents(repository.storage, area, observe))
-    found += lost_identities(area)
-    try:
-        records = _records(repository, source)
-    except Damaged as error:
-        # What a broken chain says of holds and marks is no evidence.
-        return (*found, Finding("audit-broken", "audit/", error.message))
-    found += lost_holds(area, records, now)
-    found += lost_marks(area, records)
+    found = [*damaged_documents(repository.storage, area, observe), *missed(area, now=now)]
     return tuple(sorted(found, key=lambda finding: (finding.subject, finding.code)))
 
 
-def _records(repository: Repository, source: str) -> list[AuditRecord]:
-    records = AuditLog(repository.storage).records()
-    return [record for record in records if record.subject.partition(" ")[0] == source]
+def missed(
+    area: SourceArea, *, audit: AuditLog | None = None, until: datetime | None = None, now: datetime
+) -> list[Finding]:
+    """What should be there by the audit, and by what backups and WAL say, and is not.
+
+    Args:
+        audit: of the primary location, if this is another one; else the location's own.
+        until: records after this moment are no evidence of holds: a mirror may still be about to bring those.
+
+    Raises:
+        StorageUnreachable, StorageDenied: nothing can be said.
+    """
+    told, found = audit or AuditLog(area.storage), lost_identities(area)
+    try:
+        records = _records(told, area.name)
+    except Damaged as error:
+        # What a broken chain says of holds and marks is no evidence.
+        return [*found, Finding("audit-broken", "audit/", error.message)]
+    found += lost_holds(area, [record for record in records if until is None or record.at <= until], now)
+    return found + lost_marks(area, records, primary=told.url)
+
+
+def _records(audit: AuditLog, source: str) -> list[AuditRecord]:
+    return [record for record in audit.records() if record.subject.partition(" ")[0] == source]
 
 
 # ---- documents
@@ -157,12 +173,16 @@ def _lost_unnamed_holds(area: SourceArea, told: _Holds, there: Iterable[str]) ->
     ]
 
 
-def lost_marks(area: SourceArea, records: Iterable[AuditRecord]) -> list[Finding]:
-    """Marks of this location that the audit tells of, that were not taken back, and that are not there."""
+def lost_marks(area: SourceArea, records: Iterable[AuditRecord], *, primary: str) -> list[Finding]:
+    """Marks of this location that the audit tells of, that were not taken back, and that are not there.
+
+    Args:
+        primary: the URL of the location that a record is about which names none.
+    """
     sets: dict[str, AuditRecord] = {}
     wal: dict[str, AuditRecord] = {}
     for record in records:
-        if record.details.get("location", area.storage.url) != area.storage.url:
+        if record.details.get("location", primary) != area.storage.url:
             continue
         subject = record.subject.partition(" ")[2]
         if record.action == "expire":
@@ -173,6 +193,9 @@ def lost_marks(area: SourceArea, records: Iterable[AuditRecord]) -> list[Finding
             # All marks on WAL go with the mark that is taken back.
             sets.pop(subject, None)
             wal.clear()
+        elif record.action == "collect":
+            # A mirror may bring it there again one day, when the rules of that location changed.
+            sets.pop(subject, None)
         elif record.action == "collect-wal":
             wal.pop(subject, None)
     there = {stat.name for stat in area.storage.list(area.layout.expired)}
@@ -247,12 +270,13 @@ def _needed_timelines(area: SourceArea, heads: Iterable[Head]) -> set[int]:
 def forgotten_hold(repository: Repository, source: str, hold_id: str, now: datetime) -> bool:
     """Whether the audit tells of a hold in force that is not there, so that only the audit can end it."""
     area = repository.source(source)
-    found = lost_holds(area, _records(repository, source), now)
+    found = lost_holds(area, _records(AuditLog(repository.storage), source), now)
     return any(finding.subject == area.layout.hold(hold_id) for finding in found)
 
 
 def forgotten_mark(repository: Repository, source: str, label: BackupLabel) -> bool:
     """Whether the audit tells of a mark on a backup that is not there, so that only the audit can take it back."""
     area = repository.source(source)
-    found = lost_marks(area, _records(repository, source))
+    audit = AuditLog(repository.storage)
+    found = lost_marks(area, _records(audit, source), primary=audit.url)
     return any(finding.subject == area.layout.expiry(label) for finding in found)

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING
 
-from seawall import healing, locations, locks, mirror, proofs, retention
+from seawall import healing, locations, locks, mirror, proofs, retention, traces
 from seawall.audit import AuditLog
 from seawall.capacity import Room, room_in
 from seawall.catalog.views import ObjectProof
@@ -34,7 +34,7 @@ from seawall.healing import HealReport
 from seawall.keys import KeyRing
 from seawall.locks import Locker, LockReport
 from seawall.mirror import MirrorPolicy, MirrorReport, Protection
-from seawall.model import BackupLabel, Proof
+from seawall.model import BackupLabel, Finding, Proof
 from seawall.nearest import Copy
 from seawall.proofs import Budget, ProofReport
 from seawall.repository import Repository, SourceArea
@@ -52,6 +52,9 @@ _CLEANUP_PATIENCE = timedelta(minutes=15)
 
 if TYPE_CHECKING:
     from seawall.catalog import Catalog, Logbook
+
+# What another location may have, so that healing brings it back; nothing else than the audit knows of a mark.
+_COPIED_BACK = ("hold-lost", "release-lost", "identity-lost")
 
 Known = dict[str, tuple[Proof | None, datetime]]
 
@@ -306,17 +309,22 @@ def mirror_failure(results: Sequence[Mirrored]) -> SeawallError | None:
 
 @dataclass(frozen=True, slots=True)
 class Proved:
-    """What one location's copy of a source proved to be, and what was healed in it."""
+    """What one location's copy of a source proved to be, what was healed in it, and what should be there and is not."""
 
     source: str
     location: str
     report: ProofReport
     left: int
     healed: HealReport = field(default_factory=HealReport)
+    missed: tuple[Finding, ...] = ()
 
     @property
     def good(self) -> bool:
-        """Whether everything that was read is sound now."""
+        """Whether everything that was read is sound now, and nothing is missed."""
+        return self.is_sound and not self.missed
+
+    @property
+    def is_sound(self) -> bool:
         return self.report.good or bool(self.healed.healed and not self.healed.left)
 
 
@@ -355,18 +363,39 @@ def prove(
         if location == PRIMARY:
             # Mirrors are given the lists by the next copy.
             area.wal.lists.write(report.unlisted, How.OPENED)
+        missed = _missed(settings, area, location, now=now, observe=observe)
         healed = HealReport()
-        if heal and not report.good:
+        if heal and (missed or not report.good):
             with closing(locations.opened(settings, location, observe, deleting=True)) as at:
-                healed = _heal(settings, area, Copy(location, at), report, ring, actor=actor, now=now, observe=observe)
+                lost = [finding.subject for finding in missed if finding.code in _COPIED_BACK]
+                healed = _heal(
+                    settings, area, Copy(location, at), report, ring, lost=lost, actor=actor, now=now, observe=observe
+                )
         _remember(catalog, repository.id, location, report, healed, now=now)
         if report.proved:
             catalog.note_proof(known_name(catalog, location, storage.url), now=now)
         gone = {name for name in known if name.startswith(area.layout.root)} - {one.name for one in objects}
         catalog.forget_proofs(repository.id, location, gone)
-    result = Proved(source, location, report, chosen.left + report.skipped, healed)
-    judge(catalog, "copy-damaged", f"{source} {location}", "" if result.good else _damage(report, healed), now)
+    mended = {one.name for one in healed.healed}
+    still = tuple(finding for finding in missed if finding.subject not in mended)
+    result = Proved(source, location, report, chosen.left + report.skipped, healed, still)
+    judge(catalog, "copy-damaged", f"{source} {location}", "" if result.good else _damage(result), now)
     return result
+
+
+def _missed(settings: Settings, area: SourceArea, location: str, *, now: datetime, observe: Observer) -> list[Finding]:
+    """What the audit of the primary, and what lies here, tell of that is not here."""
+    if location == PRIMARY:
+        return traces.missed(area, now=now)
+    # What a mirror has time to bring is not lost yet.
+    until = now - policy_of(settings, area.name).within
+    try:
+        with closing(locations.opened(settings, PRIMARY, observe)) as primary:
+            return traces.missed(area, audit=AuditLog(primary), until=until, now=now)
+    except (StorageError, NotARepository) as error:
+        text = f"the audit cannot be asked what {area.name} in {location} lacks: {error.message}"
+        observe.hear(Noticed("medium", "audit-unread", text))
+        return []
 
 
 def known_proofs(catalog: Catalog, repository_id: str, location: str) -> Known:
@@ -384,11 +413,12 @@ def _heal(
     report: ProofReport,
     ring: KeyRing,
     *,
+    lost: Sequence[str],
     actor: str,
     now: datetime,
     observe: Observer,
 ) -> HealReport:
-    names = set(report.wrong)
+    names = {*report.wrong, *lost}
     for verdict in report.verdicts:
         if not verdict.good:
             names |= set(healing.suspects(area, verdict))
@@ -475,12 +505,14 @@ def _remember(
     catalog.record_proofs(repository_id, location, known)
 
 
-def _damage(report: ProofReport, healed: HealReport) -> str:
-    wrong = healed.left or report.wrong or {finding.subject: finding.message for finding in report.findings}
+def _damage(result: Proved) -> str:
+    report, missed = result.report, {finding.subject: finding.message for finding in result.missed}
+    damaged = result.healed.left or report.wrong or {finding.subject: finding.message for finding in report.findings}
+    wrong = missed if result.is_sound else {**damaged, **missed}
     return f"{len(wrong)} objects are wrong: " + "; ".join(f"{name}: {why}" for name, why in list(wrong.items())[:5])
 
 
 def proof_failure(results: Sequence[Proved]) -> VerificationFailed | None:
     """The error that stands for copies that are not sound; None if all that was read is."""
-    bad = [f"{one.source} in {one.location}: {_damage(one.report, one.healed)}" for one in results if not one.good]
+    bad = [f"{one.source} in {one.location}: {_damage(one)}" for one in results if not one.good]
     return VerificationFailed("; ".join(bad)) if bad else None

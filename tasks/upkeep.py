@@ -122,6 +122,7 @@ def _proved(result: Proved) -> dict[str, object]:
         "stored_bytes": result.report.stored_bytes,
         "left": result.left,
         "healed": [one.name for one in result.healed.healed],
+        "missed": [one.subject for one in result.missed],
     }
 
 

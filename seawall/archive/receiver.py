@@ -129,6 +129,7 @@ class Receiver:
         observe: hears `Advanced("archive", …)` for shipped files and `Noticed` for trouble; its `cancel` stops.
         clock: the time, aware, for identity records.
         tail_seconds: how old the open segment's tail in the repository may get.
+        tail_look_seconds: how often it is looked whether a tail that needs no change is still there.
         create_slot: make the slot if it is missing.
         accept_gap: go on behind WAL that is lost (a full backup must follow) instead of stopping with `WalGap`.
         workers: segments shipped at once.
@@ -146,6 +147,7 @@ class Receiver:
         observe: Observer | None = None,
         clock: Callable[[], datetime] = lambda: datetime.now(UTC),
         tail_seconds: float = 5.0,
+        tail_look_seconds: float = 60.0,
         create_slot: bool = False,
         accept_gap: bool = False,
         workers: int = 2,
@@ -157,6 +159,7 @@ class Receiver:
         self._observe = observe or silent()
         self._directory = spool / RECEIVED
         self._tail_seconds = tail_seconds
+        self._tail_look_seconds = tail_look_seconds
         self._create_slot = create_slot
         self._accept_gap = accept_gap
         self._limit_bytes = spool_limit_bytes
@@ -176,6 +179,7 @@ class Receiver:
         self._incoming: Incoming | None = None
         self._completed = 0
         self._tailed: set[str] = set()
+        self._looked_at = 0.0
         self._stored = Lsn(0)
         self._reported_at = 0.0
 
@@ -496,7 +500,7 @@ class Receiver:
         if snapshot is None:
             return sent
         try:
-            if snapshot.end == sent:
+            if snapshot.end == sent and not self._is_tail_lost(snapshot.segment, sent):
                 return sent
             data = os.pread(snapshot.descriptor, snapshot.end - snapshot.segment.start, 0)
         finally:
@@ -504,11 +508,26 @@ class Receiver:
         refuse_superseded(snapshot.segment, snapshot.end, self._intake.histories())
         self._tailed.add(snapshot.segment.name)
         self._area.wal.put_tail(snapshot.segment, snapshot.end, data, self._intake.sealing)
-        self._stored = max(self._stored, snapshot.end)
+        self._stored, self._looked_at = max(self._stored, snapshot.end), time.monotonic()
         # The segment may have been completed, shipped and cleaned up behind while its tail was on the way.
         if incoming.flushed >= snapshot.segment.end:
             self._area.wal.forget_tails(snapshot.segment)
         return snapshot.end
+
+    def _is_tail_lost(self, segment: Segment, end: Lsn) -> bool:
+        """Whether the tail that was stored is gone: nothing else would tell, as long as nothing is written."""
+        if time.monotonic() - self._looked_at < self._tail_look_seconds:
+            return False
+        self._looked_at = time.monotonic()
+        if (
+            end.value <= segment.start.value
+            or end in self._area.wal.tails(segment)
+            or self._area.wal.stored(segment.name)
+        ):
+            return False
+        text = f"the tail of {segment.name} is gone from the repository; it is stored again"
+        self._observe.hear(Noticed("medium", "tail-lost", text))
+        return True
 
     def _was_shipped(self, name: str) -> None:
         if len(name) != 24:

@@ -137,6 +137,7 @@ def proved_value(result: Proved) -> dict[str, Any]:
         "wrong": dict(result.report.wrong),
         "healed": [{"name": one.name, "from": one.donor, "beside": one.beside} for one in result.healed.healed],
         "not_healed": dict(result.healed.left),
+        "missed": [{"code": one.code, "subject": one.subject, "message": one.message} for one in result.missed],
     }
 
 
@@ -147,6 +148,7 @@ def proved_lines(result: Proved) -> list[str]:
     verdict = "good" if result.good else "BAD"
     lines = [f"{result.source} in {result.location}: {verdict}; {how}; {result.left} wait for another time"]
     lines += [f"  {name}: {why}" for name, why in report.wrong.items()]
+    lines += [f"  {one.code}  {one.subject}: {one.message}" for one in result.missed]
     lines += [f"  {one.name}: replaced from {one.donor}" for one in result.healed.healed]
     return lines + [f"  {name}: not healed: {why}" for name, why in result.healed.left.items()]
 

@@ -11,7 +11,7 @@ from seawall.audit import AuditLog
 from seawall.errors import LeaseLost, ObjectMissing
 from seawall.events import Observer
 from seawall.model import BackupLabel, ClusterIdentity, Compression, SealingMode
-from seawall.repository import Repository, Sealing, documents
+from seawall.repository import Repository, Sealing, SourceArea, documents
 from seawall.repository.area import new_hold_id
 from seawall.storage.memory import MemoryStorage
 from seawall.wal import Segment
@@ -140,6 +140,31 @@ def test_a_mark_of_wal_is_missed_unless_a_larger_one_covers_it_or_its_wal_is_gon
     for stat in list(kept.storage.list(kept.area.layout.wal)):
         kept.storage.delete(stat.name)
     assert kept.found() == []
+
+
+def test_in_another_location_the_audit_of_the_primary_tells_what_should_be_there_by_now(kept: Kept) -> None:
+    there = MemoryStorage("there", clock=lambda: NOW)
+    copy = SourceArea(there, "shop")
+    there.put(copy.layout.manifest(LABEL), [b"a manifest"])
+    hold, hour = kept.hold(), timedelta(hours=1)
+
+    def missed(until: datetime = NOW) -> list[tuple[str, str]]:
+        found = traces.missed(copy, audit=kept.audit, until=until, now=NOW)
+        return [(finding.code, finding.subject) for finding in found]
+
+    # It may be on its way.
+    assert missed(NOW - hour) == []
+    assert missed() == [("hold-lost", copy.layout.hold(hold))]
+    there.put(copy.layout.hold(hold), [b"".join(kept.storage.get(kept.area.layout.hold(hold)))])
+    assert missed() == []
+    # Marks are a location's own: those of the primary, which older records do not name, are not missed here.
+    kept.mark()
+    assert missed() == []
+    kept.told("expire", str(LABEL), location=there.url)
+    assert missed() == [("mark-lost", copy.layout.expiry(LABEL))]
+    # It went, and was brought again when the rules there had changed.
+    kept.told("collect", str(LABEL), location=there.url)
+    assert missed() == []
 
 
 @pytest.mark.parametrize("which", ["holds/", "leases/", "identity/", "expired/", "keys/", "seawall-copy"])

@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 from seawall import mirror, retention, upkeep, verify
+from seawall.audit import AuditLog
 from seawall.catalog import Catalog
 from seawall.cli import run
 from seawall.errors import LeaseHeld, LeaseLost
@@ -22,6 +23,7 @@ from seawall.events import Advanced, Event, Noticed, Observer
 from seawall.model import BackupLabel, Head, Proof
 from seawall.proofs import Budget
 from seawall.repository import Repository, SourceArea
+from seawall.repository.area import new_hold_id
 from seawall.repository.evidence import Evidence
 from seawall.repository.lease import CLEANUP, MIRROR
 from seawall.settings import PRIMARY, Settings, load
@@ -82,6 +84,7 @@ def place(fresh_site: Callable[[], Any], tmp_path: Path) -> Place:
     first = site.backup(0, 1, 3.5)
     site.wal(4, 8)
     second = site.backup(10, 5, 7.5)
+    site.area.claim(second.cluster, site.at(10))
     for name in (PRIMARY, "offsite", "vault"):
         (tmp_path / name).mkdir()
         mirror.begin(site.repository, LocalStorage(tmp_path / name))
@@ -177,8 +180,6 @@ def test_one_bit_flipped_in_each_location_at_different_objects_is_healed_everywh
     for location in flipped:
         for path, data in sound.items():
             assert (place.root / location / path).read_bytes() == data
-    from seawall.audit import AuditLog
-
     healed = [record for record in AuditLog(LocalStorage(place.root / PRIMARY)).records() if record.action == "heal"]
     assert {record.details["location"] for record in healed} == set(flipped)
 
@@ -204,6 +205,29 @@ def test_a_location_down_for_the_whole_window_leaves_the_backup_and_catches_up_l
     area = place.repository("vault").source("shop")
     for head in (place.first, place.second):
         assert verify.check(area, head.label, place.site.ring, now=place.site.at(60), observe=Observer()).good
+
+
+def test_a_hold_that_is_lost_in_a_location_is_missed_there_by_the_audit_and_brought_back(place: Place) -> None:
+    area, at = place.repository().source("shop"), place.site.at(30)
+    hold_id = new_hold_id(at)
+    details = {"id": hold_id, "reason": "lawsuit"}
+    AuditLog(place.repository().storage).append("ada", "hold", f"shop {place.first.label}", details, now=at)
+    area.place_hold(place.first.label, reason="lawsuit", owner="ada", now=at, hold_id=hold_id)
+    with place.catalog() as catalog:
+        place.mirrored(catalog)
+        held = place.root / "vault" / area.layout.hold(hold_id)
+        held.unlink()
+        # An hour is what a copy may be late.
+        assert place.proved(catalog, "vault", heal=False, now=place.site.at(80)).good
+        missed = place.proved(catalog, "vault", heal=False, now=place.site.at(120))
+        assert not missed.good
+        assert [(one.code, one.subject) for one in missed.missed] == [("hold-lost", area.layout.hold(hold_id))]
+        assert ("copy-damaged", "shop vault") in open_alerts(catalog)
+        assert place.proved(catalog, "offsite", now=place.site.at(120)).good
+        healed = place.proved(catalog, "vault", now=place.site.at(121))
+        assert healed.good
+        assert held.exists()
+        assert ("copy-damaged", "shop vault") not in open_alerts(catalog)
 
 
 # -- several at once

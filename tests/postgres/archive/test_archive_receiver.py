@@ -115,6 +115,21 @@ def test_the_open_segment_is_in_the_repository_within_seconds_and_its_tails_go_w
         eventually(lambda: not area.wal.tails(segment))
 
 
+def test_a_tail_that_is_lost_while_nothing_is_written_is_stored_again_and_that_is_said(
+    primary: Any, area: SourceArea, receiver_for: Callable[..., Receiver], eventually: Any, events: list[Any]
+) -> None:
+    with running(receiver_for(primary, tail_look_seconds=0.2)) as receiver:
+        eventually(lambda: receiver.status().connected)
+        primary.write(1)
+        written = Lsn.parse(primary.value("SELECT pg_current_wal_flush_lsn()"))
+        segment = Segment.ending_at(written, 1)
+        eventually(lambda: max(area.wal.tails(segment), default=Lsn(0)) >= written, what="the tail")
+        for end in area.wal.tails(segment):
+            area.storage.delete(area.layout.tail(segment, end.value))
+        eventually(lambda: max(area.wal.tails(segment), default=Lsn(0)) >= written, what="the tail again")
+        eventually(lambda: any(getattr(event, "code", "") == "tail-lost" for event in events), what="the notice")
+
+
 def test_a_commit_waits_for_the_receiver_when_it_is_the_synchronous_standby(
     primary: Any, receiver_for: Callable[..., Receiver], eventually: Any
 ) -> None:
