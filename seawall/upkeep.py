@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 from seawall import healing, locations, locks, mirror, proofs, retention, traces
 from seawall.audit import AuditLog
 from seawall.capacity import Room, room_in
-from seawall.catalog.views import ObjectProof
+from seawall.catalog.views import ObjectProof, Severity
 from seawall.errors import (
     Cancelled,
     Damaged,
@@ -49,6 +49,8 @@ from seawall.watch import judge, known_name
 
 # As long as a backup waits: a cleanup ends by itself, within minutes.
 _CLEANUP_PATIENCE = timedelta(minutes=15)
+# So many refusals in a row are no chance any more: runs begin each hour, and after each backup.
+_BLOCKED = 3
 
 if TYPE_CHECKING:
     from seawall.catalog import Catalog, Logbook
@@ -276,8 +278,8 @@ def _record_mirrored(
     for name in (*result.reports, *result.failures):
         subject = f"{result.source} {name}"
         report, error = result.reports.get(name), result.failures.get(name)
+        _judge_blocked(catalog, subject, error if isinstance(error, LeaseHeld) else None, now)
         if isinstance(error, LeaseHeld):
-            # Somebody else brings copies there at this moment, or cleans up; if that does not help, they become late.
             continue
         wrong = error.message if error else "; ".join(report.left.values()) if report and report.left else ""
         judge(catalog, "mirror-failed", subject, wrong, now)
@@ -285,6 +287,21 @@ def _record_mirrored(
         hours = settings.source(result.source).copy_within_hours if result.source in settings.sources else 0
         text = f"{len(late)} backups of {result.source} are not in {name} after {hours} hours: {', '.join(late[:5])}"
         judge(catalog, "mirror-late", subject, text if late else "", now)
+
+
+def _judge_blocked(catalog: Catalog, subject: str, held: LeaseHeld | None, now: datetime) -> None:
+    """Once, somebody else brings copies there at this moment, or cleans up; again and again, something is stuck.
+
+    The alert itself counts: as long as it is low, it only remembers, and no channel that tells what is grave tells it.
+    """
+    if held is None:
+        catalog.resolve_alerts("mirror-blocked", subject=subject, now=now)
+        return
+    known = (one for one in catalog.alerts() if (one.alert_type, one.subject) == ("mirror-blocked", subject))
+    times = 1 + next((one.occurrences for one in known), 0)
+    severity = Severity.HIGH if times >= _BLOCKED else Severity.LOW
+    text = f"{subject}: nothing was copied {times} times in a row: {held.message}"
+    catalog.raise_alert("mirror-blocked", severity, text, subject=subject, now=now)
 
 
 def mirror_failure(results: Sequence[Mirrored]) -> SeawallError | None:

@@ -30,6 +30,7 @@ from seawall.catalog.views import (
 from seawall.errors import SeawallError, UsageError
 from seawall.events import Noticed, Observer
 from seawall.model import BackupKind, BackupLabel, Head, Proof, TargetKind
+from seawall.process import identity
 from seawall.settings import Settings
 
 if TYPE_CHECKING:
@@ -78,6 +79,7 @@ class Lease:
     span: timedelta
     host: str
     flow_run_id: UUID | None = None
+    process: str = field(default_factory=identity)
 
 
 Ids = tuple[UUID, ...]
@@ -105,7 +107,12 @@ class ExecutionRecord:
 
     def begin(self, catalog: Logbook, *, now: datetime, lease: Lease) -> Ids:
         begun = catalog.begin_execution(
-            self.job_id, now=now, lease=lease.span, flow_run_id=lease.flow_run_id, host=lease.host
+            self.job_id,
+            now=now,
+            lease=lease.span,
+            flow_run_id=lease.flow_run_id,
+            host=lease.host,
+            process=lease.process,
         )
         return (begun,)
 

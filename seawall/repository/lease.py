@@ -5,6 +5,9 @@ never overwritten: of two hosts that try, one gets `ObjectExists`. A lease ends 
 it nor a renewal is younger than its time to live. Its number is the fencing token: a writer that was paused
 longer than its time to live finds a higher number, and stops before its commit.
 
+A writer that was killed need not be waited for on its own host: the lease says which process it was, and where that is
+provably gone, the next one takes over at once. From everywhere else it looks like one that is slow.
+
 Where lists lag behind (`Capabilities.consistent_list`), what a list does not show yet is asked for by name, from the
 newest that it shows, one number after the other. That is exact as long as a list lags less than an hour: so long traces
 of older leases stay there.
@@ -25,6 +28,7 @@ from datetime import datetime, timedelta
 from types import TracebackType
 
 from seawall.errors import Damaged, LeaseHeld, LeaseLost, ObjectExists, ObjectMissing, SeawallError, StorageError
+from seawall.process import identity, is_gone
 from seawall.repository import documents
 from seawall.repository.layout import SourceLayout
 from seawall.storage.base import Stat, Storage
@@ -51,9 +55,14 @@ class LeaseRecord:
     renewed_at: datetime
     released: bool
     nonce: str = ""
+    process: str = ""
 
     def runs_at(self, moment: datetime) -> bool:
         return not self.released and moment < self.renewed_at + self.ttl
+
+    def binds_at(self, moment: datetime) -> bool:
+        """Whether others must wait: it runs, and its writer is not provably gone."""
+        return self.runs_at(moment) and not is_gone(self.process)
 
 
 def newest(storage: Storage, layout: SourceLayout) -> LeaseRecord | None:
@@ -66,7 +75,7 @@ def newest(storage: Storage, layout: SourceLayout) -> LeaseRecord | None:
         token, own = _unlisted(storage, layout, token, own)
     if not token:
         return None
-    holder, purpose, ttl, nonce = _stated(storage, layout.lease(token))
+    holder, purpose, ttl, nonce, writer = _stated(storage, layout.lease(token))
     return LeaseRecord(
         token=token,
         holder=holder,
@@ -75,6 +84,7 @@ def newest(storage: Storage, layout: SourceLayout) -> LeaseRecord | None:
         renewed_at=max(stat.modified_at for stat in own.values()),
         released=layout.lease_end(token) in own,
         nonce=nonce,
+        process=writer,
     )
 
 
@@ -102,18 +112,19 @@ def _stat(storage: Storage, name: str) -> Stat | None:
         return None
 
 
-def _stated(storage: Storage, name: str) -> tuple[str, str, timedelta, str]:
-    """Holder, purpose, time to live and nonce.
+def _stated(storage: Storage, name: str) -> tuple[str, str, timedelta, str, str]:
+    """Holder, purpose, time to live, nonce and process.
 
     Of a damaged lease what is safe: one that ran out must not stop all writers.
     """
     try:
         document = documents.get(storage, name)
         ttl = timedelta(seconds=float(document["ttl_seconds"]))
-        return str(document["holder"]), str(document["purpose"]), ttl, str(document.get("nonce", ""))
+        own = str(document.get("nonce", "")), str(document.get("process", ""))
+        return str(document["holder"]), str(document["purpose"]), ttl, *own
     except (Damaged, KeyError, TypeError, ValueError, OverflowError) as error:
         log.warning("%s is damaged and counts for %s: %s", name, _UNKNOWN_TTL, error)
-        return "an unknown writer (its lease is damaged)", "an unknown purpose", _UNKNOWN_TTL, ""
+        return "an unknown writer (its lease is damaged)", "an unknown purpose", _UNKNOWN_TTL, "", ""
 
 
 class Lease:
@@ -227,7 +238,7 @@ def acquire(
     while current is not None and current.purpose == CLEANUP and _runs_before(storage, current, until):
         wait(_POLL_SECONDS)
         current = newest(storage, layout)
-    if current is not None and current.runs_at(storage.now()):
+    if current is not None and current.binds_at(storage.now()):
         until = current.renewed_at + current.ttl
         raise LeaseHeld(f"{source} is leased by {current.holder} for {current.purpose} until {until:%H:%M:%S %Z}")
     token = 1 if current is None else current.token + 1
@@ -242,6 +253,7 @@ def acquire(
                 "ttl_seconds": ttl.total_seconds(),
                 "token": token,
                 "nonce": nonce,
+                "process": identity(),
             },
         )
     except ObjectExists as error:
@@ -252,7 +264,7 @@ def acquire(
 
 def _runs_before(storage: Storage, current: LeaseRecord, until: datetime) -> bool:
     now = storage.now()
-    return now < until and current.runs_at(now)
+    return now < until and current.binds_at(now)
 
 
 def _forget_older(storage: Storage, layout: SourceLayout, token: int) -> None:

@@ -23,6 +23,7 @@ from seawall.model import (
     Head,
     SealingMode,
 )
+from seawall.process import identity
 from seawall.wal import Lsn
 
 LEASE = timedelta(minutes=2)
@@ -33,6 +34,26 @@ REPOSITORY = UUID("6f7f5b1e-6a53-4b8e-9a55-5f4f9e0d8a11")
 @pytest.fixture
 def job(catalog: Catalog, new_job: Callable[[Catalog], UUID]) -> UUID:
     return new_job(catalog)
+
+
+def test_a_run_whose_process_was_killed_on_this_host_is_not_waited_for_and_one_that_lives_is(
+    catalog: Catalog, job: UUID
+) -> None:
+    now = datetime(2026, 11, 23, 2, tzinfo=UTC)
+    code = "from seawall import process; print(process.identity())"
+    gone = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout.strip()
+    killed = catalog.begin_execution(job, now=now, lease=LEASE, process=gone)
+    alive = catalog.begin_execution(job, now=now, lease=LEASE, process=identity())
+    row = next(one for one in catalog.executions(job) if one.id == killed)
+    assert row.status is RunStatus.FAILED
+    assert row.error_message is not None and row.error_message.startswith("[worker-gone]")
+    with pytest.raises(LeaseHeld):
+        catalog.begin_execution(job, now=now, lease=LEASE, process=identity())
+    catalog.finish_execution(alive, status=RunStatus.COMPLETED, now=now)
+    elsewhere = catalog.begin_execution(job, now=now, lease=LEASE, process="another-boot/pid:[1]/77/88")
+    with pytest.raises(LeaseHeld):
+        catalog.begin_execution(job, now=now, lease=LEASE)
+    catalog.renew(elsewhere, now, LEASE)
 
 
 def head_of(label: str = "20261123T020000Z-full", source: str = "shop", manifest: str = "ab" * 32) -> Head:

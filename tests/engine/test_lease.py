@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import threading
 from datetime import UTC, datetime, timedelta
 
 import pytest
 
+from seawall import process
 from seawall.errors import LeaseHeld, LeaseLost
-from seawall.repository import Repository
+from seawall.repository import Repository, documents
 from seawall.repository.lease import CLEANUP, newest
 from seawall.storage.memory import MemoryStorage
 
@@ -48,6 +51,25 @@ def test_a_damaged_lease_counts_for_an_hour_and_then_lets_others_in(
         clock.now += timedelta(minutes=11)
         with area.lease("host-b:2", "backup") as second:
             second.check()
+
+
+def test_on_its_own_host_a_killed_writer_is_not_waited_for_and_a_living_one_is(repository: Repository) -> None:
+    area = repository.source("shop")
+    writer = os.fork()
+    if not writer:
+        area.lease("host-a:1", "backup")
+        os.kill(os.getpid(), signal.SIGSTOP)
+        os._exit(0)
+    os.waitpid(writer, os.WUNTRACED)
+    # What the child stored is the child's alone: here the same lease is written for it.
+    stated = {"holder": "host-a:1", "purpose": "backup", "ttl_seconds": 300.0, "token": 1, "nonce": "n"}
+    documents.put(repository.storage, area.layout.lease(1), stated | {"process": process._identity_of(writer)})
+    with pytest.raises(LeaseHeld, match="host-a:1 for backup"):
+        area.lease("host-b:2", "backup")
+    os.kill(writer, signal.SIGKILL)
+    os.waitpid(writer, 0)
+    with area.lease("host-b:2", "backup") as second:
+        assert second.token == 2
 
 
 def test_a_second_writer_is_refused_and_told_who_is_at_work(repository: Repository) -> None:

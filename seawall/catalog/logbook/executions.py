@@ -3,7 +3,8 @@
 At most one execution of a job runs at a time; a partial unique index keeps that under any concurrency. A running
 execution holds a lease that its worker renews. When the lease has run out, the worker counts as gone:
 `reconcile` or the next `begin_execution` marks the execution failed. That is a guess from silence, so a worker that
-was only slow and later reports an end is believed; `renew` tells it that it lost the lease.
+was only slow and later reports an end is believed; `renew` tells it that it lost the lease. A process that was killed
+on this very host is provably gone, and the next run need not wait for its lease.
 """
 
 from __future__ import annotations
@@ -13,15 +14,25 @@ from uuid import UUID, uuid4
 
 from seawall.catalog.checks import aware
 from seawall.catalog.documents import clean
-from seawall.catalog.logbook.leases import checked_lease, ended, give_up_all, has_ended
-from seawall.catalog.logbook.rows import Entries
+from seawall.catalog.logbook.leases import RUNNING_CONDITION, checked_lease, ended, give_up_all, given_up, has_ended
+from seawall.catalog.logbook.rows import Entries, Transaction
 from seawall.catalog.views import BackupOutcome, Execution, Job, RunStatus
 from seawall.errors import LeaseHeld, SeawallError
+from seawall.process import is_gone
+
+_PROCESS = "process"
 
 
 class ExecutionEntries(Entries):
     def begin_execution(
-        self, job_id: UUID, *, now: datetime, lease: timedelta, flow_run_id: UUID | None = None, host: str = ""
+        self,
+        job_id: UUID,
+        *,
+        now: datetime,
+        lease: timedelta,
+        flow_run_id: UUID | None = None,
+        host: str = "",
+        process: str = "",
     ) -> UUID:
         """Record that a job begins to run, unless it runs already.
 
@@ -29,15 +40,17 @@ class ExecutionEntries(Entries):
             lease: how long it counts as alive without `renew`.
             flow_run_id: the Prefect flow run that does it.
             host: where it runs.
+            process: which process does it there (`process.identity`).
 
         Raises:
             LeaseHeld: an execution of this job is running and its lease has not run out.
             RecordMissing: there is no such job.
         """
-        row = _begun(job_id, aware(now), now + checked_lease(lease), flow_run_id, host)
+        row = _begun(job_id, aware(now), now + checked_lease(lease), flow_run_id, host=host, process=process)
         with self._writes() as rows:
             job = rows.found(Job, job_id, "job")
             give_up_all(rows, Execution, now, "AND job_id = :job", job=job_id)
+            _give_up_killed(rows, job_id, now)
             if not rows.insert(row):
                 raise LeaseHeld(
                     f"the job {job.name!r} is already running",
@@ -70,7 +83,18 @@ class ExecutionEntries(Entries):
             rows.update(Execution, execution_id, **changes, **({} if outcome is None else _achieved(outcome)))
 
 
-def _begun(job_id: UUID, now: datetime, expires_at: datetime, flow_run_id: UUID | None, host: str) -> Execution:
+def _give_up_killed(rows: Transaction, job_id: UUID, now: datetime) -> None:
+    """Mark as failed what runs of a job by its row, and whose process is provably gone from this host."""
+    running = rows.all(Execution, f"WHERE job_id = :job AND {RUNNING_CONDITION}", lock=True, job=job_id)
+    for row in running:
+        if is_gone(str(row.details.get(_PROCESS, ""))):
+            why = "its process is gone from this host: it was killed, or the program broke down"
+            rows.update(Execution, row.id, **given_up(row, now, f"[worker-gone] {why}"))
+
+
+def _begun(
+    job_id: UUID, now: datetime, expires_at: datetime, flow_run_id: UUID | None, *, host: str, process: str
+) -> Execution:
     return Execution(
         id=uuid4(),
         job_id=job_id,
@@ -82,7 +106,7 @@ def _begun(job_id: UUID, now: datetime, expires_at: datetime, flow_run_id: UUID 
         file_path=None,
         checksum=None,
         error_message=None,
-        details={},
+        details={_PROCESS: process} if process else {},
         created_at=now,
         flow_run_id=flow_run_id,
         lease_expires_at=expires_at,

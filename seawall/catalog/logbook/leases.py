@@ -24,7 +24,8 @@ END: dict[type, str] = {
 DETAILS: dict[type, str] = {
     Execution: "details", Recovery: "recovery_details", Verification: "verification_results",
 }  # fmt: skip
-LAPSED_CONDITION = "status IN ('pending', 'running') AND lease_expires_at < :now"
+RUNNING_CONDITION = "status IN ('pending', 'running')"
+LAPSED_CONDITION = f"{RUNNING_CONDITION} AND lease_expires_at < :now"
 _LAPSED = "lease_lapsed_at"
 _REPORTED_LATE = "reported_after_lease_lapsed_at"
 
@@ -68,15 +69,22 @@ def give_up_all(rows: Transaction, table: type[Leased], now: datetime, rest: str
     return [row.id for row in lapsed]
 
 
-def given_up(row: Leased, now: datetime) -> dict[str, object]:
-    """What changes in a row whose lease ran out: a late report of its worker can still be told from an end."""
+def given_up(row: Leased, now: datetime, why: str = "") -> dict[str, object]:
+    """What changes in a row whose lease ran out: a late report of its worker can still be told from an end.
+
+    Args:
+        why: it is given up; that its lease ran out if omitted.
+    """
     expired_at = row.lease_expires_at or now
     kind = type(row)
+    lapsed = (
+        f"[lease-lapsed] nothing was heard of it since its lease ran out at {expired_at.isoformat()}: its worker was"
+        " stopped or killed, or could not reach the catalog"
+    )
     return {
         "status": RunStatus.FAILED,
         "lease_expires_at": None,
-        "error_message": f"[lease-lapsed] nothing was heard of it since its lease ran out at {expired_at.isoformat()}:"
-        " its worker was stopped or killed, or could not reach the catalog",
+        "error_message": why or lapsed,
         END[kind]: now,
         DETAILS[kind]: {**getattr(row, DETAILS[kind]), _LAPSED: expired_at.isoformat()},
     }

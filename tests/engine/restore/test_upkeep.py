@@ -251,15 +251,23 @@ def test_two_runs_at_once_to_one_location_leave_it_whole_and_only_one_brings_any
         assert verify.check(area, head.label, place.site.ring, now=place.site.at(60), observe=Observer()).good
 
 
-def test_a_run_that_meets_another_brings_nothing_and_alarms_nobody(place: Place) -> None:
+def test_a_run_that_meets_another_brings_nothing_and_only_when_that_goes_on_it_alarms(place: Place) -> None:
     there = place.repository("offsite").source("shop")
     before = place.objects("offsite")
-    with place.catalog() as catalog, there.lease("another host", MIRROR):
-        result = place.mirrored(catalog, now=place.site.at(10), only=["offsite"])
-        assert result.failures["offsite"].code == "lease-held"
-        assert place.objects("offsite") == before
-        assert open_alerts(catalog) == set()
-    assert place.mirrored(None, only=["offsite"]).failures == {}
+    with place.catalog() as catalog:
+
+        def blocked() -> list[tuple[str, str]]:
+            return [(one.severity.value, one.subject) for one in catalog.alerts() if one.alert_type == "mirror-blocked"]
+
+        with there.lease("another host", MIRROR):
+            for severity in ("low", "low", "high"):
+                result = place.mirrored(catalog, now=place.site.at(10), only=["offsite"])
+                assert result.failures["offsite"].code == "lease-held"
+                assert place.objects("offsite") == before
+                assert blocked() == [(severity, "shop offsite")]
+        assert open_alerts(catalog) == {("mirror-blocked", "shop offsite")}
+        assert place.mirrored(catalog, now=place.site.at(20), only=["offsite"]).failures == {}
+        assert blocked() == []
 
 
 def test_a_cleanup_waits_for_no_run_and_removes_nothing_beside_it(place: Place) -> None:
