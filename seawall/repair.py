@@ -1,14 +1,15 @@
 """Writing a repository's identity again, where one of its objects is missing or damaged; planned, then audited.
 
 Whatever tells the identity is asked in this order: the other object in the repository, other locations that hold a
-copy, the administrator. Two that disagree stop the repair: nothing is written by guess. A damaged object goes only
+copy, the administrator, to whom it is said what the catalog remembers of the backups that lie there. Two that disagree
+stop the repair: nothing is written by guess, and nothing on the catalog's word alone. A damaged object goes only
 after the audit says so, and where a lock keeps it, the sound one is written under `repairs/`.
 """
 
 from __future__ import annotations
 
 import uuid
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -48,13 +49,20 @@ class RepairPlan:
 
 
 def plan(
-    storage: Storage, others: Mapping[str, Identity] | None = None, *, repository_id: str = "", now: datetime
+    storage: Storage,
+    others: Mapping[str, Identity] | None = None,
+    *,
+    repository_id: str = "",
+    remembered: Callable[[], Mapping[str, int]] = dict,
+    now: datetime,
 ) -> RepairPlan:
     """Decide what a repair would write; reads only.
 
     Args:
         others: what other locations say, by their names; asked where nothing here tells.
         repository_id: what the administrator says it is.
+        remembered: asked where nobody else tells: the ids that a catalog knows for backups which lie here, each with
+            how many these are. They are said, and not taken.
         now: counts as the time of its making where nobody knows that.
 
     Raises:
@@ -66,7 +74,7 @@ def plan(
     if not _is_one(storage, known):
         raise NotARepository(f"{storage.url} holds no Seawall repository")
     told = {name: one for name, one in known.items() if isinstance(one, Identity)}
-    chosen, told_by = _chosen(told, others or {}, repository_id, now)
+    chosen, told_by = _chosen(told, others or {}, repository_id, remembered, now)
     steps = (_step(name, one, chosen) for name, one in known.items())
     return RepairPlan(chosen, told_by, tuple(step for step in steps if step))
 
@@ -76,7 +84,11 @@ def _is_one(storage: Storage, known: Mapping[str, object]) -> bool:
 
 
 def _chosen(
-    told: Mapping[str, Identity], others: Mapping[str, Identity], repository_id: str, now: datetime
+    told: Mapping[str, Identity],
+    others: Mapping[str, Identity],
+    repository_id: str,
+    remembered: Callable[[], Mapping[str, int]],
+    now: datetime,
 ) -> tuple[Identity, str]:
     everybody = {**told, **{f"location {name}": one for name, one in others.items()}}
     if repository_id:
@@ -90,9 +102,18 @@ def _chosen(
         if asked:
             name, one = next(iter(asked.items()))
             return one, name
-    raise UsageError(
-        "nothing here and no other location says which repository this is",
-        hint="Name its id with --id; a recovery kit, older output of `seawall init` or the catalog has it.",
+    raise _nobody_tells(remembered())
+
+
+def _nobody_tells(remembered: Mapping[str, int]) -> UsageError:
+    said = "nothing here and no other location says which repository this is"
+    if not remembered:
+        return UsageError(said, hint="Name its id with --id; a recovery kit or older output of `seawall init` has it.")
+    ordered = sorted(remembered.items(), key=lambda one: -one[1])
+    known = ", ".join(f"{count} of the backups here as of {repository_id}" for repository_id, count in ordered)
+    return UsageError(
+        f"{said}; the catalog knows {known}",
+        hint=f"If that is right, confirm it: `seawall repository repair --id {ordered[0][0]}`.",
     )
 
 

@@ -12,6 +12,7 @@ from seawall.errors import SeawallError
 if TYPE_CHECKING:
     from seawall.repair import RepairPlan
     from seawall.repository.identity import Identity
+    from seawall.storage.base import Storage
 
 
 def arguments(parser: argparse.ArgumentParser, _verb: str) -> None:
@@ -25,7 +26,13 @@ def run(options: argparse.Namespace, context: Context) -> None:
     from seawall.storage import open_storage
 
     with closing(open_storage(context.settings.repository)) as storage:
-        plan = repair.plan(storage, _others(context), repository_id=options.id, now=context.now())
+        plan = repair.plan(
+            storage,
+            _others(context),
+            repository_id=options.id,
+            remembered=lambda: _remembered(context, storage),
+            now=context.now(),
+        )
         written = () if options.dry_run else repair.run(plan, storage, actor=context.actor, now=context.now())
     value = {
         "repository": plan.identity.repository_id,
@@ -53,6 +60,23 @@ def _others(context: Context) -> dict[str, Identity]:
         except SeawallError as error:
             context.console.note(f"location {name} is not asked: {error.message}")
     return told
+
+
+def _remembered(context: Context, storage: Storage) -> dict[str, int]:
+    """As of which repositories the catalog knows backups that lie in a storage, and how many."""
+    from collections import Counter
+
+    from seawall.repository import SourceArea
+
+    found: Counter[str] = Counter()
+    with context.catalog_if_any() as catalog:
+        if catalog is None:
+            return {}
+        for name in storage.children("sources/"):
+            here = {str(label) for label in SourceArea(storage, name).labels(with_expired=True)}
+            files = catalog.backup_files(source=name)
+            found.update(str(file.repository_id) for file in files if str(file.label) in here)
+    return dict(found)
 
 
 def _lines(plan: RepairPlan, written: tuple[str, ...]) -> list[str]:

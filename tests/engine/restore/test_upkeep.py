@@ -230,6 +230,22 @@ def test_a_hold_that_is_lost_in_a_location_is_missed_there_by_the_audit_and_brou
         assert ("copy-damaged", "shop vault") not in open_alerts(catalog)
 
 
+def test_a_repository_that_lost_both_its_names_is_told_by_the_catalog_and_repaired_once_that_is_confirmed(
+    place: Place, seawall: Callable[..., dict[str, Any]]
+) -> None:
+    place.settings.file.write_text(place.file.read_text().partition("# copies")[0] + "[sources.shop]\n")  # type: ignore[union-attr]
+    wanted = place.repository().id
+    assert seawall("catalog", "rebuild")["code"] == 0
+    for name in ("seawall.json", "seawall-copy.json"):
+        (place.root / PRIMARY / name).unlink()
+    asked = seawall("repository", "repair")["error"]
+    assert f"the catalog knows 2 of the backups here as of {wanted}" in asked["message"]
+    assert f"`seawall repository repair --id {wanted}`" in asked["hint"]
+    assert not (place.root / PRIMARY / "seawall.json").exists(), "nothing is written on the catalog's word alone"
+    assert seawall("repository", "repair", "--id", wanted)["written"] == ["seawall.json", "seawall-copy.json"]
+    assert place.repository().id == wanted
+
+
 # -- several at once
 
 
