@@ -8,7 +8,7 @@ import subprocess
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -16,6 +16,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from seawall.errors import SettingsError
+from seawall.settings import RepositorySettings
+from seawall.storage import open_driver
 from seawall.storage.sftp_packets import (
     Fields,
     Kind,
@@ -63,7 +65,8 @@ class Told:
         return Ending("it is gone")
 
     def _serve(self) -> None:
-        with self._theirs, self._theirs.makefile("rb") as requests:
+        # A client that does not believe what it hears hangs up, also in the middle of what is said.
+        with suppress(OSError), self._theirs, self._theirs.makefile("rb") as requests:
             while head := requests.read(9):
                 length, kind, number = struct.unpack(">IBI", head)
                 content = requests.read(length - 5)
@@ -271,6 +274,20 @@ def test_options_that_openssh_does_not_know_would_be_told_by_it() -> None:
 def test_a_files_name_that_openssh_would_read_otherwise_is_refused(name: str) -> None:
     with pytest.raises(SettingsError, match="cannot be told"):
         command(Destination("host", 22, None, None, Path(name)))
+
+
+def test_a_host_without_openssh_is_told_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    key, known = tmp_path / "key", tmp_path / "known_hosts"
+    key.touch(mode=0o600)
+    known.touch()
+    monkeypatch.setenv("PATH", str(tmp_path))
+    for settings in (
+        RepositorySettings(known_hosts_file=known, credentials_file=key),
+        RepositorySettings(known_hosts_file=known),
+    ):
+        with pytest.raises(SettingsError, match="not installed") as caught:
+            open_driver("sftp://host/p", settings).stat("a")
+        assert "openssh-client" in caught.value.hint
 
 
 @pytest.mark.parametrize(
