@@ -37,6 +37,7 @@ from deployments.environment import POOL, STACK_VARIABLE, Place
 from deployments.notices import Notifier
 from deployments.readiness import connect, is_answering
 from deployments.sweeper import Sweeper, swept
+from seawall import watch
 from seawall.catalog import Catalog
 from seawall.errors import CatalogError, SeawallError
 from seawall.settings import Settings, load
@@ -85,12 +86,24 @@ class Keeper:
     def keep(self, stop: threading.Event, every: float) -> None:
         """Sweep every so many seconds, and compare the schedules now and then, until told to stop."""
         compared_at = time.monotonic()
+        self.beat()
+        # It is back: what was said of its silence is over.
+        watch.judge_keeper(self._settings, self._catalog, datetime.now(UTC))
         while not stop.wait(every):
+            self.beat()
             _unless_unreachable(lambda: swept(self._sweeper, datetime.now(UTC)))
             _unless_unreachable(self.notify)
             if time.monotonic() - compared_at > SCHEDULES_EVERY:
                 compared_at = time.monotonic()
                 _unless_unreachable(self.reconcile)
+
+    def beat(self) -> None:
+        """Leave a sign of life; checks and flows miss it (`watch.judge_keeper`)."""
+        self._settings.keeper_beat.touch()
+
+    def leave(self) -> None:
+        """Say that nobody shall wait for signs of life any more; whoever broke down does not come here."""
+        self._settings.keeper_beat.unlink(missing_ok=True)
 
     def notify(self) -> None:
         """Tell people of alerts; a catalog that does not answer is asked again next time."""
@@ -156,6 +169,7 @@ def _keep(settings_file: Path, stop: threading.Event) -> None:
         keeper.begin()
         keeper.keep(stop, float(os.environ.get(SWEEP_VARIABLE, "15")))
         _unless_unreachable(keeper.drain)
+        keeper.leave()
 
 
 if __name__ == "__main__":

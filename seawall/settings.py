@@ -326,6 +326,11 @@ class Settings:
             known = ", ".join(sorted(self.sources)) or "none"
             raise SettingsError(f"no source {name!r} is configured (known: {known})") from error
 
+    @property
+    def keeper_beat(self) -> Path:
+        """What the keeper of the stack on this host touches as long as it lives; away where none runs."""
+        return self.server.work_directory / "keeper.beat"
+
     def spool(self, source: str) -> Path:
         """Where WAL of a source waits on this host, readable for the server's account."""
         return self.server.work_directory / "spool" / source

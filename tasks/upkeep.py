@@ -135,6 +135,8 @@ def check_locations(settings: Settings, job_id: UUID | None) -> Facts:
     """
 
     def verb(around: Surroundings) -> Result:
+        # First, and for every flow: who would tell of what is found?
+        watch.judge_keeper(settings, around.catalog, around.now)
         reports = watch.check_locations(settings, around.catalog, now=around.now, observe=around.observe)
         for report in reports:
             if report.error is not None:

@@ -61,6 +61,7 @@ def check(
     repository = _repository(made, settings, now)
     _keys(made, settings, ring, now)
     made.make("catalog", lambda: host.catalog_is_current(settings.catalog.url))
+    made.make("keeper", lambda: host.keeper_is_alive(settings, now()))
     if repository is None:
         made.skip(("audit",), "the repository does not open")
     else:

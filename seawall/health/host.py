@@ -7,8 +7,9 @@ from collections.abc import Callable, Sequence
 from datetime import datetime, timedelta
 from pathlib import Path
 
+from seawall import watch
 from seawall.audit import AuditEnd, AuditLog
-from seawall.catalog import Catalog, anchors
+from seawall.catalog import Catalog, Logbook, anchors
 from seawall.errors import (
     CatalogError,
     ClockWentBackwards,
@@ -35,6 +36,24 @@ CLOCK_WARNING = timedelta(seconds=5)
 CLOCK_FAILURE = timedelta(minutes=5)
 KEY_EXPIRY_WARNING = timedelta(days=30)
 _PROBE_BYTES = 64 * 1024
+
+
+def keeper_is_alive(settings: Settings, now: datetime) -> Finding:
+    """The keeper of a stack on this host gives signs of life; the catalog is told if it does not.
+
+    Raises:
+        CatalogError: the catalog does not answer.
+    """
+    silence = watch.keeper_silence(settings, now)
+    with Logbook.open(settings.catalog.url) as catalog:
+        wrong = watch.judge_keeper(settings, catalog, now)
+    if silence is None:
+        return skipped("no stack runs on this host")
+    if wrong:
+        return warning(
+            wrong, "See its log in the work directory, and restart it: end `seawall up`, and begin it again."
+        )
+    return good(f"the keeper gave a sign of life {silence.total_seconds():.0f} s ago")
 
 
 def settings_are_sound(settings: Settings, sources: Sequence[SourceSettings]) -> Finding:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -19,7 +20,17 @@ from seawall.model import LockMode
 from seawall.repository import Repository
 from seawall.settings import LocationRole, LocationSettings, Locking, RepositorySettings, Settings, parse
 from seawall.storage.local import LocalStorage
-from seawall.watch import DAILY, Measuring, check, check_locations, lock_findings, role_findings, shared, trend_of
+from seawall.watch import (
+    DAILY,
+    Measuring,
+    check,
+    check_locations,
+    judge_keeper,
+    lock_findings,
+    role_findings,
+    shared,
+    trend_of,
+)
 
 pytestmark = pytest.mark.slow  # each begins with a new catalog
 NOW = datetime(2026, 6, 1, tzinfo=UTC)
@@ -100,6 +111,29 @@ def test_a_location_that_would_lock_for_years_says_so_before_it_does(site: tuple
     assert "locked for up to 365 days" in said(lock_at_most_days=365)
     assert said(lock_at_most_days=30) == ""
     assert said(lock=Locking.OFF) == said(lock_mode=LockMode.GOVERNANCE) == ""
+
+
+def test_a_keeper_that_is_silent_is_an_alert_until_it_is_back_or_was_ended(site: tuple[Settings, Catalog]) -> None:
+    settings, catalog = site
+    beat = settings.keeper_beat
+
+    def found(age: timedelta | None) -> list[str]:
+        if age is not None:
+            moment = (NOW - age).timestamp()
+            os.utime(beat, (moment, moment))
+        judge_keeper(settings, catalog, NOW)
+        return [one.message for one in catalog.alerts() if one.alert_type == "keeper-silent"]
+
+    assert found(None) == [], "no stack was ever started here"
+    beat.parent.mkdir(parents=True, exist_ok=True)
+    beat.touch()
+    assert found(timedelta(minutes=4)) == []
+    (message,) = found(timedelta(minutes=7))
+    assert "no sign of life for 7 minutes" in message
+    assert found(timedelta(seconds=15)) == []
+    assert found(timedelta(hours=2))
+    beat.unlink()
+    assert found(None) == []
 
 
 def test_growth_is_seen_in_measurements_and_until_there_are_enough_in_the_backups(

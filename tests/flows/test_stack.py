@@ -78,6 +78,11 @@ def test_everything_listens_on_loopback_only(prefect_stack):
     assert listening == {"0100007F"}
 
 
+def test_the_keeper_gives_signs_of_life_as_long_as_it_runs(prefect_stack):
+    beat = prefect_stack.stack.place.work_directory / "keeper.beat"
+    assert datetime.now(UTC) - datetime.fromtimestamp(beat.stat().st_mtime, tz=UTC) < timedelta(minutes=5)
+
+
 def test_no_secret_is_on_any_command_line(prefect_stack):
     place = prefect_stack.stack.place
     for name in ("server", "worker", "keeper"):
