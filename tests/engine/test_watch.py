@@ -107,8 +107,8 @@ def test_a_location_that_would_lock_for_years_says_so_before_it_does(site: tuple
         report = LocationReport("vault", LocationRole.OFFSITE, "memory:reach", locks=True)
         return " ".join(one.message for one in lock_findings(changed, "vault", report))
 
-    assert "locked for up to 2562 days" in said()
-    assert "locked for up to 365 days" in said(lock_at_most_days=365)
+    assert "locked here for up to 2562 days" in said()
+    assert "locked here for up to 365 days" in said(lock_at_most_days=365)
     assert said(lock_at_most_days=30) == ""
     assert said(lock=Locking.OFF) == said(lock_mode=LockMode.GOVERNANCE) == ""
 
