@@ -54,7 +54,7 @@ def prove_startable(account: Account) -> None:
 
 
 def _provide_packages(purpose: str) -> None:
-    """PostgreSQL 15 and sftp-server are Debian's; without them, and the right to install, their tests are left out."""
+    """PostgreSQL 15 and OpenSSH are Debian's; without them, and the right to install, their tests are left out."""
     try:
         debian.provide(debian.NEEDED[purpose])
     except Refused as refusal:

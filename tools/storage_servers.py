@@ -126,8 +126,9 @@ class SftpServer:
 def sftp_server(place: Path) -> Iterator[SftpServer]:
     import asyncssh  # noqa: PLC0415 - only where this server is wanted
 
-    if not debian.SFTP_SERVER.present:
-        raise Refused(f"{debian.SFTP_SERVER.program} is not there; `make test` installs {debian.SFTP_SERVER.name}")
+    for package in (debian.SFTP_SERVER, debian.SSH):
+        if not package.present:
+            raise Refused(f"{package.program} is not there; `make test` installs {package.name}")
     for name in ("host", "client"):
         key = asyncssh.generate_private_key("ssh-ed25519")
         secret_file(place / f"{name}.key", key.export_private_key().decode())

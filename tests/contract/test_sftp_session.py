@@ -92,6 +92,7 @@ def silent(_kind: int, _number: int, _content: bytes) -> bytes:
     return b""
 
 
+needs_client = pytest.mark.skipif(not debian.SSH.present, reason=f"{debian.SSH.name} is not there")
 needs_server = pytest.mark.skipif(not debian.SFTP_SERVER.present, reason=f"{debian.SFTP_SERVER.name} is not there")
 
 
@@ -259,6 +260,7 @@ def test_the_client_reads_no_configuration_asks_nobody_and_believes_one_file() -
     } <= options  # fmt: skip
 
 
+@needs_client
 def test_options_that_openssh_does_not_know_would_be_told_by_it() -> None:
     """`-G` prints what the client understood, and connects to nothing."""
     to = Destination("host.example.com", 2222, "me", Path("/a key/100%"), Path("/known hosts"))

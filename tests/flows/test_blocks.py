@@ -24,6 +24,7 @@ from seawall.errors import NameRefused, SettingsError
 from seawall.model import CopyMode
 from seawall.settings import RepositorySettings, Settings, SourceSettings
 from seawall.storage import open_driver
+from tools import debian
 
 BLOCKS = (PostgresCluster, BackupRepository, SealingKeys, NotificationChannel, SftpKey)
 ROOT = Path(__file__).parent.parent.parent
@@ -99,7 +100,11 @@ def test_a_repository_block_takes_what_its_credentials_block_knows_of_the_place(
                 account_url="https://a.blob.core.windows.net", tenant_id="t", client_id="c", client_secret="hunter2"
             ),
         ),
-        ("sftp", SftpKey(private_key=generate_private_key("ssh-ed25519").export_private_key().decode())),
+        pytest.param(
+            "sftp",
+            SftpKey(private_key=generate_private_key("ssh-ed25519").export_private_key().decode()),
+            marks=pytest.mark.skipif(not debian.SSH.present, reason=f"{debian.SSH.name} is not there"),
+        ),
     ],
 )
 def test_the_engine_reads_the_file_that_a_credentials_block_becomes(tmp_path, scheme, block):
