@@ -13,7 +13,7 @@ from seawall.codec.envelope import FRAME_BYTES, DataKey, Envelope, KeySource, ne
 from seawall.codec.frame import FrameReader, FrameWriter, Scratch, open_bytes, seal_bytes
 from seawall.codec.index import Entry
 from seawall.codec.runs import RunHasher, combined, run_bytes
-from seawall.codec.unbundle import BundleReader, Index, RangeReader, read_extent, read_index
+from seawall.codec.unbundle import BundleReader, Index, RangeReader, read_extent, read_extents, read_index
 
 __all__ = [
     "BUNDLE_BYTES",
@@ -36,6 +36,7 @@ __all__ = [
     "open_bytes",
     "read_envelope",
     "read_extent",
+    "read_extents",
     "read_index",
     "run_bytes",
     "seal_bytes",

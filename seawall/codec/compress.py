@@ -118,15 +118,18 @@ def _gzip_decompress() -> Decompress:
 def _lz4_decompress() -> Decompress:
     from lz4 import frame  # noqa: PLC0415 - by codec
 
+    # The class above these functions would copy a view before it reads it, and make a context for each frame.
+    context = frame.create_decompression_context()
+
     def decompress(body: Bytes, plain_length: int) -> bytes:
-        stream = frame.LZ4FrameDecompressor()
+        frame.reset_decompression_context(context)
         try:
-            plain = bytes(stream.decompress(body, plain_length + 1))
+            plain, used, is_whole = frame.decompress_chunk(context, body, max_length=plain_length + 1)
         except RuntimeError as error:
             raise _wrong("lz4", error) from error
-        if len(plain) != plain_length or not stream.eof or stream.unused_data:
+        if len(plain) != plain_length or not is_whole or used != len(body):
             raise _wrong("lz4", "its length is wrong")
-        return plain
+        return bytes(plain)
 
     return decompress
 

@@ -18,6 +18,7 @@ import json
 import os
 import re
 import struct
+import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Protocol, TypeAlias
@@ -40,6 +41,8 @@ FRAME_HEADER = struct.Struct(">IIB")
 Randomness: TypeAlias = Callable[[int], bytes]
 
 _PREFIX = struct.Struct(">8sI")
+_SMALL_BYTES = 64 * 1024
+_kept = threading.local()
 _FIELDS = frozenset({"v", "kind", "object", "codec", "seal", "key", "salt", "nonce", "extra"})
 _KIND = re.compile(r"[a-z][a-z-]{0,31}")
 _KEY_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,127}")
@@ -213,7 +216,7 @@ class Seal(Protocol):
         ...
 
     def open(self, header: bytes, number: int, final: bool, stored: Bytes) -> Bytes:
-        """The body of a stored frame.
+        """The body of a stored frame, valid until this thread opens another of any object.
 
         Raises:
             Damaged: it is not what was sealed there.
@@ -251,10 +254,12 @@ class _AesGcm:
 
     def open(self, header: bytes, number: int, final: bool, stored: Bytes) -> Bytes:
         nonce = self._nonce + struct.pack(">IB", number, final)
+        body = _opened_room(len(stored) - TAG_BYTES)
         try:
-            return self._cipher.decrypt(nonce, stored, self._digest + header)
+            self._cipher.decrypt_into(nonce, stored, self._digest + header, body)
         except self._invalid as error:
             raise Damaged(f"frame {number} of {self._name} is not what was sealed there") from error
+        return body
 
 
 class _Checksum:
@@ -280,6 +285,15 @@ class _Checksum:
         hasher = blake3(self._digest + header + struct.pack(">I", number))
         hasher.update(body)
         return hasher.digest(TAG_BYTES)
+
+
+def _opened_room(length: int) -> memoryview:
+    """This thread's room for an opened frame: taking and clearing new memory for each would cost as much as opening."""
+    room: memoryview | None = _kept.__dict__.get("room")
+    if room is None or len(room) < length:
+        # Most objects are small, and most frames of the others full; an opened body is never longer than its frame.
+        room = _kept.room = memoryview(bytearray(_SMALL_BYTES if length <= _SMALL_BYTES else max(length, FRAME_BYTES)))
+    return room[:length]
 
 
 def _subkey(secret: bytes, salt: bytes, object_name: str) -> bytes:

@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import NamedTuple
 
 from seawall.codec.compress import checked_level, compressor, decompressor
 from seawall.codec.envelope import (
@@ -196,6 +197,15 @@ def _cut(pieces: Iterable[Bytes], scratch: Scratch) -> Iterator[Bytes]:
     yield scratch.plain[:used] if used else b""
 
 
+class Frame(NamedTuple):
+    """A frame as a reader meets it: where it is stored, how long it is plain, and its bytes if they were wanted."""
+
+    offset: int
+    length: int
+    plain: bytes
+    final: bool
+
+
 class FrameReader:
     """The plain frames of one object, each verified before it is released.
 
@@ -217,7 +227,7 @@ class FrameReader:
     def __init__(
         self, chunks: Iterable[Bytes], expected_object: str, key_for: KeySource, *, kind: str | None = None
     ) -> None:
-        self._source = _Source(chunks, expected_object)
+        self._source = Source(chunks, expected_object)
         prefix = bytes(self._source.take(12))
         header = bytes(self._source.take(header_length(prefix, expected_object)))
         self.envelope = read_envelope(prefix + header, expected_object)
@@ -226,20 +236,28 @@ class FrameReader:
         self.frames = 0
 
     def __iter__(self) -> Iterator[bytes]:
-        for _, plain, _ in self.numbered():
-            yield plain
+        for frame in self.numbered():
+            yield frame.plain
         self.tail(0)
 
-    def numbered(self) -> Iterator[tuple[int, bytes, bool]]:
-        """(stored offset, plain bytes, whether final) of each frame; `tail` must be called after the last."""
+    def numbered(self, is_wanted: Callable[[int], bool] = lambda _number: True) -> Iterator[Frame]:
+        """Each frame; `tail` must be called after the last.
+
+        Args:
+            is_wanted: whether to open the frame of that number. One that is not wanted comes without its plain bytes
+                and is not verified, but for the final one, which always is.
+        """
         final = False
         while not final:
             offset = self._source.offset
             header = bytes(self._source.take(FRAME_HEADER.size))
-            stored = self._decoder.stored_length(header, self.frames)
-            plain, final = self._decoder.decode(header, self.frames, self._source.take(stored))
+            stored = self._source.take(self._decoder.stored_length(header, self.frames))
+            _, length, flags = FRAME_HEADER.unpack(header)
+            plain = b""
+            if flags & FINAL or is_wanted(self.frames):
+                plain, final = self._decoder.decode(header, self.frames, stored)
             self.frames += 1
-            yield offset, plain, final
+            yield Frame(offset, length, plain, final)
 
     def tail(self, length: int) -> bytes:
         """The bytes after the final frame, which must be exactly `length`."""
@@ -261,7 +279,7 @@ def refuse_other_object(envelope: Envelope, expected_object: str, kind: str | No
 
 
 class FrameDecoder:
-    """Verifies, opens and decompresses the frames of one object in any order."""
+    """Verifies, opens and decompresses the frames of one object in any order; used by one thread at a time."""
 
     def __init__(self, envelope: Envelope, key_for: KeySource) -> None:
         self._name = envelope.object
@@ -299,7 +317,7 @@ class FrameDecoder:
             raise Damaged(f"frame {number} of {self._name}: {error.message}") from error
 
 
-class _Source:
+class Source:
     """Exactly so many bytes at a time from chunks of any size, without a copy where one chunk has them all."""
 
     def __init__(self, chunks: Iterable[Bytes], name: str) -> None:

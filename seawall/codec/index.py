@@ -11,7 +11,8 @@ from __future__ import annotations
 import json
 import re
 import struct
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from itertools import starmap
 from typing import NamedTuple
 
 from seawall.codec.envelope import FRAME_BYTES
@@ -21,7 +22,7 @@ from seawall.errors import Damaged
 TRAILER = struct.Struct(">QI12s")
 TRAILER_MAGIC = b"SEAWALL1IDX\n"
 
-_HASH = re.compile(r"[0-9a-f]{64}")
+_HEX = re.compile(r"[0-9a-f]*")
 
 
 class Entry(NamedTuple):
@@ -57,10 +58,7 @@ def decoded_index(plain: bytes, name: str) -> tuple[tuple[tuple[int, int], ...],
     try:
         document = json.loads(plain.decode("utf-8", "surrogateescape"))
         frames = tuple((_count(offset), _count(length)) for offset, length in document["frames"])
-        entries = tuple(
-            Entry(_path(path), _count(at), _count(plain_at), _count(length), _hash(digest), checked_run_bytes(run))
-            for path, at, plain_at, length, digest, run in document["entries"]
-        )
+        entries = _entries(document["entries"])
     except (ValueError, TypeError, KeyError, RecursionError) as error:
         raise Damaged(f"the index of {name} is malformed: {error}") from error
     full = all(length == FRAME_BYTES for _, length in frames[:-1]) and all(0 < n <= FRAME_BYTES for _, n in frames)
@@ -72,19 +70,43 @@ def decoded_index(plain: bytes, name: str) -> tuple[tuple[tuple[int, int], ...],
     return frames, entries
 
 
+def _entries(rows: list[list[object]]) -> tuple[Entry, ...]:
+    """The rows as entries. Checked by columns: a restore of a chain reads hundreds of thousands of rows.
+
+    Raises:
+        ValueError, TypeError: they are none.
+    """
+    if not rows:
+        return ()
+    paths, *counts, hashes, runs = zip(*rows, strict=True)
+    for column in counts:
+        _checked_counts(column)
+    _checked_texts(paths, is_right=all)
+    _checked_texts(hashes, is_right=_are_hashes)
+    # One file's rows have one length of runs, and a bundle holds few lengths.
+    for run in {(type(run), run) for run in runs}:
+        checked_run_bytes(run[1])
+    return tuple(starmap(Entry, rows))
+
+
+def _checked_counts(column: tuple[object, ...]) -> None:
+    # A bool is no count, although it is an int.
+    counts = [count for count in column if type(count) is int and count >= 0]
+    if len(counts) != len(column):
+        raise ValueError("not all counts of bytes are counts")
+
+
+def _checked_texts(column: tuple[object, ...], is_right: Callable[[Sequence[str]], bool]) -> None:
+    texts = [text for text in column if isinstance(text, str)]
+    if len(texts) != len(column) or not is_right(texts):
+        raise ValueError("not all paths are paths, or not all hashes are hashes")
+
+
+def _are_hashes(texts: Sequence[str]) -> bool:
+    return set(map(len, texts)) == {64} and _HEX.fullmatch("".join(texts)) is not None
+
+
 def _count(value: object) -> int:
     if type(value) is not int or value < 0:
         raise ValueError(f"{value!r} is no count of bytes")
-    return value
-
-
-def _path(value: object) -> str:
-    if not isinstance(value, str) or not value:
-        raise ValueError(f"{value!r} is no path")
-    return value
-
-
-def _hash(value: object) -> str:
-    if not isinstance(value, str) or _HASH.fullmatch(value) is None:
-        raise ValueError(f"{value!r} is no hash")
     return value

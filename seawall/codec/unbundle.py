@@ -21,9 +21,9 @@ from seawall.codec.envelope import (
     KeySource,
     read_envelope,
 )
-from seawall.codec.frame import FrameDecoder, FrameReader, refuse_other_object
+from seawall.codec.frame import FrameDecoder, FrameReader, Source, refuse_other_object
 from seawall.codec.index import TRAILER, TRAILER_MAGIC, Entry, decoded_index
-from seawall.codec.runs import RunHasher
+from seawall.codec.runs import RunHasher, combined, digests_of
 from seawall.errors import Damaged, UsageError
 from seawall.storage.base import Bytes
 
@@ -53,6 +53,8 @@ class BundleReader:
         key_for: the data key of an id.
         entries: the extents that are wanted, as a manifest has them; others are passed over. Then memory holds a
             frame at a time. Without them the index decides, which comes last, so that the whole bundle is held.
+        sparing: leave frames closed in which nothing of `entries` lies. What is handed out is proved all the same, and
+            that the bundle is whole, but damage of a frame that nobody wants is not found.
 
     Raises:
         Damaged: the bundle, or an extent in it, is not what was written, or a wanted extent is not in it.
@@ -66,9 +68,12 @@ class BundleReader:
         expected_object: str,
         key_for: KeySource,
         entries: Iterable[Entry] | None = None,
+        *,
+        sparing: bool = False,
     ) -> None:
         self._frames = FrameReader(chunks, expected_object, key_for, kind="bundle")
-        self._wanted = None if entries is None else sorted(entries, key=lambda entry: entry.plain_offset)
+        self._wanted = None if entries is None else sorted(entries, key=_plain_offset)
+        self._sparing = sparing
         self._index: tuple[Entry, ...] = ()
 
     @property
@@ -82,20 +87,28 @@ class BundleReader:
 
     def __iter__(self) -> Iterator[tuple[str, int, memoryview]]:
         if self._wanted is not None:
-            yield from _pieces(self._data(), self._wanted, self.envelope.object)
+            frames = self._data(self._wanted)
+            yield from _pieces(frames, self._wanted, self.envelope.object)
+            # Their end is where the bundle is proved whole.
+            for _ in frames:
+                pass
             return
-        held = list(self._data())
+        held = list(self._data(()))
         yield from _pieces(iter(held), self._index, self.envelope.object)
 
-    def _data(self) -> Iterator[bytes]:
-        """Data frames; what follows them is verified before the iterator ends."""
+    def _data(self, wanted: Sequence[Entry]) -> Iterator[tuple[int, bytes]]:
+        """Plain offset and bytes of the data frames; what follows them is verified before the iterator ends."""
+        opened = frozenset(_numbers(wanted)) if self._sparing else None
         seen: list[tuple[int, int]] = []
-        for offset, plain, final in self._frames.numbered():
-            if final:
-                self._close(seen, offset, plain)
+        begin = 0
+        for frame in self._frames.numbered(lambda number: opened is None or number in opened):
+            if frame.final:
+                self._close(seen, frame.offset, frame.plain)
                 return
-            seen.append((offset, len(plain)))
-            yield plain
+            seen.append((frame.offset, frame.length))
+            if frame.plain:
+                yield begin, frame.plain
+            begin += frame.length
 
     def _close(self, seen: list[tuple[int, int]], offset: int, plain: bytes) -> None:
         name = self.envelope.object
@@ -106,12 +119,16 @@ class BundleReader:
         _refuse_strangers(self._wanted or (), self._index, name)
 
 
-def _refuse_strangers(wanted: Iterable[Entry], index: Iterable[Entry], name: str) -> None:
-    """Stop where a manifest names an extent that is not there; under which path it lies is the manifest's affair."""
-    there = sorted(index, key=_plain_offset)
+def _refuse_strangers(wanted: Iterable[Entry], index: Sequence[Entry], name: str) -> None:
+    """Stop where a manifest names an extent that is not there; under which path it lies is the manifest's affair.
+
+    Args:
+        index: follows the plain stream, as `decoded_index` makes sure.
+    """
+    offsets = [entry.plain_offset for entry in index]
     for entry in wanted:
-        place = bisect_right(there, entry.plain_offset, key=_plain_offset) - 1
-        if place < 0 or not _is_part(entry, there[place]):
+        place = bisect_right(offsets, entry.plain_offset) - 1
+        if place < 0 or not _is_part(entry, index[place]):
             raise Damaged(f"{name} does not hold the extent of {entry.path!r} that its manifest names")
 
 
@@ -132,30 +149,47 @@ def _is_part(entry: Entry, whole: Entry) -> bool:
     return at_runs and entry.length > 0 and end <= whole.length and entry.run_bytes == whole.run_bytes
 
 
-def _pieces(frames: Iterator[bytes], entries: Sequence[Entry], name: str) -> Iterator[tuple[str, int, memoryview]]:
-    """Parts of the wanted extents; consumes all frames, because their end is where the bundle is proved whole."""
-    at, plain = 0, memoryview(b"")
+def _numbers(entries: Sequence[Entry]) -> list[int]:
+    """Which frames hold the extents, which come in the order of the plain stream."""
+    found: list[int] = []
     for entry in entries:
-        if entry.plain_offset < at:
-            raise UsageError(f"extents of {name} overlap at {entry.path!r}", hint="This is a defect in Seawall.")
-        hasher, done = RunHasher(entry.run_bytes), 0
-        while done < entry.length:
-            if not plain:
-                found = next(frames, None)
-                if found is None:
-                    raise Damaged(f"{name} ends before the extent of {entry.path!r} does")
-                plain = memoryview(found)
-            skipped = min(len(plain), entry.plain_offset + done - at)
-            part = plain[skipped : skipped + entry.length - done]
-            plain, at = plain[skipped + len(part) :], at + skipped + len(part)
-            if part:
+        first, end = entry.plain_offset // FRAME_BYTES, -(-(entry.plain_offset + entry.length) // FRAME_BYTES)
+        found += range(max(first, found[-1] + 1) if found else first, end)
+    return found
+
+
+def _pieces(
+    frames: Iterator[tuple[int, bytes]], entries: Sequence[Entry], name: str
+) -> Iterator[tuple[str, int, memoryview]]:
+    """Parts of the wanted extents, from (plain offset, plain bytes) of at least those frames that hold them."""
+    begin, plain, passed = 0, memoryview(b""), 0
+    for entry in entries:
+        path, file_offset, at, length, blake3, run_bytes = entry
+        end = at + length
+        if at < passed:
+            raise UsageError(f"extents of {name} overlap at {path!r}", hint="This is a defect in Seawall.")
+        passed = end
+        if begin <= at and end <= begin + len(plain):
+            # A changed run of some ten KiB nearly always lies within one frame.
+            part = plain[at - begin : end - begin]
+            found = combined(digests_of(part, run_bytes))
+            if length:
+                yield path, file_offset, part
+        else:
+            hasher = RunHasher(run_bytes)
+            while at < end:
+                while at >= begin + len(plain):
+                    begin, frame = next(frames, (end, b""))
+                    if begin > at:
+                        raise Damaged(f"{name} ends before the extent of {path!r} does")
+                    plain = memoryview(frame)
+                part = plain[at - begin : end - begin]
                 hasher.update(part)
-                yield entry.path, entry.file_offset + done, part
-                done += len(part)
-        if hasher.hexdigest() != entry.blake3:
-            raise Damaged(f"the extent of {entry.path!r} in {name} is not what its hash says")
-    for _ in frames:
-        pass
+                yield path, file_offset + at - entry.plain_offset, part
+                at += len(part)
+            found = hasher.hexdigest()
+        if found != blake3:
+            raise Damaged(f"the extent of {path!r} in {name} is not what its hash says")
 
 
 def read_index(read: RangeReader, size_bytes: int, expected_object: str, key_for: KeySource) -> Index:
@@ -190,33 +224,55 @@ def read_index(read: RangeReader, size_bytes: int, expected_object: str, key_for
     return Index(envelope, frames, entries, offset, decoder)
 
 
-def read_extent(read: RangeReader, index: Index, entry: Entry) -> Iterator[memoryview]:
-    """The plain bytes of one extent, reading only the frames that hold it.
+def read_extents(read: RangeReader, index: Index, entries: Iterable[Entry]) -> Iterator[tuple[str, int, memoryview]]:
+    """(path, offset in the file, bytes) over some extents, in the order of the bundle, reading only their frames.
+
+    Frames that follow each other are read in one range, and each is opened once.
 
     Raises:
-        Damaged: a frame or the extent is not what was written; `entry` is not in the index.
+        Damaged: a frame or an extent is not what was written; one of `entries` is not in the index.
     """
-    name = index.envelope.object
-    _refuse_strangers([entry], index.entries, name)
-    first, last = entry.plain_offset // FRAME_BYTES, (entry.plain_offset + entry.length - 1) // FRAME_BYTES
-    moved = entry._replace(plain_offset=entry.plain_offset - first * FRAME_BYTES)
-    for _, _, part in _pieces(_frames(read, index, first, last), [moved], name):
+    name, wanted = index.envelope.object, sorted(entries, key=_plain_offset)
+    _refuse_strangers(wanted, index.entries, name)
+    yield from _pieces(_frames(read, index, _numbers(wanted)), wanted, name)
+
+
+def read_extent(read: RangeReader, index: Index, entry: Entry) -> Iterator[memoryview]:
+    """The plain bytes of one extent; see `read_extents`."""
+    for _, _, part in read_extents(read, index, [entry]):
         yield part
 
 
-def _frames(read: RangeReader, index: Index, first: int, last: int) -> Iterator[bytes]:
+def _frames(read: RangeReader, index: Index, numbers: Sequence[int]) -> Iterator[tuple[int, bytes]]:
     offsets = [offset for offset, _ in index.frames] + [index.end]
-    for number in range(first, last + 1):
-        name = index.envelope.object
-        stored = _exactly(read, offsets[number], offsets[number + 1] - offsets[number], name)
-        plain, final = _one_frame(index.decoder, stored, number, name)
-        if final or len(plain) != index.frames[number][1]:
-            raise Damaged(f"frame {number} of {name} is not the one its index describes")
-        yield plain
+    for first, end in _consecutive(numbers):
+        source = Source(read(offsets[first], _length(index, offsets[first], offsets[end])), index.envelope.object)
+        for number in range(first, end):
+            stored = source.take(_length(index, offsets[number], offsets[number + 1]))
+            plain, final = _one_frame(index.decoder, stored, number, index.envelope.object)
+            if final or len(plain) != index.frames[number][1]:
+                raise Damaged(f"frame {number} of {index.envelope.object} is not the one its index describes")
+            yield number * FRAME_BYTES, plain
+        source.end()
 
 
-def _one_frame(decoder: FrameDecoder, stored: bytes, number: int, name: str) -> tuple[bytes, bool]:
-    header = stored[: FRAME_HEADER.size]
+def _consecutive(numbers: Sequence[int]) -> Iterator[tuple[int, int]]:
+    """Ascending numbers as ranges (first, end)."""
+    begin = 0
+    for place in range(1, len(numbers) + 1):
+        if place == len(numbers) or numbers[place] != numbers[place - 1] + 1:
+            yield numbers[begin], numbers[place - 1] + 1
+            begin = place
+
+
+def _length(index: Index, begin: int, end: int) -> int:
+    if end < begin:
+        raise Damaged(f"the index of {index.envelope.object} contradicts itself")
+    return end - begin
+
+
+def _one_frame(decoder: FrameDecoder, stored: Bytes, number: int, name: str) -> tuple[bytes, bool]:
+    header = bytes(stored[: FRAME_HEADER.size])
     if len(header) < FRAME_HEADER.size or decoder.stored_length(header, number) != len(stored) - FRAME_HEADER.size:
         raise Damaged(f"frame {number} of {name} does not lie where its index says")
     return decoder.decode(header, number, memoryview(stored)[FRAME_HEADER.size :])

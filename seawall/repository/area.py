@@ -14,7 +14,7 @@ from dataclasses import replace
 from datetime import datetime, timedelta
 from functools import partial
 
-from seawall.codec import BundleReader, BundleWriter, DataKey, Entry, Scratch
+from seawall.codec import BundleReader, BundleWriter, DataKey, Entry, Index, Scratch, read_index
 from seawall.errors import (
     BackupMissing,
     ClusterMismatch,
@@ -225,6 +225,7 @@ class SourceArea:
         entries: Iterable[Entry] | None = None,
         *,
         chunks: Iterable[Bytes] | None = None,
+        sparing: bool = False,
     ) -> BundleReader:
         """A reader of one bundle's extents, in the order they were written.
 
@@ -232,6 +233,7 @@ class SourceArea:
             head: of the set that needs it; the bundle may be of an earlier one that this builds on.
             entries: the wanted ones; all when omitted.
             chunks: the object's bytes when the caller reads them itself.
+            sparing: leave closed what holds nothing wanted; see `BundleReader`.
 
         Raises:
             ObjectMissing, Damaged, KeyMissing: as named.
@@ -239,9 +241,21 @@ class SourceArea:
         stored = self.storage.get(name) if chunks is None else chunks
         plain = sealed.plain_envelope(stored, head.sealing, ring, name=name)
         key_for = self.keychain.source(ring, self._key_id(head, name))
-        reader = BundleReader(plain, self.layout.logical(name), key_for, entries)
+        reader = BundleReader(plain, self.layout.logical(name), key_for, entries, sparing=sparing)
         sealed.refuse_other_mode(reader.envelope.seal, head.sealing, name=name)
         return reader
+
+    def index(self, head: Head, name: str, ring: KeyRing) -> Index:
+        """What is in a bundle, by ranges; `read_extents` reads some of it. Not for a bundle within an OpenPGP message.
+
+        Raises:
+            ObjectMissing, Damaged, KeyMissing: as named.
+        """
+        key_for = self.keychain.source(ring, self._key_id(head, name))
+        size = self.storage.stat(name).size_bytes
+        found = read_index(partial(self.storage.get, name), size, self.layout.logical(name), key_for)
+        sealed.refuse_other_mode(found.envelope.seal, head.sealing, name=name)
+        return found
 
     def open_keys(self, head: Head, objects: Iterable[StoredObject], ring: KeyRing) -> Iterator[Callable[[], object]]:
         """For each data key that objects are sealed with, what opens it; a later reader then finds it open.

@@ -7,35 +7,39 @@ under another name until all else is in place and synced: until then PostgreSQL 
 from __future__ import annotations
 
 import json
-import os
 import queue
 import threading
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from contextlib import closing
 from dataclasses import dataclass
+from functools import lru_cache, partial
 from pathlib import Path
 
 from seawall.archive.intake import read_header, refuse_other_place
+from seawall.codec import Index, read_extents
 from seawall.errors import Cancelled, ClusterMismatch, Damaged
 from seawall.events import Advanced, Began, Noticed, Observer
 from seawall.keys import KeyRing
-from seawall.model import Extent, FileEntry, Head
+from seawall.model import Extent, FileEntry, Head, SealingMode
 from seawall.postgres.binaries import Account
 from seawall.repository import SourceArea, manifest
 from seawall.repository.sealed import Counted
-from seawall.repository.wanted import Wanted, refuse_holes
+from seawall.repository.wanted import Wanted, extents_of, refuse_holes
 from seawall.restore.destination import MARKER
+from seawall.restore.order import led, ordered, woven
+from seawall.restore.patches import Fetch, fetched
 from seawall.restore.plan import RestorePlan
 from seawall.restore.tree import CONTROL, Tree, remove_tree, sync_directory, translated
-from seawall.storage.direct import ALIGNMENT, Behind, open_direct
+from seawall.restore.writing import FileWriter
 
 _MADE_BY_THE_RESTORE = ("backup_label", "tablespace_map")
 _STALE = ("recovery.signal", "standby.signal", "postmaster.pid", *_MADE_BY_THE_RESTORE)
 _SUMMARIES_SINCE = 17
-_WRITING = os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC
-# Smaller parts are written through the page cache: there the disk's time for each write would count.
-_LARGE_BYTES = 32 * 1024
+# What all workers together hold of parts that they fetched for the objects that lead, shared by at least two.
+_PATCHES_BYTES = 16 * 1024 * 1024
+_LEAST_SHARES = 2
+_KEPT_INDEXES = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,7 +167,18 @@ class _Laying:
             self._old.append(entry)
             return
         self._tree.new_file(entry)
-        self._wanted.whole(entry)
+        self._want(entry, extents_of(entry))
+
+    def _want(self, entry: FileEntry, extents: Iterable[tuple[int, Extent]]) -> None:
+        file = self._wanted.file(entry)
+        # Nothing can be read from the middle of an OpenPGP message: there each object is read by itself.
+        alone = self._plan.head.sealing is SealingMode.OPENPGP
+        for lead, window in led(extents):
+            if alone:
+                for each in window:
+                    self._wanted.add(file, [each], each[1].object)
+            else:
+                self._wanted.add(file, window, lead)
 
     def _repair_old(self) -> None:
         """Compare what lies there with the backup, several files side by side, and want only what differs."""
@@ -173,9 +188,7 @@ class _Laying:
                 reused = entry.size_bytes - sum(extent.length for _, extent in wrong)
                 self._reused += reused
                 self._observe.hear(Advanced("restore", reused))
-                file = self._wanted.file(entry)
-                for offset, extent in wrong:
-                    self._wanted.add(file, offset, extent)
+                self._want(entry, wrong)
 
     def _compared(self, entry: FileEntry) -> list[tuple[int, Extent]]:
         self._observe.checkpoint()
@@ -188,85 +201,53 @@ class _Laying:
         self._tree.text(name, text)
 
     def _write(self) -> None:
-        loads: queue.SimpleQueue[str] = queue.SimpleQueue()
-        for name in self._wanted.objects():
-            loads.put(name)
+        loads: queue.SimpleQueue[Sequence[str]] = queue.SimpleQueue()
+        for names in self._wanted.runs(self._workers):
+            loads.put(names)
 
         def work() -> None:
-            with closing(_OpenFile(self._tree)) as file:
+            fetch = self._fetching()
+            with closing(FileWriter(self._tree, self._count)) as file:
                 while not self._failed.is_set():
                     try:
-                        name = loads.get_nowait()
+                        names = loads.get_nowait()
                     except queue.Empty:
+                        file.settle()
                         return
-                    self._object(name, file)
+                    self._objects(names, file, fetch)
 
         run_together([work] * self._workers, self._failed)
 
-    def _object(self, name: str, file: _OpenFile) -> None:
-        modified_at = self._wanted.modified_at(name)
-        for path, offset, piece in self._area.bundle(self._plan.head, name, self._ring, self._wanted.entries(name)):
-            self._observe.checkpoint()
-            if self._failed.is_set():
-                raise Cancelled("another worker failed")
-            file.write(path, piece, offset, modified_at)
-            self._observe.hear(Advanced("restore", len(piece)))
-            with self._lock:
-                self._written += len(piece)
-        file.finish()
+    def _fetching(self) -> Fetch:
+        """What reads parts of objects that others lead; objects one after the other often lead to the same."""
+        storage = self._area.storage
 
+        @lru_cache(_KEPT_INDEXES)
+        def index(name: str) -> Index:
+            return self._area.index(self._plan.head, name, self._ring)
 
-class _OpenFile:
-    """The one file that a worker writes to at the moment."""
+        return lambda name, entries: read_extents(partial(storage.get, name), index(name), entries)
 
-    def __init__(self, tree: Tree) -> None:
-        self._tree = tree
-        self._behind = Behind()
-        self._path, self._modified_at = "", 0.0
-        self._descriptor = self._direct = -1
+    def _objects(self, names: Sequence[str], file: FileWriter, fetch: Fetch) -> None:
+        """Lay down what objects lead that follow each other, and so often lead parts of the same others."""
+        led_by = [(name, ordered(self._wanted.parts(name), name)) for name in names]
+        others = [part for name, parts in led_by for part in parts if part.object != name]
+        patches = fetched(others, fetch, _PATCHES_BYTES // max(self._workers, _LEAST_SHARES))
+        for name, parts in led_by:
+            modified_at = self._wanted.modified_at(name)
+            own = [part.entry for part in parts if part.object == name]
+            # Frames of which everything is superseded need no proof here: nothing of them is laid down.
+            held = iter(self._area.bundle(self._plan.head, name, self._ring, own, sparing=True))
+            for path, offset, piece in woven(parts, name, held, patches):
+                file.write(path, offset, piece, modified_at[path])
 
-    def write(self, path: str, piece: memoryview, offset: int, modified_at: Mapping[str, float]) -> None:
-        if path != self._path:
-            self.finish()
-            self._descriptor = os.open(self._tree.path(path), _WRITING)
-            self._path, self._modified_at = path, modified_at[path]
-        if len(piece) >= _LARGE_BYTES and offset % ALIGNMENT == 0:
-            done = self._write_behind(piece, offset)
-            piece, offset = piece[done:], offset + done
-        while piece:
-            done = os.pwrite(self._descriptor, piece, offset)
-            piece, offset = piece[done:], offset + done
-
-    def _write_behind(self, piece: memoryview, offset: int) -> int:
-        if self._direct < 0:
-            self._direct = open_direct(self._tree.path(self._path), _WRITING)
-        buffer = self._behind.buffer()
-        length = min(len(piece), len(buffer)) // ALIGNMENT * ALIGNMENT
-        buffer[:length] = piece[:length]
-        self._behind.write(self._direct, self._descriptor, length, offset)
-        return length
-
-    def finish(self) -> None:
-        """Everything of the open file is written, and its time is set."""
-        if self._descriptor < 0:
-            return
-        try:
-            self._behind.settle()
-            # Every worker that wrote a part sets it, so the last one leaves it right.
-            os.utime(self._descriptor, (self._modified_at, self._modified_at))
-        finally:
-            self._forget()
-
-    def close(self) -> None:
-        """End, also after an error: nothing is under way any more, and nothing is open."""
-        self._behind.close()
-        self._forget()
-
-    def _forget(self) -> None:
-        for descriptor in (self._descriptor, self._direct):
-            if descriptor >= 0:
-                os.close(descriptor)
-        self._path, self._descriptor, self._direct = "", -1, -1
+    def _count(self, written: int) -> None:
+        self._observe.checkpoint()
+        if self._failed.is_set():
+            raise Cancelled("another worker failed")
+        self._observe.hear(Advanced("restore", written))
+        with self._lock:
+            self._written += written
 
 
 def run_together(jobs: Iterable[Callable[[], None]], failed: threading.Event) -> None:

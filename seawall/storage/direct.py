@@ -13,6 +13,8 @@ from __future__ import annotations
 import errno
 import mmap
 import os
+from collections import deque
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 
 # What every file system accepts for offsets, lengths and addresses: a page.
@@ -33,12 +35,13 @@ def open_direct(path: str | os.PathLike[str], flags: int, *, dir_fd: int | None 
 class Behind:
     """Writes of one thread, done by another, one after the other; used by one thread.
 
-    Take `buffer`, fill it, `write` it; `settle` before a descriptor is closed or synced.
+    Take `buffer`, fill it, `write` it; `settle` before a descriptor is closed or synced, or close it by `then`.
     """
 
     def __init__(self) -> None:
         self._buffers = [memoryview(mmap.mmap(-1, BUFFER_BYTES)) for _ in range(2)]
         self._under_way: list[Future[None] | None] = [None, None]
+        self._jobs: deque[Future[None]] = deque()
         self._turn = 0
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="write")
 
@@ -62,15 +65,30 @@ class Behind:
         self._under_way[self._turn] = self._thread.submit(_written, direct, ordinary, view, offset)
         self._turn = 1 - self._turn
 
+    def then(self, job: Callable[[], None]) -> None:
+        """Do something once all that was begun is done, such as closing the file; at once where nothing is under way.
+
+        Raises:
+            OSError: from `job` or from an earlier one.
+        """
+        while self._jobs and self._jobs[0].done():
+            self._jobs.popleft().result()
+        if not self._jobs and all(future is None or future.done() for future in self._under_way):
+            job()
+        else:
+            self._jobs.append(self._thread.submit(job))
+
     def settle(self) -> None:
         """Wait until nothing is under way any more.
 
         Raises:
-            OSError: some of what was begun could not be written.
+            OSError: some of what was begun could not be done.
         """
-        wait([future for future in self._under_way if future is not None])
+        wait([*self._jobs, *(future for future in self._under_way if future is not None)])
         self._done(self._turn)
         self._done(1 - self._turn)
+        while self._jobs:
+            self._jobs.popleft().result()
 
     def close(self) -> None:
         """End the thread; what was begun is finished first, whatever becomes of it."""

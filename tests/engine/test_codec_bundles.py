@@ -26,6 +26,7 @@ from seawall.codec import (
     RangeReader,
     Scratch,
     read_extent,
+    read_extents,
     read_index,
 )
 from seawall.codec.runs import combined, digests_of
@@ -125,6 +126,38 @@ def test_only_wanted_extents_are_handed_out() -> None:
     wanted = [writer.entries[2], writer.entries[0]]
     assert gathered(BundleReader([stored], NAME, key_for, wanted)) == {"base/5/0": b"a" * 100, "base/5/2": b"c" * 100}
     assert gathered(BundleReader([stored], NAME, key_for, [])) == {}
+
+
+@pytest.mark.parametrize("key", [KEY, None], ids=["sealed", "none"])
+def test_a_sparing_reader_leaves_closed_what_nobody_wants_and_proves_the_rest(key: DataKey | None) -> None:
+    data = hashlib.shake_128(b"spare").digest(3 * FRAME_BYTES)
+    stored, writer = bundle([data[:FRAME_BYTES], data[FRAME_BYTES : 2 * FRAME_BYTES], data[2 * FRAME_BYTES :]], key=key)
+    damaged = bytearray(stored)
+    damaged[len(stored) // 2] ^= 1
+    first, second, third = writer.entries
+    reader = BundleReader([bytes(damaged)], NAME, key_for, [first, third], sparing=True)
+    assert gathered(reader) == {"base/5/0": data[:FRAME_BYTES], "base/5/2": data[2 * FRAME_BYTES :]}
+    for wanted, sparing in (([second], True), ([first, third], False)):
+        with pytest.raises(Damaged):
+            list(BundleReader([bytes(damaged)], NAME, key_for, wanted, sparing=sparing))
+
+
+def test_many_extents_are_read_together_and_their_frames_in_one_range() -> None:
+    files = [hashlib.shake_128(bytes([n])).digest(FRAME_BYTES // 2 + n * RUN) for n in range(12)]
+    stored, writer = bundle(files)
+    asked: list[tuple[int, int]] = []
+
+    def read(offset: int, length: int) -> Iterator[bytes]:
+        asked.append((offset, length))
+        yield from ranges(stored)(offset, length)
+
+    index = read_index(ranges(stored), len(stored), NAME, key_for)
+    wanted = [writer.entries[n] for n in (11, 0, 1, 2)]
+    found = {path: bytearray() for path, *_ in wanted}
+    for path, _, part in read_extents(read, index, wanted):
+        found[path] += part
+    assert found == {f"base/5/{n}": files[n] for n in (11, 0, 1, 2)}
+    assert len(asked) == 2
 
 
 def test_an_extent_that_the_manifest_names_and_the_bundle_lacks_is_damage() -> None:

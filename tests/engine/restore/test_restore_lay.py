@@ -16,7 +16,7 @@ from seawall.errors import Cancelled, Damaged, DestinationInUse, StorageFull
 from seawall.events import Advanced, Event, Noticed, Observer
 from seawall.model import Head, RecoveryTarget, SealingMode, Tablespace, TargetKind
 from seawall.postgres.binaries import Account
-from seawall.restore import lay, tree
+from seawall.restore import lay, tree, writing
 from seawall.wal import Segment
 
 MARKER = ".seawall-restore.json"
@@ -75,7 +75,7 @@ def test_large_files_come_back_wherever_they_lie_in_their_bundle(
     site: Any, into: Path, account: Account, monkeypatch: pytest.MonkeyPatch, with_direct: bool
 ) -> None:
     if not with_direct:
-        monkeypatch.setattr(lay, "open_direct", lambda *_: -1)
+        monkeypatch.setattr(writing, "open_direct", lambda *_: -1)
     odd = hashlib.shake_128(b"large").digest(5_000_001)
     large = {"base/1/1": odd[: 610 * 8192], "base/1/2": odd[8192:], "base/1/3": odd[: 300 * 8192], "base/1/4": odd[:9]}
     backed_up(site, content={**large, "global/pg_control": b"c" * 8192})
