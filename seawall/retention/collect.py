@@ -20,6 +20,7 @@ from seawall.errors import Damaged, FormatTooNew, NameRefused, ObjectMissing, St
 from seawall.events import Noticed, Observer
 from seawall.model import BackupLabel
 from seawall.repository import Lease, Repository, SourceArea, documents
+from seawall.repository.layout import REPAIRS
 from seawall.repository.lease import CLEANUP
 from seawall.retention.marks import compare_clocks
 from seawall.retention.unneeded import Needed
@@ -139,6 +140,8 @@ class _Collection:
         self._coming = frozenset() if origin is None else frozenset(origin.labels())
         self._references = _References(area, origin)
         self._holds = area.holds(now)
+        stored = area.storage.list(f"{REPAIRS}{area.layout.root}")
+        self._repaired = frozenset(stat.name.removeprefix(REPAIRS) for stat in stored)
         locks = lockable(area.storage)
         self._locks = locks if locks is not None and locks.can_lock() else None
         self._sets: list[str] = []
@@ -217,7 +220,10 @@ class _Collection:
             return False
         needed = self._references.to(label)
         first = (layout.manifest(label), layout.manifest_copy(label))
-        names = [stat.name for stat in storage.list(layout.backup(label)) if stat.name not in needed]
+        listed = {stat.name for stat in storage.list(layout.backup(label))}
+        # Also what only its repair is left of.
+        listed.update(name for name in self._repaired if name.startswith(layout.backup(label)))
+        names = sorted(listed - needed)
         keys = () if needed else self._area.keychain.generations(str(label))
         if needed:
             self._left[str(label)] = f"{len(needed)} objects of it stay, because later backups refer to them"
@@ -319,6 +325,12 @@ class _Collection:
         return gone
 
     def _delete(self, name: str) -> bool:
+        """Delete an object and what repaired it; true when both are gone (or would be, in a dry run)."""
+        # What repaired it goes first: once the object is gone, nothing leads to it any more.
+        repaired = name in self._repaired
+        return (not repaired or self._delete_one(f"{REPAIRS}{name}")) and self._delete_one(name)
+
+    def _delete_one(self, name: str) -> bool:
         """Delete one object; true when it is gone (or would be, in a dry run), false when it is locked."""
         try:
             size = self._area.storage.stat(name).size_bytes

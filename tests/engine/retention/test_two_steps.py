@@ -20,6 +20,7 @@ from seawall.keys import KeyRing
 from seawall.model import BackupKind, BackupLabel, Compression, Head, Health, SealingMode, StoredObject
 from seawall.repository import Repository, Sealing, SourceArea, documents
 from seawall.repository.evidence import Evidence
+from seawall.repository.layout import REPAIRS
 from seawall.retention import RetentionPolicy
 from seawall.retention.copies import Unwanted
 from seawall.storage.memory import MemoryStorage
@@ -239,6 +240,50 @@ def test_bundles_that_an_incremental_refers_to_outlive_their_set_and_go_with_the
     for label in (newer.label, small.label):
         assert not life.names(life.area.layout.backup(label))
         assert not life.area.keychain.generations(str(label))
+
+
+def test_what_repaired_an_object_stays_as_long_as_that_is_needed_and_goes_with_it(life: Life) -> None:
+    life.backup(FULL)
+    life.now += timedelta(days=3)
+    newer, small = life.backup(FULL), life.backup(INCREMENTAL)
+    assert newer and small
+    later_is_needed = [name for name in life.area.needed_objects(small.label) if str(newer.label) in name]
+    layout = life.area.layout
+    repaired = (*later_is_needed, layout.manifest(newer.label), layout.key(str(newer.label), 1))
+    for name in repaired:
+        life.storage.put(f"{REPAIRS}{name}", [b"sound"])
+    # Of an object that was lost after it had been repaired, nothing but this is left.
+    life.storage.put(f"{REPAIRS}{layout.backup(newer.label)}blocks", [b"sound"])
+    life.now += timedelta(days=3)
+    life.backup(FULL)
+    hold = life.area.place_hold(small.label, reason="keep", owner="ada", now=life.now)
+    life.clean(ONE_DAY)
+    stay = {*later_is_needed, layout.key(str(newer.label), 1)}
+    assert life.names(REPAIRS) == {f"{REPAIRS}{name}" for name in stay}
+    assert stay <= life.names()
+    life.area.release_hold(hold.id, owner="ada", now=life.now)
+    life.clean(ONE_DAY)
+    assert not life.names(REPAIRS)
+    assert not stay & life.names()
+
+
+def test_an_object_stays_while_what_repaired_it_is_locked_and_both_go_afterwards(life: Life) -> None:
+    old = life.backup(FULL)
+    assert old
+    name = next(iter(life.area.needed_objects(old.label)))
+    until = life.now + timedelta(days=20)
+    life.storage.put_locked(f"{REPAIRS}{name}", [b"sound"], until)
+    life.now += timedelta(days=3)
+    life.backup(FULL)
+    life.now += timedelta(days=3)
+    life.backup(FULL)
+    done = life.clean(ONE_DAY)
+    assert f"{REPAIRS}{name}" in done.left
+    assert name in life.names()
+    life.now = until + timedelta(minutes=1)
+    life.collect()
+    assert not life.names(REPAIRS)
+    assert not life.names(life.area.layout.backup(old.label))
 
 
 def test_of_an_attempt_that_a_full_backup_resumed_what_it_uses_lives_as_long_as_it_and_the_rest_goes(
