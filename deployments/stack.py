@@ -91,6 +91,7 @@ class Stack:
         self._children: list[Child] = []
         self._hurry = threading.Event()
         self.port = 0
+        self._reservation: socket.socket | None = None
         self.environments: Environments | None = None
 
     @property
@@ -114,7 +115,7 @@ class Stack:
         """
         self.place.prepare()
         self._refuse_second()
-        self.port = self._options.port or free_port(PREFERRED_PORT)
+        self.port = self._options.port or self._reserve_port()
         self.environments = compose(
             self.place,
             port=self.port,
@@ -129,6 +130,10 @@ class Stack:
         except BaseException:
             self.stop()
             raise
+
+    def _reserve_port(self) -> int:
+        self._reservation, port = reserved_port(PREFERRED_PORT)
+        return port
 
     def _extra_environment(self) -> dict[str, str]:
         return {
@@ -206,6 +211,9 @@ class Stack:
         for child in (*ordered, *by_name.values(), *server):
             self._end(child)
         self._children = []
+        if self._reservation is not None:
+            self._reservation.close()
+            self._reservation = None
         if self.environments is not None:
             end_marked(
                 STACK_VARIABLE, self.id, scratch=self.place.work_directory, seconds=0 if self._hurry.is_set() else 5
@@ -286,6 +294,23 @@ def free_port(preferred: int) -> int:
                 continue
             return int(probe.getsockname()[1])
     raise ServerFailed(f"no port is free on {HOST}")
+
+
+def reserved_port(preferred: int) -> tuple[socket.socket, int]:
+    """What keeps a free port for this stack while it is open, and the port: `preferred` if it can be.
+
+    A server takes seconds to listen. Another stack that looks for a port meanwhile would find the same one, and its
+    worker would then ask the server of this one. A name in the abstract namespace (unix(7)) goes with its process.
+    """
+    for candidate in (preferred, *[0] * 20):
+        port, mark = free_port(candidate), socket.socket(socket.AF_UNIX)
+        try:
+            mark.bind(f"\0seawall-stack-port-{port}")
+        except OSError:
+            mark.close()
+            continue
+        return mark, port
+    raise ServerFailed(f"every free port on {HOST} is kept by another stack that is starting")
 
 
 def _module(name: str) -> tuple[str, ...]:

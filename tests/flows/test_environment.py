@@ -11,6 +11,7 @@ from prefect.settings.models.root import Settings as PrefectSettings
 from pydantic import AliasChoices, BaseModel
 
 from deployments.environment import DATABASE_VARIABLE, Place, compose, kept_secret
+from deployments.stack import free_port, reserved_port
 
 
 def known_variables(model: type[BaseModel], prefix: str = "PREFECT_") -> Iterator[str]:
@@ -87,3 +88,16 @@ def test_two_that_start_at_once_agree_on_the_secret(tmp_path):
         thread.join()
     assert len(found) == 8 and len(set(found)) == 1
     assert [path.name for path in tmp_path.iterdir()] == ["secret"]
+
+
+def test_two_stacks_that_start_at_once_are_never_given_the_same_port():
+    first, port = reserved_port(0)
+    with first:
+        # Nobody listens yet, which is all that a look at the port itself can tell.
+        assert free_port(port) == port
+        second, other = reserved_port(port)
+        with second:
+            assert other != port
+    third, again = reserved_port(port)
+    with third:
+        assert again == port
