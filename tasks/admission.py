@@ -97,11 +97,14 @@ def window_opens_at(scheduled_at: datetime, cron: str, time_zone: str) -> dateti
     minute, hour, *_ = cron.split()
     if not (minute.isdigit() and hour.isdigit()):
         return scheduled_at
-    zone = ZoneInfo(time_zone)
-    day = scheduled_at.astimezone(zone)
-    # In a gap the offset of before counts (PEP 495, fold 0), which puts the moment behind the gap.
-    wanted = day.replace(hour=int(hour), minute=int(minute), second=0, microsecond=0, fold=0).astimezone(UTC)
-    return max(scheduled_at, wanted) if wanted - scheduled_at <= timedelta(hours=2) else scheduled_at
+    day = scheduled_at.astimezone(ZoneInfo(time_zone))
+    # Where clocks go forward at midnight, an hour before the time is on the day before.
+    for each in (day, day + timedelta(days=1)):
+        # In a gap the offset of before counts (PEP 495, fold 0), which puts the moment behind the gap.
+        wanted = each.replace(hour=int(hour), minute=int(minute), second=0, microsecond=0, fold=0).astimezone(UTC)
+        if timedelta(0) <= wanted - scheduled_at <= timedelta(hours=2):
+            return wanted
+    return scheduled_at
 
 
 def moved(client: SyncPrefectClient, mine: FlowRun, opens_at: datetime) -> State[None]:

@@ -5,7 +5,7 @@ from itertools import pairwise
 from zoneinfo import ZoneInfo
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from deployments.deploy import ensure_jobs
@@ -68,6 +68,7 @@ def test_no_run_begins_before_the_clock_on_the_wall_would_show_its_time(day, job
     st.integers(0, 23),
     st.integers(0, 59),
 )
+@example(612, "America/Santiago", 0, 0)
 @settings(max_examples=60, deadline=None)
 def test_in_any_zone_a_run_begins_when_it_was_scheduled_or_right_behind_the_hour_that_is_skipped(
     day, time_zone, hour, minute
