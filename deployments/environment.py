@@ -114,6 +114,8 @@ def compose(
 def _common(place: Place, stack_id: str, timing: Timing) -> dict[str, str]:
     return {
         STACK_VARIABLE: stack_id,
+        # As `seawall` itself does: numpy's algebra is not used, and its threads would spin at every start.
+        "OPENBLAS_NUM_THREADS": "1",
         "PREFECT_HOME": str(place.home),
         "PREFECT_PROFILES_PATH": str(place.home / "profiles.toml"),
         "PREFECT_SERVER_ALLOW_EPHEMERAL_MODE": "false",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 
 
@@ -11,6 +12,8 @@ def main() -> int:
         from seawall.archive import client
 
         return client.main([sys.argv[1].removeprefix("archive-"), *sys.argv[2:]])
+    # numpy's algebra is not used; its threads, one for each processor, would spin for a tenth of a second.
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     from seawall.cli import run
 
     return run(sys.argv[1:])

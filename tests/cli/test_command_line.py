@@ -441,3 +441,21 @@ class TestProcess:
         monkeypatch.setenv("SEAWALL_CONFIG", plain.name)
         seawall("up")
         assert started[0][1:] == ["-m", "deployments.stack", "--config", str(plain)]
+
+    def test_numpy_starts_no_threads_of_its_own(self) -> None:
+        program = (
+            "import os, sys\n"
+            "from seawall.__main__ import main\n"
+            "sys.argv = ['seawall', 'no-such-verb']\n"
+            "try:\n"
+            "    main()\n"
+            "except SystemExit:\n"
+            "    pass\n"
+            "import numpy\n"
+            "print(len(os.listdir('/proc/self/task')))\n"
+        )
+        environment = {name: value for name, value in os.environ.items() if name != "OPENBLAS_NUM_THREADS"}
+        done = subprocess.run(
+            [sys.executable, "-c", program], capture_output=True, text=True, check=True, env=environment
+        )
+        assert done.stdout.split()[-1] == "1"

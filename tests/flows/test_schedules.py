@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
+from functools import cache
 from itertools import pairwise
 from zoneinfo import ZoneInfo
 
@@ -22,12 +23,13 @@ def plan_of(job_type: JobType) -> JobPlan:
     return next(plan for plan in JOBS if plan.job_type is job_type)
 
 
+@cache
 def runs_around(plan: JobPlan, day: datetime) -> list[datetime]:
-    """All runs from two days before to two days after, as a scheduler that looks every 20 minutes finds them."""
-    zone = "Europe/Berlin" if plan.is_local else "UTC"
+    """All runs from two days before to two days after, as a scheduler that looks again and again finds them."""
+    zone, pause = ("Europe/Berlin", timedelta(minutes=70)) if plan.is_local else ("UTC", timedelta(minutes=40))
     begin, found = (day - timedelta(days=2)).astimezone(UTC), set()
-    for looks in range(4 * 24 * 3):
-        found |= set(next_runs(plan.cron, zone, after=begin + looks * timedelta(minutes=20), count=3))
+    for looks in range(timedelta(days=4) // pause + 1):
+        found |= set(next_runs(plan.cron, zone, after=begin + looks * pause, count=3))
     return sorted(run for run in found if run < begin + timedelta(days=4))
 
 
