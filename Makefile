@@ -24,7 +24,7 @@ up: ## Start the same stack and stay; Ctrl-C stops all of it
 	@$(PYTHON) -m tools.setup demo
 	@$(VENV)/python -m deployments.demo --stay --place var/up
 
-test: ## Run every test, files side by side (TEST_WORKERS=0: one after the other)
+test: ## Run the tests, files side by side (TEST_WORKERS=0: one after the other); `test-repeats` has the rest
 	@$(PYTHON) -m tools.setup test
 	@$(VENV)/python -m pytest -n $(TEST_WORKERS) --max-worker-restart 1 --dist loadfile --no-loadscope-reorder
 
