@@ -28,7 +28,7 @@ test: ## Run the tests, files side by side (TEST_WORKERS=0: one after the other)
 	@$(PYTHON) -m tools.setup test
 	@$(VENV)/python -m pytest -n $(TEST_WORKERS) --max-worker-restart 1 --dist loadfile --no-loadscope-reorder
 
-test-fast: ## Run the tests that need no server, in under two minutes
+test-fast: ## Run the tests that need no server (two to three minutes)
 	@$(PYTHON) -m tools.setup lint
 	@$(VENV)/python -m pytest -n $(TEST_WORKERS) --max-worker-restart 1 --dist loadfile --no-loadscope-reorder -m "not postgres and not prefect and not servers and not slow"
 
