@@ -48,8 +48,11 @@ _WAITING_NAMES = ("Scheduled", "Late")
 
 
 class Verdict(StrEnum):
+    """How a run ends: it broke down, it stopped as it was asked to, or it was never needed."""
+
     CRASH = "crash"
-    CANCEL = "cancel"
+    STOP = "stop"
+    SUPERSEDE = "supersede"
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,17 +96,20 @@ def decide(
         pending_limit: how long a run may be about to start.
     """
     return (
-        *(
-            Action(run, Verdict.CRASH, "its process is gone")
-            for run in runs
-            if run.state_type in _STARTED and dead(run)
-        ),
+        *(_gone(run) for run in runs if run.state_type in _STARTED and dead(run)),
         *(_stuck(run, now) for run in runs if run.state_type is StateType.PENDING and now - run.since > pending_limit),
         *(
-            Action(run, Verdict.CANCEL, "superseded: a later run of the same schedule is waiting too")
+            Action(run, Verdict.SUPERSEDE, "superseded: a later run of the same schedule is waiting too")
             for run in superseded(runs)
         ),
     )
+
+
+def _gone(run: Run) -> Action:
+    # A cancelled run's process is gone while the worker still loads the flow to look for hooks: that takes seconds.
+    if run.state_type is StateType.CANCELLING:
+        return Action(run, Verdict.STOP, "it was to be cancelled, and its process is gone")
+    return Action(run, Verdict.CRASH, "its process is gone")
 
 
 def _stuck(run: Run, now: datetime) -> Action:
@@ -187,14 +193,15 @@ class Sweeper:
 
     def _act(self, action: Action, now: datetime) -> None:
         run = action.run
-        if action.verdict is Verdict.CANCEL:
+        if action.verdict is Verdict.SUPERSEDE:
             self._client.set_flow_run_state(run.id, Cancelled(message=action.why))
             return
         # What a killed process started holds locks and memory, and may still write.
         end_marked(FLOW_RUN_VARIABLE, str(run.id), scratch=self._scratch, seconds=5)
         # The catalog first: if this process ends between the two, the lease would do it later, Prefect never would.
-        self._fail_executions(run.id, action.why, now)
-        self._client.set_flow_run_state(run.id, Crashed(message=action.why), force=True)
+        self._end_executions(action, now)
+        state = Cancelled if action.verdict is Verdict.STOP else Crashed
+        self._client.set_flow_run_state(run.id, state(message=action.why), force=True)
         if action.again and run.deployment_id is not None:
             self._client.create_flow_run_from_deployment(
                 run.deployment_id,
@@ -203,11 +210,12 @@ class Sweeper:
                 idempotency_key=f"{AGAIN}-{run.id}",
             )
 
-    def _fail_executions(self, flow_run_id: UUID, why: str, now: datetime) -> None:
+    def _end_executions(self, action: Action, now: datetime) -> None:
+        status = RunStatus.CANCELLED if action.verdict is Verdict.STOP else RunStatus.FAILED
+        error = SeawallError(f"the run ended without a report: {action.why}", hint="The worker's log may say more.")
         for execution in self._catalog.executions(status=RunStatus.RUNNING, limit=1000):
-            if execution.flow_run_id == flow_run_id:
-                error = SeawallError(f"the run ended without a report: {why}", hint="The worker's log may say more.")
-                self._catalog.finish_execution(execution.id, status=RunStatus.FAILED, now=now, error=error)
+            if execution.flow_run_id == action.run.id:
+                self._catalog.finish_execution(execution.id, status=status, now=now, error=error)
 
     def _give_up_on_lapsed(self, now: datetime) -> None:
         for record_id in self._catalog.reconcile(now):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import os
 import signal
+import socket
 import sqlite3
 from datetime import UTC, datetime, timedelta
 from itertools import pairwise
@@ -162,7 +163,7 @@ def test_cancelling_stops_the_verb_and_what_it_started_and_says_cancelled_everyw
     run = prefect_stack.start(parameters)
     begun = prefect_stack.noted(parameters, "begun")
     prefect_stack.client.set_flow_run_state(run.id, Cancelling())
-    assert prefect_stack.ended(run).state.type.value == "CANCELLED"
+    assert prefect_stack.ended(run).state.type.value == "CANCELLED", prefect_stack.story(run)
     assert prefect_stack.noted(parameters, "unwound")
     assert not alive(begun["child"])
     assert prefect_stack.execution(job).status is RunStatus.CANCELLED
@@ -182,7 +183,7 @@ def test_the_same_job_never_runs_twice_at_once_and_the_second_is_no_failure(pref
     assert not [note for note in prefect_stack.notes(second) if note["event"] == "begun"]
     assert prefect_stack.run(running).state.type.value == "RUNNING"
     prefect_stack.client.set_flow_run_state(running.id, Cancelling())
-    assert prefect_stack.ended(running).state.type.value == "CANCELLED"
+    assert prefect_stack.ended(running).state.type.value == "CANCELLED", prefect_stack.story(running)
     assert len(prefect_stack.catalog.executions(job)) == 1
 
 
@@ -293,6 +294,19 @@ def test_a_stuck_pending_run_does_not_block_the_next_and_is_tried_again(prefect_
     assert crashed.state.type.value == "CRASHED"
     assert "never did" in crashed.state.message
     assert prefect_stack.noted(parameters, "done")
+
+
+def test_a_run_whose_process_is_gone_when_it_was_to_be_cancelled_was_cancelled_and_did_not_crash(prefect_stack):
+    job = prefect_stack.job()
+    # As the keeper finds it when the process has ended and the worker has not yet said so, or never will.
+    run = prefect_stack.start(prefect_stack.parameters(job), state=Cancelling())
+    prefect_stack.catalog.begin_execution(
+        job, now=datetime.now(UTC), lease=timedelta(minutes=5), flow_run_id=run.id, host=socket.gethostname()
+    )
+    ended = prefect_stack.ended(run)
+    assert ended.state.type.value == "CANCELLED", prefect_stack.story(run)
+    assert "its process is gone" in ended.state.message
+    assert prefect_stack.execution(job).status is RunStatus.CANCELLED
 
 
 def test_a_stopped_worker_leaves_failed_executions_and_no_process(prefect_stack):

@@ -53,7 +53,7 @@ def verdicts(runs: list[Run], *, dead: frozenset[UUID] = frozenset()) -> dict[UU
 
 def test_after_an_outage_all_but_the_newest_missed_run_are_cancelled():
     runs = [waiting(45), waiting(15), waiting(30)]
-    assert verdicts(runs) == {runs[0].id: Verdict.CANCEL, runs[2].id: Verdict.CANCEL}
+    assert verdicts(runs) == {runs[0].id: Verdict.SUPERSEDE, runs[2].id: Verdict.SUPERSEDE}
 
 
 def test_missed_runs_of_different_sources_do_not_supersede_each_other():
@@ -68,12 +68,12 @@ def test_a_run_that_waits_to_be_retried_is_left_alone():
     assert superseded([waiting(30, name="AwaitingRetry"), waiting(15)]) == ()
 
 
-def test_started_runs_without_a_process_crash_and_others_go_on():
+def test_a_started_run_without_a_process_crashed_unless_it_was_to_stop_and_others_go_on():
     gone, alive = started(StateType.RUNNING), started(StateType.RUNNING)
-    stopping = started(StateType.CANCELLING)
-    assert verdicts([gone, alive, stopping], dead=frozenset({gone.id, stopping.id})) == {
+    stopping, unwinding = started(StateType.CANCELLING), started(StateType.CANCELLING)
+    assert verdicts([gone, alive, stopping, unwinding], dead=frozenset({gone.id, stopping.id})) == {
         gone.id: Verdict.CRASH,
-        stopping.id: Verdict.CRASH,
+        stopping.id: Verdict.STOP,
     }
 
 
