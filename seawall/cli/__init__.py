@@ -55,12 +55,37 @@ class _Parser(argparse.ArgumentParser):
         raise UsageError(message, hint=f"See `{self.prog} --help`.")
 
 
+class _Verb(_Parser):
+    """The parser of a verb or of one of its commands, which says itself what it does not know.
+
+    argparse leaves that to the outermost parser, whose help has none of the options that were meant.
+    """
+
+    def parse_known_args(  # type: ignore[override] # the base has overloads for namespaces of other kinds
+        self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None
+    ) -> tuple[argparse.Namespace, list[str]]:
+        known, rest = super().parse_known_args(args, namespace)
+        if rest:
+            raise UsageError(f"unrecognized arguments: {' '.join(rest)}", hint=self._meant(rest))
+        return known, rest
+
+    def _meant(self, rest: Sequence[str]) -> str:
+        like = [option for word in rest if word.startswith("--") for option in self._like(word.partition("=")[0])]
+        return (f"Did you mean {' or '.join(like)}? " if like else "") + f"See `{self.prog} --help`."
+
+    def _like(self, word: str) -> list[str]:
+        import difflib  # noqa: PLC0415 - only mistakes need it
+
+        options = [option for option in self._option_string_actions if option.startswith("--")]
+        return [o for o in options if word[2:] in o] or difflib.get_close_matches(word, options, n=2)
+
+
 def parser(verb: str | None = None) -> argparse.ArgumentParser:
     """The parser of the whole command line; only `verb`'s own arguments are filled in (all if it is None)."""
     top = _Parser(prog="seawall", description="Backup and disaster recovery for PostgreSQL.", allow_abbrev=False)
     top.add_argument("--version", action="version", version=f"seawall {__version__}")
     _common(top)
-    verbs = top.add_subparsers(dest="verb", metavar="VERB", required=True, parser_class=_Parser)
+    verbs = top.add_subparsers(dest="verb", metavar="VERB", required=True, parser_class=_Verb)
     for name, (_, line) in VERBS.items():
         sub = verbs.add_parser(name, help=line, description=line[0].upper() + line[1:] + ".", allow_abbrev=False)
         if verb in (None, name):

@@ -101,6 +101,22 @@ class TestEveryVerb:
 
 class TestOptions:
     @pytest.mark.parametrize(
+        ("arguments", "meant"),
+        [
+            (["restore", "shop", "--into", "/nowhere", "--name", "x"], "Did you mean --to-name? "),
+            (["restore", "shop", "--into", "/nowhere", "--dryrun"], "Did you mean --dry-run? "),
+            (["restore", "shop", "--into", "/nowhere", "surplus"], ""),
+        ],
+    )
+    def test_an_argument_that_a_verb_does_not_know_gets_what_was_meant_and_that_verbs_help(
+        self, seawall: Run, arguments: list[str], meant: str
+    ) -> None:
+        done = seawall(*arguments)
+        assert done.code == 2
+        assert f"unrecognized arguments: {' '.join(arguments[4:])}" in done.err
+        assert f"hint: {meant}See `seawall restore --help`." in done.err
+
+    @pytest.mark.parametrize(
         "arguments", [[], ["nonsense"], ["lis"], ["keys"], ["keys", "burn"], ["--nonsense", "list"]]
     )
     def test_a_usage_error_is_one_json_object(self, seawall: Run, arguments: list[str]) -> None:
