@@ -74,7 +74,8 @@ class _Verb(_Parser):
         return (f"Did you mean {' or '.join(like)}? " if like else "") + f"See `{self.prog} --help`."
 
     def _like(self, word: str) -> list[str]:
-        import difflib  # noqa: PLC0415 - only mistakes need it
+        # Here, because only mistakes need it and every command would pay for it.
+        import difflib
 
         options = [option for option in self._option_string_actions if option.startswith("--")]
         return [o for o in options if word[2:] in o] or difflib.get_close_matches(word, options, n=2)
