@@ -25,6 +25,8 @@ _DAY = timedelta(days=1)
 _MOST_SAMPLES = 200
 _RECENT = 5
 _FAR = timedelta(days=3650)
+# What a first full backup adds within minutes is no rhythm: schedules repeat after a day at the earliest.
+_LEAST_SPAN = timedelta(days=1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +63,7 @@ class Capacity:
         free_bytes: that can still be written; None where the storage does not say.
         plain_bytes, stored_bytes: of all backups together, each counted as if it stood alone, and what they take.
         compression: plain by stored bytes of the newest full backup; 0 while there is none.
-        trend: None while there are too few samples.
+        trend: None while the samples span less than a day.
         full_at: when nothing is free any more if the trend lasts; None if it does not grow, or not within ten years.
     """
 
@@ -109,17 +111,19 @@ class Warned:
 
 
 def theil_sen(samples: Sequence[Sample]) -> Trend | None:
-    """The robust trend of samples, or None if there are not two moments of them.
+    """The robust trend of samples, or None while they span less than a day.
 
     Source: Theil, "A rank-invariant method of linear and polynomial regression analysis" (1950); Sen (1968).
     """
     newest = sorted(samples, key=lambda sample: sample.at)[-_MOST_SAMPLES:]
+    if not newest or newest[-1].at - newest[0].at < _LEAST_SPAN:
+        return None
     slopes = [
         (later.used_bytes - earlier.used_bytes) / ((later.at - earlier.at) / _DAY)
         for earlier, later in combinations(newest, 2)
         if later.at > earlier.at
     ]
-    return Trend(median(slopes), newest[-1].at) if slopes else None
+    return Trend(median(slopes), newest[-1].at)
 
 
 def samples_of(heads: Iterable[Head]) -> tuple[Sample, ...]:

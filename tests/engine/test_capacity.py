@@ -72,6 +72,14 @@ def test_no_trend_comes_of_one_moment() -> None:
     assert theil_sen([Sample(NOW, 1), Sample(NOW, 2)]) is None
 
 
+def test_the_first_backups_of_a_day_are_no_trend_and_warn_of_nothing():
+    minutes = [Sample(NOW + timedelta(minutes=n), n * GIB) for n in range(3)]
+    assert theil_sen(minutes) is None
+    fresh = capacity_of([], used_bytes=2 * GIB, free_bytes=100 * GIB, now=NOW, samples=minutes)
+    assert (fresh.full_at, warned(fresh, now=NOW)) == (None, None)
+    assert theil_sen([*minutes, Sample(NOW + timedelta(days=1), 3 * GIB)]) is not None
+
+
 def test_the_day_on_which_it_is_full_is_named() -> None:
     samples = [Sample(NOW - timedelta(days=n), (100 - n) * GIB) for n in range(30)]
     found = capacity_of([], used_bytes=100 * GIB, free_bytes=50 * GIB, now=NOW, samples=samples)
