@@ -78,7 +78,7 @@ class _Verb(_Parser):
         import difflib
 
         options = [option for option in self._option_string_actions if option.startswith("--")]
-        return [o for o in options if word[2:] in o] or difflib.get_close_matches(word, options, n=2)
+        return [o for o in options if word[2:] in o] or difflib.get_close_matches(word, options, n=2, cutoff=0.8)
 
 
 def parser(verb: str | None = None) -> argparse.ArgumentParser:
