@@ -41,6 +41,8 @@ from seawall.errors import CatalogError, SeawallError
 logger = logging.getLogger(__name__)
 
 PENDING_LIMIT = timedelta(minutes=5)
+# So long after its end a run is still looked for that Prefect calls crashed and the catalog cancelled.
+AGREEMENT = timedelta(minutes=10)
 AGAIN = "again"
 FLOW_RUN_VARIABLE = "PREFECT__FLOW_RUN_ID"
 _STARTED = (StateType.RUNNING, StateType.CANCELLING)
@@ -166,6 +168,7 @@ class Sweeper:
             logger.warning("%s flow run %s: %s", action.verdict, action.run.id, action.why)
             self._act(action, now)
         self._give_up_on_lapsed(now)
+        self._agree_on_cancelled(now)
         return actions
 
     def _of_here(self, runs: Sequence[Run]) -> tuple[Run, ...]:
@@ -224,6 +227,24 @@ class Sweeper:
             if flow_run_id is not None:
                 self._crash_unless_ended(flow_run_id)
 
+    def _agree_on_cancelled(self, now: datetime) -> None:
+        """Have Prefect call cancelled what was.
+
+        Its worker waits one second for a run to hear that it is cancelled (`prefect.runner._control_channel`). On a
+        busy machine that is too short, and Prefect takes the signal that follows for a crash; the run itself asked why
+        it was to end, and wrote it down.
+        """
+        if not (cancelled := _cancelled_since(self._catalog, now - AGREEMENT)):
+            return
+        found = self._client.read_flow_runs(
+            flow_run_filter=FlowRunFilter.model_validate(
+                {"id": {"any_": sorted(cancelled)}, "state": {"type": {"any_": [StateType.CRASHED]}}}
+            )
+        )
+        for run in found:
+            logger.warning("flow run %s did not crash: it was cancelled", run.id)
+            self._client.set_flow_run_state(run.id, Cancelled(message="the run was cancelled"), force=True)
+
     def _crash_unless_ended(self, flow_run_id: UUID) -> None:
         found = self._client.read_flow_runs(
             flow_run_filter=FlowRunFilter.model_validate({"id": {"any_": [flow_run_id]}}), limit=1
@@ -231,6 +252,20 @@ class Sweeper:
         for run in found:
             if run.state is not None and not run.state.is_final():
                 self._client.set_flow_run_state(flow_run_id, Crashed(message="its lease ran out"), force=True)
+
+
+def _cancelled_since(catalog: Catalog, moment: datetime) -> frozenset[UUID]:
+    """The flow runs that the catalog says were cancelled since then, among the newest of each kind."""
+    ends = (
+        *((one.flow_run_id, one.status, one.execution_end) for one in catalog.executions(status=RunStatus.CANCELLED)),
+        *((one.flow_run_id, one.status, one.verification_end) for one in catalog.verifications()),
+        *((one.flow_run_id, one.status, one.recovery_end) for one in catalog.recoveries()),
+    )
+    return frozenset(
+        flow_run_id
+        for flow_run_id, status, ended_at in ends
+        if flow_run_id is not None and status is RunStatus.CANCELLED and ended_at is not None and ended_at >= moment
+    )
 
 
 _KERNEL_THREAD = 0x00200000  # PF_KTHREAD, include/linux/sched.h

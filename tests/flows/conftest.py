@@ -98,6 +98,13 @@ class Surroundings:
         except AssertionError as error:
             raise AssertionError(f"{error}\n{self.story(run)}") from None
 
+    def cancelled(self, run: FlowRun) -> None:
+        """Wait until Prefect calls the run cancelled: it may say crashed first, until the keeper puts that right."""
+        try:
+            wait_for(lambda: self.run(run).state.type.value == "CANCELLED", PATIENCE_SECONDS)
+        except AssertionError as error:
+            raise AssertionError(f"{error}\n{self.story(run)}") from None
+
     def story(self, run: FlowRun | UUID) -> str:
         """What Prefect, the run and the stack's processes say of a run: why it did not end shows nowhere else."""
         asked = self.run(run)

@@ -19,7 +19,7 @@ from prefect.client.schemas.actions import DeploymentScheduleCreate
 from prefect.client.schemas.filters import DeploymentFilter, DeploymentFilterId, FlowRunFilter
 from prefect.client.schemas.schedules import CronSchedule, IntervalSchedule
 from prefect.client.schemas.sorting import FlowRunSort
-from prefect.states import Cancelling, Pending, Running, Scheduled
+from prefect.states import Cancelling, Crashed, Pending, Running, Scheduled
 from pydantic import SecretStr
 
 from blocks.cluster import PostgresCluster
@@ -163,7 +163,7 @@ def test_cancelling_stops_the_verb_and_what_it_started_and_says_cancelled_everyw
     run = prefect_stack.start(parameters)
     begun = prefect_stack.noted(parameters, "begun")
     prefect_stack.client.set_flow_run_state(run.id, Cancelling())
-    assert prefect_stack.ended(run).state.type.value == "CANCELLED", prefect_stack.story(run)
+    prefect_stack.cancelled(run)
     assert prefect_stack.noted(parameters, "unwound")
     assert not alive(begun["child"])
     assert prefect_stack.execution(job).status is RunStatus.CANCELLED
@@ -183,7 +183,7 @@ def test_the_same_job_never_runs_twice_at_once_and_the_second_is_no_failure(pref
     assert not [note for note in prefect_stack.notes(second) if note["event"] == "begun"]
     assert prefect_stack.run(running).state.type.value == "RUNNING"
     prefect_stack.client.set_flow_run_state(running.id, Cancelling())
-    assert prefect_stack.ended(running).state.type.value == "CANCELLED", prefect_stack.story(running)
+    prefect_stack.cancelled(running)
     assert len(prefect_stack.catalog.executions(job)) == 1
 
 
@@ -297,16 +297,28 @@ def test_a_stuck_pending_run_does_not_block_the_next_and_is_tried_again(prefect_
 
 
 def test_a_run_whose_process_is_gone_when_it_was_to_be_cancelled_was_cancelled_and_did_not_crash(prefect_stack):
-    job = prefect_stack.job()
-    # As the keeper finds it when the process has ended and the worker has not yet said so, or never will.
+    job, here = prefect_stack.job(), socket.gethostname()
+    # As the keeper finds it when the process has ended and the worker has not yet said so, or never will. It looks
+    # twice, so the row is there in time.
     run = prefect_stack.start(prefect_stack.parameters(job), state=Cancelling())
-    prefect_stack.catalog.begin_execution(
-        job, now=datetime.now(UTC), lease=timedelta(minutes=5), flow_run_id=run.id, host=socket.gethostname()
-    )
+    lease = timedelta(minutes=5)
+    prefect_stack.catalog.begin_execution(job, now=datetime.now(UTC), lease=lease, flow_run_id=run.id, host=here)
     ended = prefect_stack.ended(run)
     assert ended.state.type.value == "CANCELLED", prefect_stack.story(run)
     assert "its process is gone" in ended.state.message
     assert prefect_stack.execution(job).status is RunStatus.CANCELLED
+
+
+def test_a_run_that_prefect_calls_crashed_and_the_catalog_cancelled_was_cancelled(prefect_stack, wait_for):
+    job, client, catalog = prefect_stack.job(), prefect_stack.client, prefect_stack.catalog
+    # Far away, so that no worker takes it up; then as Prefect leaves one whose process did not hear in time.
+    tomorrow = datetime.now(UTC) + timedelta(days=1)
+    run = prefect_stack.start(prefect_stack.parameters(job), state=Scheduled(scheduled_time=tomorrow))
+    lease = timedelta(minutes=5)
+    execution = catalog.begin_execution(job, now=datetime.now(UTC), lease=lease, flow_run_id=run.id)
+    client.set_flow_run_state(run.id, Crashed(message="it was ended by a signal"), force=True)
+    catalog.finish_execution(execution, status=RunStatus.CANCELLED, now=datetime.now(UTC))
+    wait_for(lambda: prefect_stack.run(run).state.type.value == "CANCELLED", 60)
 
 
 def test_a_stopped_worker_leaves_failed_executions_and_no_process(prefect_stack):
