@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import socket
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -25,7 +26,16 @@ from seawall.backup.prior import Maps, Prior
 from seawall.backup.resume import ResumePlan, Unfinished, prove, terms_of
 from seawall.backup.resume import plan as plan_resume
 from seawall.capacity import refuse_without_room
-from seawall.errors import BackupMissing, Damaged, FormatTooNew, KeyError_, ObjectMissing, SeawallError, StorageError
+from seawall.errors import (
+    BackupMissing,
+    Cancelled,
+    Damaged,
+    FormatTooNew,
+    KeyError_,
+    ObjectMissing,
+    SeawallError,
+    StorageError,
+)
 from seawall.events import Ended, Noticed, Observer
 from seawall.model import BackupKind, BackupLabel, Cluster, CopyMode, Head, Health, SealingMode
 from seawall.postgres import extensions
@@ -125,8 +135,24 @@ def take(
         pace = pace or source_bucket(
             Settings(sources={source.name: source}), source.name, sleep=cancellable_sleep(observe.cancel)
         )
+        over = threading.Event()
+        stack.callback(over.set)
         taking = _Taking(
-            source, area, chosen, writer, held, observe, clock, prior, maps, reread, pace, attempts, log, unfinished
+            source,
+            area,
+            chosen,
+            writer,
+            held,
+            observe,
+            clock,
+            prior,
+            maps,
+            reread,
+            pace,
+            attempts,
+            log,
+            unfinished,
+            over,
         )
         # It waits for the server and its programs, and the copy does not wait for it.
         return taking.run(beside.submit(taking.surroundings), began_at=now)
@@ -219,6 +245,7 @@ class _Taking:
     attempts: Attempts
     log: AttemptLog
     unfinished: Unfinished | None
+    over: threading.Event
 
     def run(self, surroundings: Future[dict[str, str]], *, began_at: datetime) -> Head:
         with self._step("copy"):
@@ -351,7 +378,11 @@ class _Taking:
         """Configuration outside the data directory, and what belongs to no database; a loss that is said aloud."""
         found = self._readable("configuration", self._configuration)
         found[extensions.SPECIAL] = extensions.encoded(self.chosen.cluster.extensions)
-        return found | self._readable("globals", lambda: {"globals.sql": globals_of(self.source)})
+        return found | self._readable("globals", lambda: {"globals.sql": self._globals()})
+
+    def _globals(self) -> str:
+        # A backup that failed does not wait for a server that does not answer.
+        return globals_of(self.source, unwanted=self.over.is_set)
 
     def _configuration(self) -> dict[str, str]:
         texts = configuration(self.source, self.chosen.cluster)
@@ -360,6 +391,9 @@ class _Taking:
     def _readable(self, what: str, read: Callable[[], dict[str, str]]) -> dict[str, str]:
         try:
             return read()
+        except Cancelled:
+            # Nobody reads it any more.
+            return {}
         except SeawallError as error:
             self.observe.hear(Noticed("medium", f"no-{what}", f"{what} is not in this backup: {error.message}"))
             return {}

@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
-import subprocess
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import LiteralString
 
@@ -21,6 +20,7 @@ from seawall.model import Cluster, Tablespace
 from seawall.postgres.binaries import find
 from seawall.postgres.connect import Session, connect, connection_string, error_for, translated
 from seawall.postgres.control import read_control
+from seawall.postgres.programs import output_of
 from seawall.settings import SourceSettings
 from seawall.wal import Lsn
 
@@ -124,15 +124,17 @@ def configuration(source: SourceSettings, cluster: Cluster) -> Mapping[str, str]
     return texts
 
 
-def globals_of(source: SourceSettings, *, passwords: bool = False) -> str:
+def globals_of(source: SourceSettings, *, passwords: bool = False, unwanted: Callable[[], bool] = lambda: False) -> str:
     """Roles, memberships, tablespaces and settings of roles as SQL, from `pg_dumpall --globals-only`.
 
     Args:
         source: which cluster; its major version's pg_dumpall must be installed.
         passwords: with the roles' password hashes, which only a superuser can read. They are secrets.
+        unwanted: looked at while it runs; once it is true, pg_dumpall is ended.
 
     Raises:
         BinariesMissing: no pg_dumpall of this version.
+        Cancelled: it is not wanted any more.
         PrivilegeMissing, ServerUnreachable, ClusterError: pg_dumpall failed.
     """
     with connect(source) as session:
@@ -141,10 +143,7 @@ def globals_of(source: SourceSettings, *, passwords: bool = False) -> str:
     arguments = [str(program), "--globals-only", "--no-password", "-d", connection_string(source)]
     if not passwords:
         arguments.append("--no-role-passwords")
-    try:
-        done = subprocess.run(arguments, check=False, capture_output=True, text=True, timeout=300)
-    except (OSError, subprocess.TimeoutExpired) as error:
-        raise ClusterError(f"pg_dumpall did not finish: {error}") from error
+    done = output_of(arguments, seconds=300, unwanted=unwanted)
     if done.returncode != 0:
         raise error_for(source.name, done.stderr, None)
     return done.stdout

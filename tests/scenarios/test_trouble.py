@@ -18,6 +18,7 @@ import pytest
 
 from seawall.errors import (
     ArchiveTimeout,
+    Cancelled,
     ClusterMismatch,
     DestinationInUse,
     LeaseHeld,
@@ -127,6 +128,38 @@ def test_a_full_repository_stops_a_backup_with_a_clear_error_and_room_lets_the_n
     for label in before:
         assert site.verify(label, Proof.HASH_GOOD).good
     assert site.verify(site.backup().label).good
+
+
+# As `pg_dumpall` of a server that takes no new connection: it says nothing and ends when it is told to.
+_WAITS = """#!/bin/sh
+sleep 600 &
+echo $! > "{noted}"
+wait
+"""
+
+
+def test_a_backup_that_failed_does_not_wait_for_a_pg_dumpall_that_does_not_end(site: Site) -> None:
+    programs, noted = site.home / "programs", site.home / "waits"
+    programs.mkdir()
+    for program in site.binaries.directory.iterdir():
+        (programs / program.name).symlink_to(program)
+    (programs / "pg_dumpall").unlink()
+    (programs / "pg_dumpall").write_text(_WAITS.format(noted=noted))
+    (programs / "pg_dumpall").chmod(0o755)
+    heard: list[Event] = []
+
+    def stop(event: Event) -> None:
+        heard.append(event)
+        if isinstance(event, Advanced):
+            site.until(noted.exists, "the start of pg_dumpall")
+            observe.cancel.set()
+
+    observe = Observer(stop)
+    with pytest.raises(Cancelled):
+        site.backup(bin_directory=programs, observe=observe)
+    child = Path("/proc") / noted.read_text().strip() / "stat"
+    assert not child.exists() or " Z " in child.read_text()
+    assert not [event for event in heard if isinstance(event, Noticed) and event.code == "no-globals"]
 
 
 @pytest.mark.parametrize("leaf", ["*/objects.json", "*/manifest.copy", "*/head.json", "*/manifest"])
