@@ -124,6 +124,26 @@ def run_kill(place: Path, options: argparse.Namespace) -> Figures:
     return {"kills": tally.by_verb(), "boundaries": dict(tally.boundaries), "faults": tally.faults + wrong}
 
 
+def run_runs(place: Path, options: argparse.Namespace) -> Figures:
+    from campaigns import runs  # noqa: PLC0415 - each victim's process imports this module anew; Prefect takes seconds
+
+    tally = kill.Tally()
+    with (
+        QuickRing(place / "ring") as ring,
+        scenes.live(place / "runs", place, SealingMode.AES_256_GCM) as (scene, instance),
+        runs.stack_at(place / "stack") as (stack, client),
+    ):
+        beside = live.Live(scene, instance, ring)
+        killer = runs.Runs(beside, stack, client)
+        _timed("runs", partial(killer.kill_each, options.points, tally), tally)
+        wrong = list(beside.start_restored(Account.for_servers()))
+    _print_kill(tally)
+    seconds = sorted(killer.over_seconds)
+    if seconds:
+        print(f"known to be over after {seconds[len(seconds) // 2]:.1f} s (median), {seconds[-1]:.1f} s at most")
+    return {"kills": tally.by_verb(), "boundaries": dict(tally.boundaries), "faults": tally.faults + wrong}
+
+
 def _timed(what: str, do: Callable[[], None], tally: kill.Tally) -> None:
     """Kill one verb, and say how far that is; what ended it is one more thing that was found."""
     begin = time.monotonic()
@@ -184,6 +204,7 @@ _CAMPAIGNS: dict[str, Callable[[Path, argparse.Namespace], Figures]] = {
     "damage": run_damage,
     "script": run_script,
     "kill": run_kill,
+    "runs": run_runs,
     "power": run_power,
     "faults": run_faults,
     "fuzz": run_fuzz,

@@ -31,15 +31,19 @@ class Boundaries:
         places: only what happens below these counts.
         number: the boundary to die at, from 1; 0 only counts.
         report: a file that gets a line for each boundary that was passed, the last one being that of the end.
+        strike: what happens at the chosen one.
     """
 
-    def __init__(self, places: Sequence[Path], number: int, report: Path) -> None:
+    def __init__(
+        self, places: Sequence[Path], number: int, report: Path, *, strike: Callable[[], None] | None = None
+    ) -> None:
         self._places = tuple(f"{place}/" for place in places)
         self._number = number
         self._report = os.open(report, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
         self._passed = 0
         self._lock = threading.Lock()
         self._write = os.write
+        self._strike = strike or _die
 
     def install(self) -> None:
         """Put itself before the operating system, and before the catalog's database if that is loaded."""
@@ -71,7 +75,7 @@ class Boundaries:
             self._passed += 1
             self._write(self._report, f"{call} {phase} {what}\n".encode())
             if self._passed == self._number:
-                os.kill(os.getpid(), signal.SIGKILL)
+                self._strike()
 
     def _around(self, name: str, call: Call, path_of: Call) -> Call:
         def counted(*arguments: Any, **options: Any) -> Any:
@@ -99,6 +103,10 @@ class Boundaries:
             done += int(call(descriptor, piece, *at))
             self.passed(name, "middle" if done <= half else "after", what)
         return done
+
+
+def _die() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
 
 
 def form_of(path: str) -> str:

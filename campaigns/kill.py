@@ -183,12 +183,12 @@ class Looker:
         """Sets that are not listed and stay all the same.
 
         Head and copy without a manifest may be a backup whose manifest was lost: that is left to an administrator. Of
-        a set that was let go, what a listed incremental takes from it stays.
+        a set that was let go, what a listed incremental, or one that is left so, takes from it stays.
         """
         area = self.area
-        needed = {stored.name for label in area.labels() for stored in area.stored_objects(label)}
-        names = "\n".join(needed)
-        return {h.label for h in area.unfinished()} | {x for x in area.begun() if area.layout.backup(x) in names}
+        left = {head.label for head in area.unfinished()}
+        names = "\n".join(name for label in (*area.labels(), *left) for name in area.needed_objects(label))
+        return left | {label for label in area.begun() if area.layout.backup(label) in names}
 
     def _drafts(self) -> Iterator[Path]:
         return (path for path in self.scene.place.rglob(".*") if path.name.startswith((TEMPORARY, CLAIM)))

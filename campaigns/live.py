@@ -16,7 +16,7 @@ from uuid import UUID
 
 from campaigns import scenes, victims
 from campaigns.kill import GRACE, KILLED, Looker, Tally, Trial
-from campaigns.sample import SOURCE, recipients
+from campaigns.sample import PASSPHRASE, SOURCE, recipients
 from campaigns.victims import Scene
 from seawall import restore, retention, settings
 from seawall.catalog import Catalog, JobType
@@ -44,8 +44,9 @@ compression = "lz4"
 keyring = "{scene.home}/ring"
 operations = "{keys[0]}"
 escrow = "{keys[1]}"
+passphrase_file = "{passphrase}"
 [catalog]
-url = "sqlite:///{scene.spool}/catalog.db"
+url = "{catalog}"
 [server]
 work_directory = "{scene.home}/work"
 [sources.shop]
@@ -58,7 +59,8 @@ workers = 1
 class Live:
     """Kills the engine, the receiver, the agent and the worker beside a running server, all in one repository.
 
-    `resumed` counts the backups that took over what a killed one had stored.
+    `resumed` counts the backups that took over what a killed one had stored. The catalog is one in the scene, unless
+    `catalog_url` names another.
     """
 
     scene: Scene
@@ -67,6 +69,10 @@ class Live:
     carrier: multiprocessing.process.BaseProcess | None = None
     number: int = 0
     resumed: int = 0
+    catalog_url: str = ""
+
+    def __post_init__(self) -> None:
+        self.catalog_url = self.catalog_url or f"sqlite:///{self.scene.spool}/catalog.db"
 
     @property
     def looker(self) -> Looker:
@@ -144,14 +150,14 @@ class Live:
         faults += looker.without_gap()
         tally.add(name, number, point, faults)
         if trial.verb is not victims.increment:
-            self._thin_out()
+            self.thin_out()
 
     def _free_label(self) -> tuple[str]:
         """A time that no backup, killed or not, has begun at."""
         begun = [label.begun_at for label in self.looker.area.begun()]
         return (max([victims.now(), *(moment + timedelta(seconds=1) for moment in begun)]).isoformat(),)
 
-    def _thin_out(self) -> None:
+    def thin_out(self) -> None:
         """Let all but the two newest sets go, by marks that are old enough already."""
         area = self.looker.area
         for label in area.labels()[:-2]:
@@ -183,7 +189,7 @@ class Live:
             faults += self.looker.listed(before)
             faults += self.looker.without_gap()
             tally.add("PostgreSQL, during a backup", number, "any", faults)
-            self._thin_out()
+            self.thin_out()
         self.drop_carrier()
 
     def _told(self, code: int | None) -> Iterator[str]:
@@ -220,38 +226,49 @@ class Live:
         trial = Trial(victims.work, self.scene, lambda: (job,))
         tally.boundaries["worker"] = count = trial.count()
         for number in scenes.spread(count, points):
-            self._wait_for_free_second()
+            self.wait_for_free_second()
             before = self.looker.labels()
             code = trial.run(number)
             point = trial.point() if code == KILLED else f"ended with {code}"
             faults = list(self.looker.listed(before))
             faults += self.looker.garbage()
-            with self._catalog() as catalog:
+            with self.catalog() as catalog:
                 catalog.reconcile(victims.now() + timedelta(hours=1))
-            self._wait_for_free_second()
+            self.wait_for_free_second()
             trial.finish()
-            faults += self._recorded()
+            faults += self.recorded()
             faults += self.looker.listed(before)
             tally.add("worker", number, point, faults)
-            self._thin_out()
+            self.thin_out()
         self.drop_carrier()
 
-    def _catalog(self) -> Catalog:
-        return Catalog.open(f"sqlite:///{self.scene.spool}/catalog.db")
+    def catalog(self) -> Catalog:
+        return Catalog.open(self.catalog_url)
+
+    def write_settings(self) -> None:
+        """The file from which a task learns of scene and server."""
+        passphrase = self.scene.home / "passphrase"
+        passphrase.write_text(PASSPHRASE, encoding="utf-8")
+        passphrase.chmod(0o600)
+        text = _SETTINGS.format(
+            scene=self.scene,
+            keys=recipients(self.ring),
+            passphrase=passphrase,
+            conninfo=self.scene.conninfo,
+            catalog=self.catalog_url,
+        )
+        self.scene.settings_file.write_text(text, encoding="utf-8")
 
     def _prepare_catalog(self) -> UUID:
-        keys = recipients(self.ring)
-        self.scene.settings_file.write_text(
-            _SETTINGS.format(scene=self.scene, keys=keys, conninfo=self.scene.conninfo), encoding="utf-8"
-        )
-        Catalog.open(f"sqlite:///{self.scene.spool}/catalog.db", create=True).close()
-        with self._catalog() as catalog:
+        self.write_settings()
+        Catalog.open(self.catalog_url, create=True).close()
+        with self.catalog() as catalog:
             known = settings.load(self.scene.settings_file)
             return job_of(catalog, known, SOURCE, JobType.FULL, now=victims.now()).id
 
-    def _recorded(self) -> Iterator[str]:
+    def recorded(self) -> Iterator[str]:
         """The catalog is whole, nothing seems to run, and a rebuild adds what it could not be told."""
-        with self._catalog() as catalog:
+        with self.catalog() as catalog:
             yield from (f"the catalog: {fault}" for fault in catalog.check())
             running = [run for run in catalog.executions() if not run.status.is_final]
             yield from (f"execution {run.id} is still {run.status}" for run in running)
@@ -259,9 +276,9 @@ class Live:
             known = {str(file.label) for file in catalog.backup_files() if file.expired_at is None}
         yield from (f"{label} is not in the catalog" for label in self.looker.labels() if str(label) not in known)
 
-    def _wait_for_free_second(self) -> None:
+    def wait_for_free_second(self) -> None:
         """The worker takes the time as it is, and a label is used once."""
-        newest = max(label.begun_at for label in self.looker.area.begun())
+        newest = max((label.begun_at for label in self.looker.area.begun()), default=victims.now() - GRACE)
         scenes.until(lambda: victims.now() > newest + timedelta(seconds=1), "a later second")
 
     # ---- the receiver

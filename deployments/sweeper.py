@@ -5,7 +5,8 @@ are the last word on executions: what nobody renews has failed, whatever Prefect
 
 A run counts as dead when no process on this host carries its id, seen twice in a row. That is judged only of runs of
 this host: those whose row in the catalog names it, and those that have no row while no worker of another host serves
-the pool. Of what runs elsewhere, only the lease is judged: when nobody renews it, it has failed.
+the pool. Of what runs elsewhere, only the lease is judged: when nobody renews it, it has failed. Where Prefect knows
+already that a run is over, its execution ends as soon as its process is provably gone.
 """
 
 from __future__ import annotations
@@ -167,6 +168,7 @@ class Sweeper:
         for action in actions:
             logger.warning("%s flow run %s: %s", action.verdict, action.run.id, action.why)
             self._act(action, now)
+        self._end_what_prefect_closed(now)
         self._give_up_on_lapsed(now)
         self._agree_on_cancelled(now)
         return actions
@@ -199,11 +201,10 @@ class Sweeper:
         if action.verdict is Verdict.SUPERSEDE:
             self._client.set_flow_run_state(run.id, Cancelled(message=action.why))
             return
-        # What a killed process started holds locks and memory, and may still write.
-        end_marked(FLOW_RUN_VARIABLE, str(run.id), scratch=self._scratch, seconds=5)
+        is_stopped = action.verdict is Verdict.STOP
         # The catalog first: if this process ends between the two, the lease would do it later, Prefect never would.
-        self._end_executions(action, now)
-        state = Cancelled if action.verdict is Verdict.STOP else Crashed
+        self._end_executions(run.id, action.why, now, is_stopped=is_stopped)
+        state = Cancelled if is_stopped else Crashed
         self._client.set_flow_run_state(run.id, state(message=action.why), force=True)
         if action.again and run.deployment_id is not None:
             self._client.create_flow_run_from_deployment(
@@ -213,12 +214,24 @@ class Sweeper:
                 idempotency_key=f"{AGAIN}-{run.id}",
             )
 
-    def _end_executions(self, action: Action, now: datetime) -> None:
-        status = RunStatus.CANCELLED if action.verdict is Verdict.STOP else RunStatus.FAILED
-        error = SeawallError(f"the run ended without a report: {action.why}", hint="The worker's log may say more.")
+    def _end_executions(self, flow_run_id: UUID, why: str, now: datetime, *, is_stopped: bool) -> None:
+        # What a killed process started holds locks and memory, and may still write.
+        end_marked(FLOW_RUN_VARIABLE, str(flow_run_id), scratch=self._scratch, seconds=5)
+        status = RunStatus.CANCELLED if is_stopped else RunStatus.FAILED
+        error = SeawallError(f"the run ended without a report: {why}", hint="The worker's log may say more.")
         for execution in self._catalog.executions(status=RunStatus.RUNNING, limit=1000):
-            if execution.flow_run_id == action.run.id:
+            if execution.flow_run_id == flow_run_id:
                 self._catalog.finish_execution(execution.id, status=status, now=now, error=error)
+
+    def _end_what_prefect_closed(self, now: datetime) -> None:
+        """End executions of runs whose process died: its worker tells Prefect at once, and nobody tells the catalog."""
+        for flow_run_id in self._catalog.runs_of_killed():
+            states = [run.state for run in self._read(flow_run_id)]
+            # One that Prefect takes for running is judged as all are, and may have to be stopped.
+            if all(state is not None and state.is_final() for state in states):
+                logger.warning("flow run %s left its execution open: its process is gone", flow_run_id)
+                is_stopped = any(state is not None and state.is_cancelled() for state in states)
+                self._end_executions(flow_run_id, "its process is gone", now, is_stopped=is_stopped)
 
     def _give_up_on_lapsed(self, now: datetime) -> None:
         for record_id in self._catalog.reconcile(now):
@@ -246,12 +259,14 @@ class Sweeper:
             self._client.set_flow_run_state(run.id, Cancelled(message="the run was cancelled"), force=True)
 
     def _crash_unless_ended(self, flow_run_id: UUID) -> None:
-        found = self._client.read_flow_runs(
-            flow_run_filter=FlowRunFilter.model_validate({"id": {"any_": [flow_run_id]}}), limit=1
-        )
-        for run in found:
+        for run in self._read(flow_run_id):
             if run.state is not None and not run.state.is_final():
                 self._client.set_flow_run_state(flow_run_id, Crashed(message="its lease ran out"), force=True)
+
+    def _read(self, flow_run_id: UUID) -> list[FlowRun]:
+        """The flow run of that id; nothing if Prefect does not have it any more."""
+        wanted = FlowRunFilter.model_validate({"id": {"any_": [flow_run_id]}})
+        return self._client.read_flow_runs(flow_run_filter=wanted, limit=1)
 
 
 def _cancelled_since(catalog: Catalog, moment: datetime) -> frozenset[UUID]:

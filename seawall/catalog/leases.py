@@ -8,10 +8,12 @@ from uuid import UUID
 
 from sqlmodel import col, select
 
+from seawall.catalog.logbook.executions import PROCESS
 from seawall.catalog.logbook.leases import leased
 from seawall.catalog.models import BackupExecutionRow, BackupVerificationRow, RecoveryOperationRow
 from seawall.catalog.records import Records
 from seawall.catalog.views import RunStatus
+from seawall.process import is_gone
 
 LeasedRow = BackupExecutionRow | RecoveryOperationRow | BackupVerificationRow
 _LEASED: tuple[type[LeasedRow], ...] = (BackupExecutionRow, RecoveryOperationRow, BackupVerificationRow)
@@ -36,3 +38,12 @@ class LeaseRecords(Records):
                 rows = cast(Sequence[LeasedRow], session.exec(query).all())
                 found |= {row.flow_run_id: row.host for row in rows if row.flow_run_id and row.host}
         return found
+
+    def runs_of_killed(self) -> tuple[UUID, ...]:
+        """The flow runs of executions that run by their rows, and whose process is provably gone from this host."""
+        query = select(BackupExecutionRow).where(col(BackupExecutionRow.status) == RunStatus.RUNNING)
+        with self._reading() as session:
+            rows = session.exec(query).all()
+            return tuple(
+                row.flow_run_id for row in rows if row.flow_run_id and is_gone(str(row.details.get(PROCESS, "")))
+            )

@@ -56,6 +56,21 @@ def test_a_run_whose_process_was_killed_on_this_host_is_not_waited_for_and_one_t
     catalog.renew(elsewhere, now, LEASE)
 
 
+def test_the_flow_runs_of_what_was_killed_on_this_host_are_known_before_its_lease_ran_out(
+    catalog: Catalog, job: UUID, new_job: Callable[..., UUID], now: datetime
+) -> None:
+    code = "from seawall import process; print(process.identity())"
+    gone = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout.strip()
+    flow = uuid4()
+    killed = catalog.begin_execution(job, now=now, lease=LEASE, flow_run_id=flow, process=gone)
+    catalog.begin_execution(new_job(catalog, "by hand"), now=now, lease=LEASE, process=gone)
+    for name, process in (("alive", identity()), ("elsewhere", "another-boot/pid:[1]/77/88"), ("unknown", "")):
+        catalog.begin_execution(new_job(catalog, name), now=now, lease=LEASE, flow_run_id=uuid4(), process=process)
+    assert catalog.runs_of_killed() == (flow,)
+    catalog.finish_execution(killed, status=RunStatus.FAILED, now=now)
+    assert catalog.runs_of_killed() == ()
+
+
 def head_of(label: str = "20261123T020000Z-full", source: str = "shop", manifest: str = "ab" * 32) -> Head:
     parsed = BackupLabel.parse(label)
     return Head(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import os
+import random
 import signal
 import socket
 import sqlite3
@@ -24,12 +25,17 @@ from pydantic import SecretStr
 
 from blocks.cluster import PostgresCluster
 from blocks.site import BlockNames, settings_for
+from campaigns import kill, live, runs, scenes
+from campaigns.doomed import Struck
+from campaigns.sample import QuickRing
 from deployments import deploy
 from deployments.environment import POOL
 from deployments.processes import is_alive
 from deployments.stack import answers
 from deployments.sweeper import Sweeper
 from seawall.catalog import JobType, RunStatus
+from seawall.model import SealingMode
+from seawall.postgres.binaries import Account
 from seawall.settings import SourceSettings
 from tasks.admission import moved
 
@@ -432,3 +438,30 @@ def test_a_result_is_in_the_catalog_although_the_server_died_meanwhile(prefect_s
     # A run that lost sight of its server may end either way in Prefect; the catalog does not change its mind.
     prefect_stack.ended(run, 200)
     assert prefect_stack.execution(job).status is RunStatus.COMPLETED
+
+
+@pytest.mark.postgres
+@pytest.mark.parametrize(
+    "struck", [Struck.RUN, *(pytest.param(more, marks=pytest.mark.repeats) for more in (Struck.BOTH, Struck.WORKER))]
+)
+def test_a_backup_killed_with_prefect_around_it_is_over_by_itself_and_costs_nothing_that_was_listed(
+    prefect_stack, struck
+):
+    """A bounded part of `python -m campaigns runs`."""
+    tally, number = kill.Tally(), random.Random(f"20261123 {struck}").randrange(30, 300)
+    with scenes.workplace() as place:
+        scenes.make_keys(place)
+        with (
+            QuickRing(place / "ring") as ring,
+            scenes.live(place / "live", place, SealingMode.AES_256_GCM) as (scene, instance),
+        ):
+            beside = live.Live(scene, instance, ring)
+            killer = runs.Runs(beside, prefect_stack.stack, prefect_stack.client)
+            beside.carry()
+            try:
+                killer.kill_one(struck, number, tally)
+            finally:
+                beside.drop_carrier()
+            assert tally.faults == []
+            assert tally.kills[0].point != runs.NOT_REACHED
+            assert list(beside.start_restored(Account.for_servers())) == []

@@ -20,7 +20,7 @@ from seawall.catalog.views import BackupOutcome, Execution, Job, RunStatus
 from seawall.errors import LeaseHeld, SeawallError
 from seawall.process import is_gone
 
-_PROCESS = "process"
+PROCESS = "process"
 
 
 class ExecutionEntries(Entries):
@@ -87,7 +87,7 @@ def _give_up_killed(rows: Transaction, job_id: UUID, now: datetime) -> None:
     """Mark as failed what runs of a job by its row, and whose process is provably gone from this host."""
     running = rows.all(Execution, f"WHERE job_id = :job AND {RUNNING_CONDITION}", lock=True, job=job_id)
     for row in running:
-        if is_gone(str(row.details.get(_PROCESS, ""))):
+        if is_gone(str(row.details.get(PROCESS, ""))):
             why = "its process is gone from this host: it was killed, or the program broke down"
             rows.update(Execution, row.id, **given_up(row, now, f"[worker-gone] {why}"))
 
@@ -106,7 +106,7 @@ def _begun(
         file_path=None,
         checksum=None,
         error_message=None,
-        details={_PROCESS: process} if process else {},
+        details={PROCESS: process} if process else {},
         created_at=now,
         flow_run_id=flow_run_id,
         lease_expires_at=expires_at,
