@@ -169,7 +169,10 @@ class ClusterIdentity:
 
 @dataclass(frozen=True, slots=True)
 class Cluster:
-    """A live cluster as `postgres.inspect` found it; `wal_position` is where it writes, or replays, just now."""
+    """A live cluster as `postgres.inspect` found it.
+
+    `wal_position` is where it writes, or replays, just now; `summarizes_wal` whether it can tell what changed.
+    """
 
     system_identifier: int
     server_version: int
@@ -185,6 +188,7 @@ class Cluster:
     configuration_files: tuple[str, ...] = ()
     total_bytes: int = 0
     wal_position: Lsn | None = None
+    summarizes_wal: bool = False
 
     @property
     def major_version(self) -> int:

@@ -119,7 +119,7 @@ def take(
         if not resume:
             _forget(attempts, (attempt.label for attempt in attempts.found()), observe)
         terms = terms_of(chosen, sealing)
-        unfinished = _unfinished(area, attempts, terms, prior, workers=chosen.workers, observe=observe)
+        unfinished = _unfinished(area, attempts, terms, prior, chosen, observe=observe)
         there = 0
         if unfinished is not None:
             stack.enter_context(unfinished)
@@ -182,7 +182,7 @@ def _written_since(chosen: BackupPlan) -> int:
 
 def resumable(area: SourceArea, chosen: BackupPlan, sealing: Sealing, block_maps: Path | None) -> ResumePlan:
     """What a planned backup could take over from attempts that were stopped; nothing is changed, or proved yet."""
-    return plan_resume(area, _attempts(block_maps), terms_of(chosen, sealing))
+    return plan_resume(area, _attempts(block_maps), terms_of(chosen, sealing), is_told=chosen.is_told)
 
 
 def _attempts(block_maps: Path | None) -> Attempts:
@@ -190,15 +190,15 @@ def _attempts(block_maps: Path | None) -> Attempts:
 
 
 def _unfinished(
-    area: SourceArea, attempts: Attempts, terms: Terms, prior: Prior | None, *, workers: int, observe: Observer
+    area: SourceArea, attempts: Attempts, terms: Terms, prior: Prior | None, chosen: BackupPlan, *, observe: Observer
 ) -> Unfinished | None:
     """What attempts stored and still lies there, proved object by object; None if that is nothing."""
-    found = plan_resume(area, attempts, terms)
+    found = plan_resume(area, attempts, terms, is_told=chosen.is_told)
     _forget(attempts, (label for label, _ in found.over), observe)
     if not found.objects:
         return None
     begin = time.monotonic()
-    sound = prove(area, found, workers=workers, observe=observe)
+    sound = prove(area, found, workers=chosen.workers, observe=observe)
     observe.hear(Ended("resume", time.monotonic() - begin))
     return Unfinished(prior, found, sound) if sound else None
 

@@ -39,6 +39,11 @@ class BackupPlan:
     prior: Head | None = None
     newest_full: Head | None = None
 
+    @property
+    def is_told(self) -> bool:
+        """Whether the server is asked to send nothing but what changed since the prior."""
+        return self.mode is CopyMode.STREAM and self.prior is not None and self.cluster.summarizes_wal
+
     def as_full(self, reason: str) -> BackupPlan:
         """The same, but for a full backup that stands in for what cannot be taken."""
         return replace(

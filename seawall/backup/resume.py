@@ -93,11 +93,15 @@ def terms_of(chosen: BackupPlan, sealing: Sealing) -> Terms:
     )
 
 
-def plan(area: SourceArea, attempts: Attempts, terms: Terms) -> ResumePlan:
+_TOLD = "the server sends nothing but what changed since the prior, and says nothing of what an attempt stored"
+
+
+def plan(area: SourceArea, attempts: Attempts, terms: Terms, *, is_told: bool = False) -> ResumePlan:
     """Which attempts fit, and which of their objects are there; nothing is read of these.
 
     Args:
         terms: of the backup that may take them over.
+        is_told: whether it leaves to the server what changed since its prior.
 
     Raises:
         StorageUnreachable, StorageDenied: the storage does not answer.
@@ -111,7 +115,7 @@ def plan(area: SourceArea, attempts: Attempts, terms: Terms) -> ResumePlan:
         if reason := _why_over(area, attempt, there, newest):
             over.append((attempt.label, reason))
         # One with other terms may still fit the backup after this one.
-        elif reason := terms.difference(attempt.terms) or _why_closed(area, attempt):
+        elif reason := terms.difference(attempt.terms) or _why_closed(area, attempt) or (_TOLD if is_told else ""):
             unfit.append((attempt.label, reason))
         else:
             chosen.append(attempt)

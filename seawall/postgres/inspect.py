@@ -28,7 +28,8 @@ _log = logging.getLogger(__name__)
 
 _IDENTITY: LiteralString = """
     SELECT s.system_identifier, current_setting('server_version_num')::int, i.bytes_per_wal_segment,
-           i.database_block_size, current_setting('data_checksums') = 'on', pg_is_in_recovery()
+           i.database_block_size, current_setting('data_checksums') = 'on', pg_is_in_recovery(),
+           coalesce(current_setting('summarize_wal', true), 'off') = 'on'
     FROM pg_control_system() s, pg_control_init() i
 """
 # A standby's pg_control may lag behind the timeline that it already follows; the receiver and the recovery end know.
@@ -95,6 +96,7 @@ def inspect(source: SourceSettings) -> Cluster:
         configuration_files=files,
         total_bytes=sum(int(size) for _, size, _ in databases),
         wal_position=None if position is None else Lsn.parse(str(position)),
+        summarizes_wal=bool(identity[6]),
     )
 
 

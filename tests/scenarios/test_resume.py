@@ -220,6 +220,35 @@ def test_a_killed_incremental_is_resumed_by_one_on_the_same_prior_and_by_no_full
         assert rows(instance, ROWS) == site.query(ROWS)
 
 
+def test_a_killed_incremental_of_which_the_server_tells_what_changed_is_begun_anew_on_the_same_prior(
+    site: Site, rows: Callable[..., list[tuple[object, ...]]]
+) -> None:
+    """What the server does not send is as it was in the prior, which says nothing of what the attempt stored."""
+    site.query("ALTER SYSTEM SET summarize_wal = on", "SELECT pg_reload_conf()")
+    site.until(lambda: site.value("SHOW summarize_wal") == "on", "the setting")
+    base = _take(site, mode=CopyMode.STREAM).head
+    site.query("UPDATE t SET x = repeat(md5(n::text || 'told'), 20) WHERE n % 3 = 0", "CHECKPOINT")
+    attempt = _kill(site, kind=INCREMENTAL, mode=CopyMode.STREAM, bundles=1)
+    # What the attempt stored is not what the cluster holds any more, in the same runs of the same files.
+    site.query("UPDATE t SET x = repeat(md5(n::text || 'again'), 20) WHERE n % 3 = 0", "CHECKPOINT")
+    source = replace(site.source, mode=CopyMode.STREAM)
+    chosen = backup.plan(source, site.area, inspect(source), INCREMENTAL, sealing=site.sealing.mode, now=site.now())
+    planned = backup.resumable(site.area, chosen, site.sealing, site.block_maps)
+    assert planned.attempts == ()
+    assert "since the prior" in dict(planned.unfit)[attempt.label]
+    taken = _take(site, kind=INCREMENTAL, mode=CopyMode.STREAM)
+    assert (taken.head.prior, taken.resumed, _foreign(taken, attempt)) == (str(base.label), None, set())
+    assert not [one for one in taken.notices if one.code in ("changes-not-told", "not-resumed")]
+    assert site.verify(taken.head.label).reached is Proof.WAL_CONTINUOUS
+    with site.restored(label=taken.head.label) as instance:
+        assert rows(instance, ROWS) == site.query(ROWS)
+    site.query("ALTER SYSTEM RESET summarize_wal", "SELECT pg_reload_conf()")
+    # The attempt's bundles go as any garbage does.
+    _age(site, attempt.label, timedelta(hours=25))
+    retention.collect(site.repository, "shop", actor="scenario", now=site.now(), observe=silent())
+    assert list(site.storage.list(site.area.layout.backup(attempt.label))) == []
+
+
 def test_what_must_not_be_resumed_is_stored_anew(site: Site) -> None:
     attempt = _kill(site)
     taken = _take(site, resume=False)
