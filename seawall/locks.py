@@ -12,9 +12,11 @@ before them are, and the next pass need not ask for them.
 Holds become legal holds. The document of a hold is put under it first and freed of it last: it says whether the legal
 holds of a set are Seawall's to lift, and one that somebody else sets later is left alone.
 
-Not guaranteed: that what came to a copy before locking was turned on is locked, but for what listed sets need; that WAL
-is locked there which an interrupted run stored without coming to lock it; and in the primary, that what came since the
-last pass is.
+Damage that was healed and a copy that was brought anew are younger than the manifest that speaks for them; so a pass
+asks for each such object, and locks what could not be locked when it came.
+
+Not guaranteed: that what came to a copy before locking was turned on is locked, but for what listed sets need, WAL and
+audit; and in the primary, that what came since the last pass is.
 """
 
 from __future__ import annotations
@@ -38,7 +40,7 @@ from seawall.retention.keeping import kept_until, wal_kept_until
 from seawall.retention.policy import RetentionPolicy
 from seawall.retention.unneeded import Needed, own_wal
 from seawall.storage.base import Stat, Storage
-from seawall.storage.immutability import Lockable, Retention, lockable
+from seawall.storage.immutability import Lockable, Retention, lock_as, lockable
 from seawall.storage.retry import RetryPolicy, repeated
 from seawall.wal import Segment
 
@@ -101,6 +103,10 @@ def _label(name: str, layout: SourceLayout) -> BackupLabel | None:
         return BackupLabel.parse(text)
     except NameRefused:
         return None  # the key of a period of WAL
+
+
+def _is_first(wrap: str) -> bool:
+    return wrap.endswith("/0001.json")
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,6 +175,13 @@ class Locker:
 
         return self._passed(act, workers)
 
+    def catch_up(self, workers: int = 4) -> LockReport:
+        """Lock the WAL and the audit that lie there without a lock: earlier runs stored them and could not lock them.
+
+        It comes before anything new is brought and locked, which would say that all before it is.
+        """
+        return self._passed(lambda done: done.lock_arrivals(self._now), workers)
+
     def renew(self, healed: Mapping[str, str], workers: int = 4) -> LockReport:
         """Lock at once what healing put in place, as long as what it stands for; a manifest's date speaks for it too.
 
@@ -214,6 +227,8 @@ class _Pass:
     held: list[str] = field(default_factory=list)
     freed: list[str] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
+    # Until when each manifest is locked, as far as it was asked.
+    until: dict[BackupLabel, datetime] = field(default_factory=dict)
 
     def run(self, now: datetime) -> None:
         for head in self.heads:
@@ -225,12 +240,65 @@ class _Pass:
         for hold in holds:
             if hold.label in heads:
                 self._telling(heads[hold.label], partial(self._hold, heads[hold.label], hold))
-        for hold in self.area.ended_holds(now):
-            if hold.label in heads:
-                self._telling(heads[hold.label], partial(self._free, heads[hold.label], hold, holds, heads))
-        # After the holds, so that a repair gets that of what it stands for too.
+        self._free_ended(holds, heads, now)
+        # After the holds, so that what was put back and what was repaired get those of what they stand for too.
+        short = [name for name, label in self._put_back() if self._is_short(name, label)]
+        if short:
+            self.renew({name: name for name in short}, now)
         for name in self._repaired():
             self._lock_as(name, f"{REPAIRS}{name}")
+
+    def _free_ended(self, holds: Sequence[Hold], heads: Mapping[BackupLabel, Head], now: datetime) -> None:
+        ended = [hold for hold in self.area.ended_holds(now) if hold.label in heads]
+        # What a held set needs that cannot be read now nobody can tell, so that nothing is freed beside it.
+        begun = set(self.area.begun()) if ended else set()
+        unread = sorted(str(hold.label) for hold in holds if hold.label in begun - heads.keys())
+        for hold in ended:
+            head = heads[hold.label]
+            if not unread:
+                self._telling(head, partial(self._free, head, hold, holds, heads))
+            elif self._is_held(self.area.layout.hold(hold.id)):
+                self.problems.append(f"{hold.label}: not freed: {unread[0]} is held, and what it needs cannot be read")
+
+    # ---- what was put back, with or without a lock
+
+    def _put_back(self) -> list[tuple[str, BackupLabel]]:
+        """What is younger than the manifest of its own set, and so came after that spoke for it: healed, or copied."""
+        storage, layout = self.area.storage, self.area.layout
+        came = {
+            stat.name: stat.modified_at
+            for folder in (layout.backups, layout.keys, layout.wal)
+            for stat in storage.list(folder)
+        }
+        names: dict[BackupLabel, list[str]] = {}
+        for name in came:
+            if (label := _label(name, layout)) is not None and not name.startswith(layout.wal):
+                names.setdefault(label, []).append(name)
+        found = []
+        for head in self.heads:
+            manifest = layout.manifest(head.label)
+            wal = [layout.segment(name) for name in own_wal(head)]
+            own = [*names.get(head.label, ()), *wal, *(f"{name}.claim.json" for name in wal)]
+            found += [(name, head.label) for name in own if self._came_after(name, manifest, came)]
+        return found
+
+    def _came_after(self, name: str, manifest: str, came: Mapping[str, datetime]) -> bool:
+        # Later wraps of a key come with rotations, and are locked with what is common to all.
+        if name not in came or manifest not in came or (name.startswith(self.area.layout.keys) and not _is_first(name)):
+            return False
+        return came[name] > came[manifest]
+
+    def _is_short(self, name: str, label: BackupLabel) -> bool:
+        """Whether it is locked for less than the set that it is of, or than one that builds upon that."""
+        users = {str(label)}
+        for head in self.heads:
+            if head.prior in users:
+                users.add(str(head.label))
+        due = max((until for one, until in self.until.items() if str(one) in users), default=None)
+        kept = self._retention(name)
+        if due is not None and (kept.until is None or kept.until < due):
+            return True
+        return not kept.hold and self._is_held(self.area.layout.manifest(label))
 
     # ---- what every set needs, and what healing put in place
 
@@ -246,7 +314,7 @@ class _Pass:
         folders = (layout.identities, layout.histories, layout.holds)
         named = [stat.name for folder in folders for stat in storage.list(folder)]
         # The first wrap of a key is locked with what it opens; those that a rotation made came later.
-        wraps = [stat.name for stat in storage.list(layout.keys) if not stat.name.endswith("/0001.json")]
+        wraps = [stat.name for stat in storage.list(layout.keys) if not _is_first(stat.name)]
         return [*at_root, *named, *wraps]
 
     def _repaired(self) -> list[str]:
@@ -256,12 +324,12 @@ class _Pass:
         return at_root + [stat.name.removeprefix(REPAIRS) for stat in below]
 
     def renew(self, healed: Mapping[str, str], now: datetime) -> None:
-        for name, stored_as in healed.items():
-            until = self.locker._wanted.of(name)
-            if until is not None:
-                self.locker._retain(stored_as, until)
+        due = {name: until for name in healed if (until := self.locker._wanted.of(name)) is not None}
         for head in self.heads:
-            self._telling(head, partial(self._renew_of, head, healed))
+            self._telling(head, partial(self._needed_until, head, healed, due))
+        # Manifests last: their dates speak for the others.
+        for name in sorted(due, key=lambda name: (name.endswith("/manifest"), name)):
+            self.locker._retain(healed[name], due[name])
         holds, heads = self.area.holds(now), {head.label: head for head in self.heads}
         for hold in holds:
             if hold.label in heads and self._is_held(self.area.layout.hold(hold.id)):
@@ -271,7 +339,7 @@ class _Pass:
             if stored_as != name:
                 self._lock_as(name, stored_as)
 
-    def _renew_of(self, head: Head, healed: Mapping[str, str]) -> None:
+    def _needed_until(self, head: Head, healed: Mapping[str, str], due: dict[str, datetime]) -> None:
         manifest = self.area.layout.manifest(head.label)
         wanted = self.locker._wanted.sets.get(head.label)
         # What a set needs is locked for as long as its manifest, which a wish that came later cannot make shorter.
@@ -279,18 +347,10 @@ class _Pass:
         dates = [date for date in (wanted, locked) if date is not None]
         if dates:
             for name in healed.keys() & {*self._names(head), manifest}:
-                self.locker._retain(healed[name], max(dates))
+                due[name] = max(*dates, due.get(name, dates[0]))
 
     def _lock_as(self, name: str, stored_as: str) -> None:
-        """Lock what lies under one name for as long as what lies under another, and under a legal hold like that."""
-        try:
-            kept = self._retention(name)
-        except ObjectMissing:
-            return
-        if kept.until is not None:
-            self.locker._retain(stored_as, kept.until)
-        if kept.hold != self._is_held(stored_as):
-            self._set(stored_as, on=kept.hold)
+        self.locker._again(f"lock {stored_as}", lambda: lock_as(self.locker._locks, name, stored_as))
 
     # ---- what came since the last pass
 
@@ -357,6 +417,7 @@ class _Pass:
     def _secure(self, head: Head, until: datetime) -> None:
         manifest = self.area.layout.manifest(head.label)
         locked = self._retention(manifest).until
+        self.until[head.label] = until if locked is None else max(locked, until)
         if locked is not None and locked >= until:
             return
         self._each(self._names(head), lambda name: self.locker._retain(name, until))

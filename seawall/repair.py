@@ -27,7 +27,7 @@ from seawall.repository import identity
 from seawall.repository.identity import Identity
 from seawall.repository.layout import REPAIRS
 from seawall.storage.base import Storage
-from seawall.storage.immutability import lockable
+from seawall.storage.immutability import lock_as, lockable
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,18 +148,6 @@ def run(chosen: RepairPlan, storage: Storage, *, actor: str, now: datetime) -> t
     return tuple(written)
 
 
-def _lock_as(storage: Storage, name: str, stored_as: str) -> None:
-    """What stands for a locked object is locked as long as that, or it could be taken away again."""
-    locks = lockable(storage)
-    if locks is None or stored_as == name or not locks.can_lock():
-        return
-    kept = locks.retention(name)
-    if kept.until is not None:
-        locks.retain(stored_as, kept.until)
-    if kept.hold:
-        locks.hold(stored_as, True)
-
-
 def _write(step: Step, wanted: Identity, storage: Storage) -> str:
     stored_as = step.name
     try:
@@ -168,7 +156,10 @@ def _write(step: Step, wanted: Identity, storage: Storage) -> str:
     except StorageDenied:
         stored_as = f"{REPAIRS}{step.name}"
     storage.put(stored_as, [identity.encoded(step.name, wanted)])
-    _lock_as(storage, step.name, stored_as)
+    locks = lockable(storage)
+    if stored_as != step.name and locks is not None and locks.can_lock():
+        # What stands for a locked object could be taken away again.
+        lock_as(locks, step.name, stored_as)
     if identity.one(storage, step.name, stored_as=stored_as) != wanted:
         raise Damaged(f"{stored_as} came back with other content than was written")
     return stored_as

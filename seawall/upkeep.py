@@ -9,10 +9,11 @@ from __future__ import annotations
 import os
 import socket
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
+from functools import partial
 from typing import TYPE_CHECKING
 
 from seawall import healing, locations, locks, mirror, proofs, retention, traces
@@ -214,10 +215,14 @@ def _mirror_to(
             repository, source, storage, evidence, unwanted=useless.sets, unwanted_wal=useless.segments
         )
         copied = locker.copied if isinstance(locker, Locker) else mirror.nobody_is_told
+        early = _tried(locker.catch_up) if isinstance(locker, Locker) else LockReport()
         report = mirror.run(
             chosen, repository.storage, storage, evidence, observe=observe, held=held, copied=copied, room=room
         )
-        return report, _secured(locker) if isinstance(locker, Locker) else locker
+        if not isinstance(locker, Locker):
+            return report, locker
+        locked = _secured(locker)
+        return report, replace(locked, problem=locked.problem or early.problem)
 
 
 def _locker(
@@ -249,9 +254,13 @@ def _locker(
 
 
 def _secured(locker: Locker, *, arrivals: bool = False) -> LockReport:
+    return _tried(lambda: locker.secure(arrivals=arrivals))
+
+
+def _tried(act: Callable[[], LockReport]) -> LockReport:
     """Locks that fail leave the copies as they are: those count, and the alert says that they are not locked."""
     try:
-        return locker.secure(arrivals=arrivals)
+        return act()
     except Cancelled:
         raise
     except SeawallError as error:
@@ -490,19 +499,11 @@ def _lock_healed(
     for source, healed in by_source.items():
         with closing(locations.opened(settings, location, observe)) as storage:
             locker = _locker(settings, Repository.open(primary), source, location, storage, now=now, observe=observe)
-            problem = _renewed(locker, healed).problem if isinstance(locker, Locker) else locker and locker.problem
+            renewed = _tried(partial(locker.renew, healed)) if isinstance(locker, Locker) else locker
+            problem = renewed.problem if renewed is not None else ""
         if problem:
             text = f"what was healed of {source} in {location} is not locked: {problem}"
             observe.hear(Noticed("high", "copies-not-locked", text))
-
-
-def _renewed(locker: Locker, healed: Mapping[str, str]) -> LockReport:
-    try:
-        return locker.renew(healed)
-    except Cancelled:
-        raise
-    except SeawallError as error:
-        return locks.failed(error)
 
 
 def _open_into(opened: list[Copy], settings: Settings, name: str, observe: Observer) -> None:

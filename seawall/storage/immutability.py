@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Protocol, runtime_checkable
 
-from seawall.errors import StorageDenied
+from seawall.errors import ObjectMissing, StorageDenied
 from seawall.settings import Locking, RepositorySettings
 from seawall.storage.base import Bytes, Stat, Storage
 
@@ -133,6 +133,22 @@ def lockable(storage: Storage) -> Lockable | None:
             return None
         inner = inner.inner
     return inner
+
+
+def lock_as(locks: Lockable, name: str, stored_as: str) -> None:
+    """Lock what stands for an object for as long as that, and under a legal hold like that; nothing for one not there.
+
+    Raises:
+        StorageDenied: the place cannot lock, or these credentials may not.
+    """
+    try:
+        kept = locks.retention(name)
+    except ObjectMissing:
+        return
+    if kept.until is not None:
+        locks.retain(stored_as, kept.until)
+    if kept.hold != locks.retention(stored_as).hold:
+        locks.hold(stored_as, kept.hold)
 
 
 def probe(storage: Storage, now: datetime, others: Sequence[Storage] = ()) -> ProbeReport:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -21,6 +22,7 @@ from seawall.repository import Repository, SourceArea, documents
 from seawall.repository.evidence import Evidence
 from seawall.retention import RetentionPolicy
 from seawall.retention.keeping import kept_until
+from seawall.retention.unneeded import own_wal
 from seawall.storage.memory import MemoryStorage
 from seawall.wal import Segment
 from tests.engine.retention.test_rules import NOW, histories, policies
@@ -56,8 +58,10 @@ class Copy:
         locker = locks.locker_for(self.storage, "shop", heads, policy, evidence, now=life.now, observe=silent())
         assert locker is not None
         plan = mirror.survey(life.repository, "shop", self.storage, evidence)
+        early = locker.catch_up(workers=1)
         mirror.run(plan, life.storage, self.storage, evidence, observe=silent(), workers=1, copied=locker.copied)
-        return locker.secure(workers=1)
+        locked = locker.secure(workers=1)
+        return replace(locked, problem=locked.problem or early.problem)
 
     def until(self, name: str) -> datetime | None:
         return self.storage.retention(name).until
@@ -127,6 +131,26 @@ def test_a_pass_that_was_stopped_before_the_manifest_is_made_again(life: Life, m
     # The copy counts all the same.
     assert copy.area.labels() == (head.label,)
     assert copy.bring().secured == (str(head.label),)
+
+
+def test_wal_that_a_mirror_brought_without_being_able_to_lock_it_is_locked_by_a_later_run(
+    life: Life, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    life.backup(FULL)
+    copy = Copy(life)
+    copy.bring()
+    early = [wal_at(life, number) for number in range(500, 540)]
+
+    def failing(_self: Any, name: str, _until: datetime) -> None:
+        raise StorageDenied(f"no right to lock {name}")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(MemoryStorage, "retain", failing)
+        assert copy.bring().problem
+    life.now += timedelta(hours=1)
+    late = [wal_at(life, number) for number in range(540, 580)]
+    assert copy.bring().problem == ""
+    assert all(copy.until(name) is not None for name in (*early, *late))
 
 
 def test_a_locked_set_is_left_by_a_cleanup_and_told_and_goes_when_its_lock_has_ended(life: Life) -> None:
@@ -411,6 +435,61 @@ def test_what_healing_put_in_place_is_locked_at_once_as_long_as_the_sets_that_ne
     assert until_of(life, used) == was
     assert storage.retention(used).hold, "the hold on the incremental covers it"
     assert until_of(life, f"repairs/{beside}") == until_of(life, beside)
+
+
+def test_a_lock_that_failed_after_healing_in_place_is_set_by_the_next_pass(life: Life) -> None:
+    base = life.backup(FULL)
+    life.now += timedelta(days=15)
+    small = life.backup(INCREMENTAL)
+    locked_here(life)
+    layout = life.area.layout
+    shared = min(needs(life.area, base) & needs(life.area, small))
+    wal, key = layout.segment(next(own_wal(base))), layout.key(str(base.label), 1)
+    was = {name: until_of(life, name) for name in (shared, wal, key)}
+    life.now += timedelta(hours=1)
+    for name in was:
+        put_back(life, name)
+    locked_here(life)
+    assert {name: until_of(life, name) for name in was} == was
+
+
+def put_back(life: Life, name: str) -> None:
+    """Take an object away by other means, and bring it back without its lock."""
+    data = b"".join(life.storage.get(name))
+    life.storage._retained.pop(name)
+    life.storage.delete(name)
+    life.storage.put(name, [data])
+
+
+def test_a_held_set_that_is_put_back_without_its_legal_hold_gets_it_again(life: Life) -> None:
+    head = life.backup(FULL)
+    locked_here(life)
+    life.area.place_hold(head.label, reason="court", owner="ada", now=life.now)
+    locked_here(life)
+    life.now += timedelta(hours=1)
+    name = min(needs(life.area, head))
+    put_back(life, name)
+    locked_here(life)
+    assert life.storage.retention(name).hold
+
+
+def test_nothing_is_freed_of_a_legal_hold_while_another_held_set_cannot_be_read(life: Life) -> None:
+    base, small = life.backup(FULL), life.backup(INCREMENTAL)
+    locked_here(life)
+    first = life.area.place_hold(base.label, reason="audit", owner="ada", now=life.now)
+    life.area.place_hold(small.label, reason="court", owner="ada", now=life.now)
+    locked_here(life)
+    life.area.release_hold(first.id, owner="ada", now=life.now)
+    head = life.area.layout.head(small.label)
+    sound = b"".join(life.storage.get(head))
+    for content, freed in ((b"nonsense", ()), (sound, (str(base.label),))):
+        life.storage._retained.pop(head, None)
+        life.storage.delete(head)
+        life.storage.put(head, [content])
+        report = locked_here(life)
+        assert report.freed == freed
+        assert bool(report.problem) is not bool(freed)
+        assert all(life.storage.retention(name).hold for name in needs(life.area, small))
 
 
 def test_locks_reach_no_farther_ahead_than_is_admitted_and_are_moved_on(life: Life) -> None:
