@@ -17,6 +17,10 @@ from seawall.errors import SettingsError
 if TYPE_CHECKING:
     from zoneinfo import ZoneInfo
 
+# Units of amounts of bytes, as people write them.
+BYTES = {"B": 1, "kB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12} | {
+    "KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "TiB": 2**40,
+}  # fmt: skip
 DAYS = ("mon", "tue", "wed", "thu", "fri", "sat", "sun")
 _KEYS = {"days", "from", "to", "time_zone", "bytes_per_second"}
 _MIDNIGHT = time(0)
@@ -80,6 +84,19 @@ def parsed(value: object) -> tuple[LimitWindow, ...]:
     return tuple(_window(item) for item in value)
 
 
+def amount(text: str) -> int:
+    """Bytes from a whole number, or from one with a unit such as `500GB` or `64MiB`.
+
+    Raises:
+        ValueError: it is neither.
+    """
+    number = text.strip().rstrip("".join({letter for unit in BYTES for letter in unit}))
+    unit = text.strip().removeprefix(number) or "B"
+    if not number.strip().isdecimal() or unit not in BYTES:
+        raise ValueError("a whole number of bytes is wanted, or one with a unit such as 500GB or 64MiB")
+    return int(number) * BYTES[unit]
+
+
 def refuse_unknown_zone(name: str) -> None:
     """Stop at a time zone that this host does not know.
 
@@ -123,6 +140,8 @@ def _moment(value: object) -> time:
 
 
 def _rate(value: object) -> int:
+    if isinstance(value, str):
+        return amount(value)
     if not isinstance(value, int) or isinstance(value, bool) or value < 0:
         raise ValueError("bytes_per_second: a whole number of at least 0 is wanted")
     return value

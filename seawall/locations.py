@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
+import os
 import secrets
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
 
 from seawall import throttle
 from seawall.capacity import Capacity
-from seawall.errors import Damaged, NotARepository, SeawallError, StorageDenied, StorageError
+from seawall.errors import Damaged, NotARepository, SeawallError, SettingsError, StorageDenied, StorageError
 from seawall.events import Noticed, Observer
 from seawall.keys import KeyRing
 from seawall.nearest import Copy, Nearest
 from seawall.repository import Repository
 from seawall.repository.evidence import Evidence
-from seawall.settings import PRIMARY, LocationRole, LocationSettings, Settings
+from seawall.settings import PRIMARY, LocationRole, LocationSettings, RepositorySettings, Settings
 from seawall.storage import open_storage
 from seawall.storage.base import Storage, read
 from seawall.storage.wrappers import cancellable_sleep
@@ -161,6 +163,80 @@ def _timed(act: Callable[[], object]) -> float:
     begin = time.monotonic()
     act()
     return time.monotonic() - begin
+
+
+# ---- apart from each other
+
+
+def overlap(first: RepositorySettings, second: RepositorySettings) -> str:
+    """What is wrong with having both as locations, as far as their URLs say; empty if nothing is."""
+    (here, inner), (there, outer) = sorted((_whereabouts(first), _whereabouts(second)), key=lambda one: -len(one[1]))
+    if here != there or inner[: len(outer)] != outer:
+        return ""
+    return "the same place" if inner == outer else "one inside the other"
+
+
+def _whereabouts(place: RepositorySettings) -> tuple[str, tuple[str, ...]]:
+    """The server or bucket that a URL names, and the folders there; links on this host are followed."""
+    path = place.url.removeprefix("file://")
+    if path.startswith("/"):
+        return "", Path(os.path.realpath(path)).parts
+    scheme, _, rest = place.url.partition("?")[0].partition("://")
+    host, _, below = rest.partition("/")
+    server = host.rpartition("@")[2] if scheme == "sftp" else host
+    return f"{place.url if not rest else scheme} {place.endpoint.rstrip('/')} {server}", tuple(
+        filter(None, below.split("/"))
+    )
+
+
+def refuse_overlap(settings: Settings, name: str) -> None:
+    """Stop at a location that is another one as well: its copies are none, and its own retention would clean up there.
+
+    Raises:
+        SettingsError: two names are one place.
+    """
+    place = settings.location(name).storage
+    for other in in_order(settings):
+        if other != name and (why := overlap(place, settings.location(other).storage)):
+            raise _same_place(name, other, why)
+
+
+def _same_place(name: str, other: str, why: str) -> SettingsError:
+    return SettingsError(
+        f"locations {name} and {other} are {why}: a copy there would be none",
+        hint="Give each location a place of its own.",
+    )
+
+
+def refuse_same(settings: Settings, name: str, observe: Observer) -> None:
+    """As `refuse_overlap`, and by a probe that is written here and looked for elsewhere: addresses do not tell all.
+
+    Raises:
+        SettingsError: two names are one place.
+        StorageError: the location does not take the probe.
+    """
+    refuse_overlap(settings, name)
+    probe = f"probes/{secrets.token_hex(16)}"
+    with _closing(opened(settings, name, observe)) as storage:
+        storage.put(probe, [b"whose is this?"])
+        try:
+            same = next((other for other in in_order(settings) if other != name and _sees(settings, other, probe)), "")
+        finally:
+            with suppress(StorageDenied):
+                storage.delete(probe)
+    if same:
+        raise _same_place(name, same, "the same place")
+
+
+def _sees(settings: Settings, name: str, probe: str) -> bool:
+    # Once, and without waiting: one that does not answer now cannot be asked.
+    place = replace(settings.location(name).storage, attempts=1)
+    try:
+        with _closing(open_storage(place)) as storage:
+            storage.stat(probe)
+    except SeawallError:
+        return False
+    return True
 
 
 def _repository_id(storage: Storage) -> str:

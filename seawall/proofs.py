@@ -32,6 +32,7 @@ from seawall.errors import (
 )
 from seawall.events import Observer
 from seawall.keys import KeyRing
+from seawall.limits import BYTES
 from seawall.model import BackupLabel, Finding, Proof, StoredObject, Verdict
 from seawall.repository import SourceArea
 from seawall.repository.sealed import Counted
@@ -39,9 +40,6 @@ from seawall.repository.wal_lists import How, WalLists
 
 _LONG_AGO = datetime(1970, 1, 1, tzinfo=UTC)
 _BUDGET = re.compile(r"(\d+(?:\.\d+)?)\s*(B|kB|MB|GB|TB|KiB|MiB|GiB|TiB|s|m|h)")
-_BYTES = {"B": 1, "kB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12} | {
-    f"{unit}iB": 1 << 10 * power for power, unit in enumerate("KMGT", 1)
-}
 _SECONDS = {"s": 1, "m": 60, "h": 3600}
 _SEGMENT = re.compile(r"[0-9A-F]{24}")
 _WRONG_WAL = (Damaged, ObjectMissing, FormatTooNew, ClusterMismatch)
@@ -67,7 +65,7 @@ class Budget:
         number, unit = float(match[1]), match[2]
         if unit in _SECONDS:
             return cls(time=timedelta(seconds=number * _SECONDS[unit]))
-        return cls(stored_bytes=int(number * _BYTES[unit]))
+        return cls(stored_bytes=int(number * BYTES[unit]))
 
 
 @dataclass(frozen=True, slots=True)

@@ -510,7 +510,10 @@ def _converted(default: object, value: Any, hint: str, where: str) -> object:
         if hint == "timedelta":
             return timedelta(seconds=float(value))
         if hint in ("int", "WorkerCount"):
-            return _count(0 if (hint, value) == ("WorkerCount", "auto") else value)
+            is_amount = isinstance(value, str) and "_bytes" in where.rpartition(" ")[2]
+            return (
+                limits.amount(value) if is_amount else _count(0 if (hint, value) == ("WorkerCount", "auto") else value)
+            )
         if hint.startswith("tuple"):
             return limits.parsed(value) if "LimitWindow" in hint else _texts(value)
         if not isinstance(value, str):
@@ -527,10 +530,10 @@ def _texts(value: Any) -> tuple[str, ...]:
 def _count(value: object) -> int:
     if isinstance(value, bool) or not isinstance(value, int | str):
         raise ValueError("a whole number is wanted")
-    number = int(value)
-    if number < 0:
-        raise ValueError("a number of at least 0 is wanted")
-    return number
+    text = str(value).strip()
+    if not text.isdecimal():
+        raise ValueError("a whole number of at least 0 is wanted")
+    return int(text)
 
 
 def _absolute(value: object, where: str) -> Path:

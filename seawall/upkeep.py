@@ -128,6 +128,7 @@ def mirror_source(
     locked: dict[str, LockReport] = {}
     for name in only or policy.locations:
         try:
+            locations.refuse_overlap(settings, name)
             with closing(locations.opened(settings, name, observe)) as storage:
                 if begin:
                     mirror.begin(repository, storage)

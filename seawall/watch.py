@@ -278,7 +278,11 @@ def role_findings(settings: Settings, name: str) -> list[LocationFinding]:
         return [] if settings.locations else [_ALONE]
     found = []
     for other in locations.in_order(settings):
-        if other != name and (why := shared(location.storage.url, settings.location(other).storage.url)):
+        if other == name:
+            continue
+        if same := locations.overlap(location.storage, settings.location(other).storage):
+            found.append(LocationFinding("critical", "role", f"it and {other} are {same}: a copy there is none"))
+        elif why := shared(location.storage.url, settings.location(other).storage.url):
             text = f"its role is {location.role.value}, but it and {other} are {why}: what destroys one destroys both"
             found.append(LocationFinding("medium", "role", text))
     return found

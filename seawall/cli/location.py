@@ -77,6 +77,7 @@ def _add(options: argparse.Namespace, context: Context) -> int:
     _refuse_absent(location.storage.url)
     report = locations.check(location, context.settings, context.observer)
     _refuse(report, context)
+    locations.refuse_same(wanted, name, context.observer)
     # From now on it is known as a copy; without that, an unmounted disk could not be told from a new one.
     with closing(locations.opened(wanted, name, context.observer)) as storage:
         mirror.begin(context.repository, storage)
@@ -84,7 +85,7 @@ def _add(options: argparse.Namespace, context: Context) -> int:
     _save(file, text)
     record = told(context, f"location {name}", lambda _: _keep(context, report))
     note = f'let a source use it: mirrors = ["{name}"] in [sources.NAME] of {file}'
-    report = replace(report, findings=tuple(watch.lock_findings(wanted, name, report)))
+    report = replace(report, findings=(*watch.role_findings(wanted, name), *watch.lock_findings(wanted, name, report)))
     context.console.result({"location": _value(report), **record}, [*_lines(report), note])
     return 0
 

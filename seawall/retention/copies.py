@@ -118,9 +118,12 @@ def clean_copy(
 
     Raises:
         NotARepository, ClusterMismatch: no copy of the primary lies there.
+        SettingsError: it is the same place as another location.
         ClockWentBackwards, LeaseHeld, LeaseLost, RetentionRefused: nothing, or no more, is let go.
         StorageError: a location does not answer.
     """
+    # Its rules may keep less than those of the place that it is as well.
+    locations.refuse_overlap(settings, location)
     with closing(locations.opened(settings, location, observe, deleting=True)) as storage:
         copy = Repository.open(storage)
         if copy.id != primary.id:

@@ -68,7 +68,7 @@ _HINTS = (
         "NotImplemented": "This service cannot write on condition that a name is free; Seawall needs that.",
     }
     | dict.fromkeys(_KEYS, "Check the access key in credentials_file, or where boto3 looks for one.")
-    | dict.fromkeys(_REGION, "Set [repository] region to the bucket's own.")
+    | dict.fromkeys(_REGION, "Set `region` of this location to the bucket's own.")
 )
 
 
@@ -376,7 +376,9 @@ class S3Bucket:
                 raise _BeyondEnd from error
             raise _explained(error, what, self._place.bucket) from error
         except (botocore.exceptions.NoCredentialsError, botocore.exceptions.CredentialRetrievalError) as error:
-            raise StorageDenied(f"{what}: {error}", hint="Name a credentials_file in [repository].") from error
+            raise StorageDenied(
+                f"{what}: {error}", hint="Name a credentials_file for this location in the settings."
+            ) from error
         except botocore.exceptions.SSLError as error:
             hint = "Name the certificate of your own authority with ca_file." if "CERTIFICATE" in str(error) else None
             raise StorageUnreachable(f"{what}: {error}", hint=hint) from error

@@ -9,6 +9,8 @@ from typing import Any
 
 import pytest
 
+from seawall.settings import load
+
 Run = Callable[..., Any]
 
 
@@ -75,3 +77,22 @@ def test_a_price_table_that_is_not_there_costs_the_estimate_and_not_the_list(sea
     done = seawall("location", "list", "--config", plain)
     assert done.code == 0
     assert "names no price_file" in done.err
+
+
+def test_what_is_a_location_already_is_no_second_one_and_an_amount_may_have_a_unit(
+    seawall: Run, plain: Path, tmp_path: Path
+) -> None:
+    before = plain.read_text()
+    for url in (plain.parent / "repository", f"file://{plain.parent}/repository"):
+        done = seawall("location", "add", "again", "--url", url, "--config", plain, "--json")
+        assert (done.code, done.error["code"]) == (2, "settings")
+        assert "again and primary are the same place" in done.error["message"]
+    (tmp_path / "nas").mkdir()
+    add = ("location", "add", "nas", "--url", tmp_path / "nas", "--config", plain, "--json", "--set")
+    done = seawall(*add, "quota_bytes=lots")
+    assert (done.code, "such as 500GB" in done.error["message"]) == (2, True)
+    assert plain.read_text() == before
+    done = seawall(*add, "quota_bytes=500GB")
+    assert done.code == 0
+    assert [one["code"] for one in done.json["location"]["findings"]] == ["role"], "it is on the same disk"
+    assert load(plain).location("nas").storage.quota_bytes == 500 * 10**9

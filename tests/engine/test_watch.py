@@ -11,15 +11,19 @@ from typing import Any
 
 import pytest
 
+from seawall import locations
 from seawall.capacity import Sample
 from seawall.catalog import Catalog
+from seawall.errors import SettingsError
 from seawall.events import Observer
-from seawall.locations import LocationReport
+from seawall.locations import LocationReport, overlap, refuse_overlap, refuse_same
 from seawall.mirror import begin
 from seawall.model import LockMode
 from seawall.repository import Repository
+from seawall.retention.copies import clean_copy
 from seawall.settings import LocationRole, LocationSettings, Locking, RepositorySettings, Settings, parse
 from seawall.storage.local import LocalStorage
+from seawall.upkeep import mirror_source
 from seawall.watch import (
     DAILY,
     Measuring,
@@ -187,3 +191,48 @@ def test_a_copy_elsewhere_that_is_not_elsewhere_is_a_finding(site: tuple[Setting
 )
 def test_what_two_places_share_is_seen_in_their_urls(first: str, second: str, same: str) -> None:
     assert shared(first, second) == same
+
+
+@pytest.mark.parametrize(
+    "first, second, why",
+    [
+        ("s3://a/x", "s3://a/x/", "the same place"),
+        ("s3://a/x", "s3://a/x/y", "one inside the other"),
+        ("s3://a", "s3://a/x", "one inside the other"),
+        ("s3://a/x", "s3://a/xy", ""),
+        ("s3://a/x", "azure://a/x", ""),
+        ("sftp://me@host/x", "sftp://you@host/x", "the same place"),
+        ("sftp://host:22/x", "sftp://host:23/x", ""),
+        ("/nowhere/a", "file:///nowhere/b/../a", "the same place"),
+        ("/nowhere/a", "/nowhere/a/b", "one inside the other"),
+        ("/nowhere/a", "/nowhere/ab", ""),
+        ("memory:a", "memory:b", ""),
+    ],
+)
+def test_two_locations_in_one_place_are_seen_in_their_urls(first: str, second: str, why: str) -> None:
+    one, other = RepositorySettings(url=first), RepositorySettings(url=second)
+    assert overlap(one, other) == overlap(other, one) == why
+
+
+def test_nothing_is_copied_to_and_nothing_cleaned_up_in_a_location_that_is_another_one_as_well(
+    site: tuple[Settings, Catalog], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = site[0]
+    (tmp_path / "elsewhere").symlink_to(tmp_path / "primary")
+    place = RepositorySettings(url=str(tmp_path / "elsewhere"))
+    both = replace(settings, locations={"offsite": LocationSettings("offsite", LocationRole.OFFSITE, place)})
+    with pytest.raises(SettingsError, match="offsite and primary are the same place"):
+        refuse_overlap(both, "offsite")
+    assert [one.severity for one in role_findings(both, "offsite")] == ["critical"]
+    primary = Repository.open(LocalStorage(tmp_path / "primary"))
+    with pytest.raises(SettingsError, match="the same place"):
+        clean_copy(both, primary, "shop", "offsite", actor="ada", now=NOW, observe=Observer())
+    done = mirror_source(both, primary, "shop", None, None, now=NOW, observe=Observer())
+    assert "the same place" in done.failures["offsite"].message
+    # Where addresses do not tell it, a probe does, and leaves nothing.
+    monkeypatch.setattr(locations, "overlap", lambda *_: "")
+    before = sorted(stat.name for stat in primary.storage.list())
+    with pytest.raises(SettingsError, match="offsite and primary are the same place"):
+        refuse_same(both, "offsite", Observer())
+    refuse_same(settings, "offsite", Observer())
+    assert sorted(stat.name for stat in primary.storage.list()) == before
