@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import unquote
 
 from seawall import lifecycle, locations, lockprobe
 from seawall.capacity import (
@@ -444,4 +445,11 @@ def known_name(catalog: Logbook, name: str, url: str) -> str:
     """A location's name in the catalog: the primary may have been recorded there under another before."""
     if name != PRIMARY:
         return name
-    return next((one.name for one in catalog.storage_locations() if one.connection_config.get("url") == url), name)
+    wanted = _plain(url)
+    rows = ((one.name, str(one.connection_config.get("url", ""))) for one in catalog.storage_locations())
+    return next((row for row, known in rows if _plain(known) == wanted), name)
+
+
+def _plain(url: str) -> str:
+    """A folder's path however it is written, settings and drivers differ there; any other URL as it is."""
+    return url if not url.startswith("file://") else unquote(url.removeprefix("file://")).rstrip("/") or "/"

@@ -13,7 +13,7 @@ import pytest
 
 from seawall import locations
 from seawall.capacity import Sample
-from seawall.catalog import Catalog
+from seawall.catalog import Catalog, LocationType
 from seawall.errors import SettingsError
 from seawall.events import Observer
 from seawall.locations import LocationReport, overlap, refuse_overlap, refuse_same
@@ -30,6 +30,7 @@ from seawall.watch import (
     check,
     check_locations,
     judge_keeper,
+    known_name,
     lock_findings,
     role_findings,
     shared,
@@ -236,3 +237,13 @@ def test_nothing_is_copied_to_and_nothing_cleaned_up_in_a_location_that_is_anoth
         refuse_same(both, "offsite", Observer())
     refuse_same(settings, "offsite", Observer())
     assert sorted(stat.name for stat in primary.storage.list()) == before
+
+
+def test_a_primary_that_backups_made_known_under_another_name_is_found_however_its_folder_is_written(
+    site: tuple[Settings, Catalog],
+) -> None:
+    catalog = site[1]
+    catalog.ensure_storage_location("store", LocationType.LOCAL, connection_config={"url": "file:///a%20b/c"}, now=NOW)
+    assert known_name(catalog, "primary", "/a b/c") == known_name(catalog, "primary", "file:///a%20b/c") == "store"
+    assert known_name(catalog, "primary", "/a%20b/c") == "primary"
+    assert known_name(catalog, "offsite", "/a b/c") == "offsite"

@@ -211,6 +211,22 @@ def test_a_tail_that_is_superseded_goes_there_too(small: tuple[Any, Head, Head])
     ]
 
 
+class Superseding(Wrapper):
+    """A storage in which a receiver replaces a tail at the moment at which somebody wants to read it."""
+
+    def get(self, name: str, offset: int = 0, length: int | None = None) -> Iterator[bytes]:
+        if ".tail-" in name:
+            self.inner.delete(name)
+        return super().get(name, offset, length)
+
+
+def test_a_tail_that_is_superseded_while_a_mirror_runs_is_nothing_that_is_left(small: tuple[Any, Head, Head]) -> None:
+    site, *_ = small
+    site.tail(9.25)
+    report = mirrored(site, MemoryStorage(), origin=Superseding(site.storage))
+    assert (dict(report.left), report.objects > 0) == ({}, True)
+
+
 def test_a_location_that_holds_something_else_is_refused(small: tuple[Any, Head, Head]) -> None:
     site, *_ = small
     other = MemoryStorage()
