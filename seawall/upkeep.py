@@ -188,6 +188,24 @@ def secure_primary(
     return report
 
 
+def lock_arrivals(
+    settings: Settings, repository: Repository, source: str, catalog: Logbook, *, now: datetime, observe: Observer
+) -> LockReport | None:
+    """Lock the WAL and the audit that came to the primary since the last pass; None where nothing shall be locked.
+
+    It is the quick part of `secure_primary`, for between two of its passes: a lock that fails raises the same alert,
+    which only a whole pass takes back.
+
+    Raises:
+        Cancelled: on request.
+    """
+    locker = _locker(settings, repository, source, PRIMARY, repository.storage, now=now, observe=observe)
+    report = _tried(locker.catch_up) if isinstance(locker, Locker) else locker
+    if report is not None and report.problem:
+        judge(catalog, "copies-not-locked", f"{source} {PRIMARY}", report.problem, now)
+    return report
+
+
 def _unwanted(settings: Settings, repository: Repository, source: str, location: str, now: datetime) -> Unwanted:
     """What the location's own retention would let go again at once."""
     if source not in settings.sources:

@@ -8,7 +8,7 @@ from uuid import UUID
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
-from seawall import retention
+from seawall import retention, upkeep
 from seawall.archive.arrival import wait_for
 from seawall.archive.continuity import Window, switch_wal, windows
 from seawall.catalog.facts import Facts
@@ -45,6 +45,8 @@ def ship(settings: Settings, source: str, job_id: UUID) -> Facts:
         with opened(settings) as repository:
             area = repository.source(source)
             closed = _closed(chosen, area, around.observe)
+            # Before anything is judged: WAL behind a gap is worth its lock as well.
+            upkeep.lock_arrivals(settings, repository, source, around.catalog, now=around.now, observe=around.observe)
             heads = _readable(area, around.observe)
             window = retention.policy_for(settings, source).window
             found = retention.promised(windows(area.wal, heads), heads, window, around.now)

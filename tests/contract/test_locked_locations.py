@@ -255,7 +255,18 @@ def test_a_primary_that_cannot_lock_is_left_as_it_is_and_a_lock_that_fails_is_an
                 MemoryStorage, "retain", lambda *_: (_ for _ in ()).throw(StorageDenied("no right to lock"))
             )
             report = upkeep.secure_primary(settings, locking, "shop", catalog, now=now, observe=Observer())
+            early = upkeep.lock_arrivals(settings, locking, "shop", catalog, now=now, observe=Observer())
+            assert early is not None and early.problem == "no right to lock"
         assert report is not None and report.problem == "no right to lock"
+        assert ("copies-not-locked", "shop primary") in alerts(catalog)
+        # WAL alone does not take the alert back: the backup is not locked.
+        early = upkeep.lock_arrivals(settings, locking, "shop", catalog, now=now, observe=Observer())
+        assert early is not None and (early.problem, early.secured) == ("", ())
+        area, storage = locking.source("shop"), lockable(locking.storage)
+        assert storage is not None
+        (manifest,) = [area.layout.manifest(label) for label in area.labels()]
+        assert all(storage.retention(stat.name).until for stat in locking.storage.list(area.layout.wal))
+        assert storage.retention(manifest).until is None
         assert ("copies-not-locked", "shop primary") in alerts(catalog)
         upkeep.secure_primary(settings, locking, "shop", catalog, now=now, observe=Observer())
         assert alerts(catalog) == {}
