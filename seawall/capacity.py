@@ -19,6 +19,7 @@ from seawall.errors import BackupMissing, Damaged, FormatTooNew, StorageFull
 from seawall.model import BackupKind, Head
 from seawall.repository import SourceArea
 from seawall.storage.base import Storage
+from seawall.storage.versions import hidden_bytes
 
 _DAY = timedelta(days=1)
 # Pairs grow with the square; so many samples tell a trend as well as all of them.
@@ -255,8 +256,8 @@ def _sentence(found: Capacity, share: float, now: datetime) -> str:
 
 
 def used_bytes(storage: Storage) -> int:
-    """What the objects of a repository take; lists all of them."""
-    return sum(stat.size_bytes for stat in storage.list())
+    """What the objects of a repository take, hidden versions included; lists all of them."""
+    return sum(stat.size_bytes for stat in storage.list()) + hidden_bytes(storage)
 
 
 def expected_bytes(

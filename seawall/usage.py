@@ -14,13 +14,14 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any, TypeAlias
 
 from seawall.events import Observer
 from seawall.storage.base import Stat, Storage
+from seawall.storage.versions import hidden_bytes
 
 log = logging.getLogger(__name__)
 
@@ -44,6 +45,7 @@ class Usage:
         measured_at: when the measurement began.
         recent_objects, recent_bytes: of these, what was written within 30 days.
         by_class: bytes by storage class.
+        hidden_bytes: beside these, in versions that no list shows.
     """
 
     measured_at: datetime
@@ -52,6 +54,12 @@ class Usage:
     recent_objects: int = 0
     recent_bytes: int = 0
     by_class: Mapping[str, int] = field(default_factory=dict)
+    hidden_bytes: int = 0
+
+    @property
+    def kept_bytes(self) -> int:
+        """What is stored, seen or not: what a quota counts."""
+        return self.used_bytes + self.hidden_bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,7 +149,9 @@ def measure(
         # Also when it was stopped or the storage went away: what was counted need not be counted again.
         finished = all(part.prefix in done for part in parts)
         _forget(memory) if finished else _keep(memory, begun_at, done)
-    return total(begun_at, (done[part.prefix] for part in parts)) if finished else None
+    if not finished:
+        return None
+    return replace(total(begun_at, (done[part.prefix] for part in parts)), hidden_bytes=hidden_bytes(storage))
 
 
 def total(measured_at: datetime, counts: Iterable[Count]) -> Usage:

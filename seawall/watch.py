@@ -110,7 +110,7 @@ def check(
             report = look.at(report, measuring)
     except (StorageError, RepositoryError) as error:
         said = [LocationFinding("low", "capacity-unknown", f"what lies there is not known: {error.message}")]
-    findings += [*said, *_room(report.capacity, now)]
+    findings += [*said, *_room(report.capacity, now), *_hidden(report.usage)]
     return replace(report, findings=tuple(sorted(findings, key=lambda one: _ORDER.index(one.severity))))
 
 
@@ -190,7 +190,7 @@ class _Look:
         measured: bool,
     ) -> LocationReport:
         quota = self.settings.location(self.name).storage.quota_bytes
-        free = within_quota(report.free_bytes, usage.used_bytes, quota)
+        free = within_quota(report.free_bytes, usage.kept_bytes, quota)
         samples = [Sample(one.measured_at, one.used_bytes) for one in known]
         samples += [Sample(usage.measured_at, usage.used_bytes)] if measured else []
         trend = trend_of(samples, details)
@@ -219,6 +219,7 @@ def usage_of(measurement: Measurement) -> Usage:
         int(details.get("recent_objects", 0)),
         int(details.get("recent_bytes", 0)),
         dict(details.get("by_class", {})),
+        int(details.get("hidden_bytes", 0)),
     )
 
 
@@ -240,6 +241,16 @@ def trend_of(samples: Sequence[Sample], details: Mapping[str, Any]) -> Trend | N
 def _room(capacity: Capacity | None, now: datetime) -> list[LocationFinding]:
     said = None if capacity is None else warned(capacity, now=now)
     return [] if said is None else [LocationFinding(said.severity, "capacity", said.message)]
+
+
+def _hidden(usage: Usage | None) -> list[LocationFinding]:
+    if usage is None or not usage.hidden_bytes:
+        return []
+    text = (
+        f"{usage.hidden_bytes:,} bytes lie in versions that no list shows: somebody else overwrote or deleted "
+        "objects, or the service keeps for a while what is deleted; they are paid for and count for the quota"
+    )
+    return [LocationFinding("low", "hidden-versions", text)]
 
 
 # ---- how far its locks reach
@@ -407,6 +418,7 @@ def _record_usage(catalog: Catalog, name: str, report: LocationReport, room: int
         "recent_objects": usage.recent_objects,
         "recent_bytes": usage.recent_bytes,
         "by_class": dict(usage.by_class),
+        "hidden_bytes": usage.hidden_bytes,
         "plain_bytes": capacity.plain_bytes,
         "stored_bytes": capacity.stored_bytes,
         "compression": capacity.compression,

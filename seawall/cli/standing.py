@@ -64,7 +64,7 @@ def known(context: Context, names: tuple[str, ...]) -> list[Standing]:
 def _capacity(location: LocationSettings, measurements: tuple[Measurement, ...], now: datetime) -> Capacity:
     newest = measurements[-1]
     free = None if newest.capacity_bytes is None else max(newest.capacity_bytes - newest.used_bytes, 0)
-    free = within_quota(free, newest.used_bytes, location.storage.quota_bytes)
+    free = within_quota(free, watch.usage_of(newest).kept_bytes, location.storage.quota_bytes)
     samples = [Sample(one.measured_at, one.used_bytes) for one in measurements]
     trend = watch.trend_of(samples, newest.details)
     return standing(watch.ratios_in(newest.details), trend, used_bytes=newest.used_bytes, free_bytes=free, now=now)

@@ -201,6 +201,11 @@ class AzureContainer:
                 name = found.name if isinstance(found, BlobPrefix | BlobProperties) else str(found)
                 yield name[len(self._place.prefix) :]
 
+    def hidden_bytes(self) -> int:
+        with self._translated("list", "versions"):
+            found = self._client.list_blobs(name_starts_with=self._place.prefix, include=["versions", "deleted"])
+            return sum(one.size for one in found if one.deleted or (one.version_id and not one.is_current_version))
+
     def remove(self, name: str) -> None:
         if self.can_lock():
             # Where there are versions, the service might take a delete for "hide", and keep the bytes out of sight.

@@ -198,6 +198,11 @@ class GcsBucket:
             found = [*page.get("prefixes", ()), *(item["name"] for item in page.get("items", ()))]
             yield from (key[len(self._place.prefix) :] for key in found)
 
+    def hidden_bytes(self) -> int:
+        # The time at which a version stopped being the live one (JSON API reference, Objects, `timeDeleted`).
+        pages = self._pages("", "items(size,timeDeleted)", versions="true")
+        return sum(int(found["size"]) for page in pages for found in page.get("items", ()) if "timeDeleted" in found)
+
     def remove(self, name: str) -> None:
         try:
             if self.can_lock():

@@ -125,6 +125,10 @@ class Bucket(Protocol):
         """Names and, ending with `/`, folders directly below `folder`, in any order."""
         ...
 
+    def hidden_bytes(self) -> int:
+        """See `versions.Versioned`."""
+        ...
+
     def remove(self, name: str) -> None: ...
 
     def now(self) -> datetime: ...
@@ -199,6 +203,9 @@ class ObjectStorage:
         below = self.bucket.folders(checked_folder(folder))
         found = {name[len(folder) :].removesuffix("/") for name in below}
         return tuple(sorted(name for name in found if is_object_name(name)))
+
+    def hidden_bytes(self) -> int:
+        return self.bucket.hidden_bytes()
 
     def delete(self, name: str) -> None:
         self.bucket.remove(checked_object_name(name))

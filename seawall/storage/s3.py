@@ -214,6 +214,10 @@ class S3Bucket:
             ]
             yield from (key[len(self._place.prefix) :] for key in found)
 
+    def hidden_bytes(self) -> int:
+        pages = self._pages("list_object_versions", "")
+        return sum(found["Size"] for page in pages for found in page.get("Versions", ()) if not found["IsLatest"])
+
     def remove(self, name: str) -> None:
         # Below what is removed may lie what somebody with more rights than ours wrote over: gone means all of it.
         while True:

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from seawall.capacity import used_bytes
 from seawall.errors import ObjectExists, ObjectLocked, ObjectMissing, StorageDenied
 from seawall.model import LockMode
 from seawall.settings import RepositorySettings
@@ -18,6 +19,8 @@ from seawall.storage.immutability import CANARIES, Lockable, lockable, probe
 from seawall.storage.local import LocalStorage
 from seawall.storage.memory import MemoryStorage
 from seawall.storage.parts import PART_BYTES
+from seawall.storage.versions import hidden_bytes
+from seawall.storage.wrappers import Retrying
 from tests.contract import azure_locks
 from tools.storage_servers import S3Server, Servers
 
@@ -139,6 +142,27 @@ def test_deleting_removes_the_version_and_leaves_no_marker(s3: S3Server) -> None
     assert not left.get("Versions") and not left.get("DeleteMarkers")
     storage.put("a", [b"2"])
     assert read(storage, "a") == b"2"
+
+
+@pytest.mark.servers
+def test_versions_that_somebody_hid_are_counted_and_a_quota_counts_them_too(servers: Servers) -> None:
+    storage = locked_place(servers, "s3")
+    storage.put("a", [b"x" * 1000])
+    storage.put("b", [b"y" * 10])
+    assert (hidden_bytes(storage), used_bytes(storage)) == (0, 1010)
+    storage.bucket.overwrite("a")
+    assert hidden_bytes(Retrying(storage)) == 1000
+    assert used_bytes(storage) == 1010 + storage.stat("a").size_bytes
+
+
+@pytest.mark.servers
+@pytest.mark.parametrize("kind", CLOUDS)
+def test_a_bucket_without_versions_hides_nothing(kind: str, servers: Servers) -> None:
+    settings = servers[kind].settings()
+    storage = open_driver(settings.url, settings)
+    storage.put("a", [b"1"])
+    storage.delete("a")
+    assert (hidden_bytes(storage), used_bytes(storage)) == (0, 0)
 
 
 @pytest.mark.parametrize(

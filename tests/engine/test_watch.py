@@ -32,6 +32,7 @@ from seawall.watch import (
     judge_keeper,
     known_name,
     lock_findings,
+    record_health,
     role_findings,
     shared,
     trend_of,
@@ -247,3 +248,20 @@ def test_a_primary_that_backups_made_known_under_another_name_is_found_however_i
     assert known_name(catalog, "primary", "/a b/c") == known_name(catalog, "primary", "file:///a%20b/c") == "store"
     assert known_name(catalog, "primary", "/a%20b/c") == "primary"
     assert known_name(catalog, "offsite", "/a b/c") == "offsite"
+
+
+def test_hidden_versions_count_for_the_quota_and_are_told(
+    site: tuple[Settings, Catalog], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings, catalog = site
+    place = replace(settings.repository, quota_bytes=1_000_000)
+    settings = replace(settings, repository=place)
+    look((settings, catalog))
+    monkeypatch.setattr("seawall.usage.hidden_bytes", lambda _storage: 900_000)
+    report = check(settings, "primary", catalog, measuring=Measuring(timedelta(0), None), now=NOW, observe=Observer())
+    assert "hidden-versions" in {one.code for one in report.findings}
+    assert report.usage is not None
+    assert report.free_bytes == 100_000 - report.usage.used_bytes
+    record_health(catalog, report, NOW)
+    known = check(settings, "primary", catalog, now=NOW, observe=Observer())
+    assert (known.usage, known.free_bytes) == (report.usage, report.free_bytes)

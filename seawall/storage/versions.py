@@ -1,0 +1,48 @@
+"""Versions that a storage keeps out of sight: what was overwritten or deleted past Seawall, and is paid for.
+
+Seawall overwrites nothing and deletes whole versions, so there are none unless somebody else, or a service that keeps
+what is deleted for a while, made them.
+
+Not guaranteed: the numbers of Azure and Google Cloud, whose servers on loopback keep no versions to try it on; their
+requests are written from the vendors' references.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol, runtime_checkable
+
+from seawall.errors import StorageError
+from seawall.storage.base import Storage
+
+
+@runtime_checkable
+class Versioned(Protocol):
+    """A storage that may keep versions which no list shows."""
+
+    def hidden_bytes(self) -> int:
+        """How much such versions take; lists all of them.
+
+        Raises:
+            StorageDenied: these credentials may not list versions.
+            StorageError: the service knows none.
+        """
+        ...
+
+
+def hidden_bytes(storage: Storage) -> int:
+    """How much is kept below a storage's wrappers that no list shows; 0 where that cannot be found out.
+
+    Raises:
+        StorageUnreachable, StorageBusy: the storage does not answer.
+    """
+    inner: object = storage
+    while not isinstance(inner, Versioned):
+        if not hasattr(inner, "inner"):
+            return 0
+        inner = inner.inner
+    try:
+        return inner.hidden_bytes()
+    except StorageError as error:
+        if error.retryable:
+            raise
+        return 0
