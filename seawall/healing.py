@@ -224,11 +224,24 @@ class _Healing:
                 self._put(name, content)
             except StorageDenied:
                 beside = True
-                self._put(f"{REPAIRS}{name}", content)
+                if not self._put_beside(name, content):
+                    return
         self.evidence.refuse_damaged(name, self.at.storage.get(f"{REPAIRS}{name}" if beside else name))
         self.healed.append(Healed(name, self.at.name, donor.name, beside))
         text = f"{name} in location {self.at.name} was replaced from {donor.name}: {wrong.message}"
         self.observe.hear(Noticed("high", "healed", text))
+
+    def _put_beside(self, name: str, content: IO[bytes]) -> bool:
+        stored_as = f"{REPAIRS}{name}"
+        # What lies there was looked at: an earlier repair that was damaged since.
+        if _is_there(self.at.storage, stored_as):
+            try:
+                self.at.storage.delete(stored_as)
+            except StorageDenied:
+                self.left[name] = "it is locked, and so is an earlier repair of it that is damaged as well"
+                return False
+        self._put(stored_as, content)
+        return True
 
     def _guarded(self, name: str) -> AbstractContextManager[object]:
         """Retention takes a set without a manifest for garbage, and an old one at once, unless a lease runs."""

@@ -552,4 +552,9 @@ def _damage(result: Proved) -> str:
 def proof_failure(results: Sequence[Proved]) -> VerificationFailed | None:
     """The error that stands for copies that are not sound; None if all that was read is."""
     bad = [f"{one.source} in {one.location}: {_damage(one)}" for one in results if not one.good]
-    return VerificationFailed("; ".join(bad)) if bad else None
+    if not bad:
+        return None
+    hint = "With copies elsewhere, `seawall verify SOURCE --location all --heal` replaces what is sound in one of them."
+    return VerificationFailed(
+        "; ".join(bad), hint=f"{hint} Else take a new full backup now, and keep this one until then."
+    )

@@ -32,7 +32,8 @@ class Stat:
 
     Args:
         modified_at: in the storage's own clock.
-        sha256: of the whole object, hex, if the storage itself computed it over what it stores; lists never have it.
+        sha256: of the whole object, hex, if the storage itself computed it over what it stores, or, of what a
+            put returns where `confirm = "hash"`, what came back of it; lists never have it.
         parts_sha256: of an object that was sent in parts, the storage's own SHA-256 over the SHA-256s of these, in its
             own form; equal ones prove equal content, and other ones only other parts. Lists never have it.
     """

@@ -1,5 +1,7 @@
 """A storage whose every put is read back, for places that compute no checksum of their own.
 
+A later `stat` does not repeat what was read back: that would be memory, and not the storage's word.
+
 Not guaranteed: that what was read came from the disk. A local file system answers from memory what it was just given,
 so this finds what went wrong on the way into the storage; what the disk did to it later, `seawall verify` finds.
 """

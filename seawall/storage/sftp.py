@@ -362,7 +362,22 @@ class SftpStorage:
                 found = self._session.folder(path)
         except ObjectMissing:
             return []
-        return [(n, a) for n, a in found if is_object_name(n) and (a.is_folder or a.is_file)]
+        known = [
+            (n, a if a.has_kind else self._looked_at(f"{path}/{n}", folder)) for n, a in found if is_object_name(n)
+        ]
+        return [(n, a) for n, a in known if a is not None and (a.is_folder or a.is_file)]
+
+    def _looked_at(self, path: str, folder: str) -> Attributes | None:
+        """What a name is of which the list does not say it (draft, section 5: all attributes may be left away)."""
+        try:
+            with self._translated("list", folder):
+                found = self._session.stat(path)
+        except ObjectMissing:
+            return None  # it went meanwhile
+        if not found.has_kind:
+            # Left out, it would look as if nothing were there.
+            raise StorageError(f"the server does not say what {path} is", hint="Use a server that sends permissions.")
+        return found
 
     def _walk(self, folder: str, beginning: str) -> Iterator[Stat]:
         found = [(name, attributes) for name, attributes in self._entries(folder) if name.startswith(beginning)]
@@ -409,7 +424,11 @@ class SftpStorage:
 
     def _sweep(self, session: Session, path: str, limit: datetime) -> int:
         swept = 0
-        for name, attributes in session.folder(path):
+        try:
+            entries = session.folder(path)
+        except NoSuchFile:
+            return 0  # another client removed it, empty, since its name was read
+        for name, attributes in entries:
             if name.startswith(TEMPORARY) and attributes.modified_at <= limit:
                 with contextlib.suppress(NoSuchFile):
                     session.remove(f"{path}/{name}")

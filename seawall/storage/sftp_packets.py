@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from enum import IntEnum, IntFlag
-from stat import S_ISDIR, S_ISREG
+from stat import S_IFMT, S_ISDIR, S_ISREG
 
 VERSION = 3
 
@@ -86,6 +86,11 @@ class Attributes:
     size_bytes: int
     mode: int
     modified_at: datetime
+
+    @property
+    def has_kind(self) -> bool:
+        """Whether the server said what it is: a file, a folder or something else."""
+        return S_IFMT(self.mode) != 0
 
     @property
     def is_folder(self) -> bool:

@@ -39,6 +39,8 @@ _OPTIONS = {
     "BatchMode": "yes",
     "StrictHostKeyChecking": "yes",
     "UpdateHostKeys": "no",
+    # Up to OpenSSH 8.4 it is on, and writes addresses of servers that it knows by name into the file.
+    "CheckHostIP": "no",
     "GlobalKnownHostsFile": "/dev/null",
     "PreferredAuthentications": "publickey",
     "PasswordAuthentication": "no",

@@ -15,9 +15,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from seawall.errors import SettingsError
+from seawall.errors import SettingsError, StorageError
 from seawall.settings import RepositorySettings
 from seawall.storage import open_driver
+from seawall.storage.sftp import SftpStorage
 from seawall.storage.sftp_packets import (
     Fields,
     Kind,
@@ -168,6 +169,45 @@ def test_a_server_that_gives_nothing_or_more_than_was_asked_for_is_not_believed(
     line = Told(lambda _kind, number, _content: packet(Kind.DATA, number, string(given)), GREETING)
     with conversation(line) as session, pytest.raises(Nonsense, match="where 8 were asked for"):
         next(session.read(b"h", 0, 8))
+
+
+class Spoken:
+    """A connection that has one session for good."""
+
+    host = address = "played"
+
+    def __init__(self, session: Session) -> None:
+        self._session = session
+
+    def session(self) -> Session:
+        return self._session
+
+    def close(self) -> None:
+        """Whoever plays the server ends it."""
+
+
+@pytest.mark.parametrize("mode", [0o100640, 0])
+def test_a_list_that_does_not_say_what_its_names_are_is_completed_or_refused_and_never_empty(mode: int) -> None:
+    named = iter([struct.pack(">I", 1) + string(b"a") + string(b"") + struct.pack(">I", 0)])
+
+    def play(kind: int, number: int, _content: bytes) -> bytes:
+        if kind == Kind.OPENDIR:
+            return packet(Kind.HANDLE, number, string(b"h"))
+        if kind == Kind.READDIR and (names := next(named, None)):
+            return packet(Kind.NAME, number, names)
+        if kind == Kind.LSTAT:
+            # Size and permissions (draft, section 5), where it tells them at all.
+            said = struct.pack(">IQI", 0x1 | 0x4, 7, mode) if mode else struct.pack(">IQ", 0x1, 7)
+            return packet(Kind.ATTRS, number, said)
+        return packet(Kind.STATUS, number, struct.pack(">I", 1 if kind == Kind.READDIR else 0))
+
+    with conversation(Told(play, GREETING)) as session:
+        storage = SftpStorage(Spoken(session), "/root")  # type: ignore[arg-type]
+        if mode:
+            assert [(stat.name, stat.size_bytes) for stat in storage.list()] == [("a", 7)]
+        else:
+            with pytest.raises(StorageError, match="does not say what"):
+                list(storage.list())
 
 
 def test_a_server_without_extensions_is_not_asked_for_them() -> None:

@@ -43,6 +43,13 @@ class Locked(Wrapper):
         raise StorageDenied(f"{name} is locked")
 
 
+class LockedButRepairs(Locked):
+    def delete(self, name: str) -> None:
+        if not name.startswith(REPAIRS):
+            super().delete(name)
+        self.inner.delete(name)
+
+
 class Gone(Wrapper):
     """A storage that does not answer while `down`."""
 
@@ -471,6 +478,16 @@ def test_a_locked_object_gets_a_sound_copy_beside_it_that_readers_find(small: tu
     assert proved(site, nearest(site, Locked(inner)), first)
     # The second look finds it repaired.
     assert healed(site, "vault", places) == healing.HealReport()
+    # A repair that is damaged and locked as well is told, and keeps nothing else from being healed.
+    damage(inner, f"{REPAIRS}{bundle}")
+    manifest = site.area.layout.manifest(first.label)
+    inner.delete(manifest)
+    report = healed(site, "vault", places)
+    assert ([one.name for one in report.healed], list(report.left)) == ([manifest], [bundle])
+    # Where only the object itself is locked, the repair is made again.
+    report = healed(site, "vault", {**places, "vault": LockedButRepairs(inner)})
+    assert [(one.name, one.beside) for one in report.healed] == [(bundle, True)]
+    assert content(inner)[f"{REPAIRS}{bundle}"] == sound
 
 
 def test_a_manifest_is_not_put_back_where_an_object_of_its_set_could_not_be(small: tuple[Any, Head, Head]) -> None:
