@@ -355,7 +355,7 @@ class Comparison:
             if not spans and entry.size == known.entry.size_bytes:
                 self._output.keep_whole(suspect.number)
             elif kept:
-                self._output.keep(known, kept)
+                self._output.keep(entry, known, kept)
             for span in spans:
                 self._pieces.add(suspect.number, span.offset, span.length)
         self._output.observe.hear(Advanced("copy", sum(span.length for span in kept)))

@@ -85,13 +85,18 @@ class Output:
         """How long the runs of a file are: as they were where parts of it are taken over."""
         return self._run_bytes.get(listed.path) or max(run_bytes(listed.size), self.block_bytes)
 
-    def keep(self, known: PriorFile, spans: Sequence[Span]) -> None:
-        """Take parts of a file over: whole runs, in order."""
-        self._run_bytes[known.entry.path] = known.blocks.run_bytes
-        self._kept[known.entry.path] = tuple(spans)
+    def keep(self, listed: Listed, known: PriorFile, spans: Sequence[Span]) -> None:
+        """Take parts of a file over: whole runs, in order; none where only its runs shall be as they were.
+
+        Memory holds nothing of a file that is stored anew in runs of the usual length: there may be many.
+        """
+        if known.blocks.run_bytes != self.run_bytes(listed):
+            self._run_bytes[listed.path] = known.blocks.run_bytes
+        if spans:
+            self._kept[listed.path] = tuple(spans)
 
     def keep_whole(self, number: int) -> None:
-        """Take a file over as it was stored before: by its number among the listed ones, of which there may be many."""
+        """Take a file over as it was stored before: by its number among those that were found, which may be many."""
         self._whole.extend(bytes(max(number + 1 - len(self._whole), 0)))
         self._whole[number] = True
 
@@ -138,20 +143,24 @@ class Output:
         if self.failed.is_set():
             raise Cancelled("another worker failed")
 
-    def files(self, listed: Iterable[Listed]) -> Ledger:
+    def files(self, listed: Iterable[Listed], numbers: Iterable[int] | None = None) -> Ledger:
         """What the manifest says of everything that was listed and did not vanish; ends the output.
 
         Args:
             listed: in the order of paths.
+            numbers: by which `keep_whole` was told of them, if that is not their order.
         """
         earlier = self.known.objects if self.known is not None else ()
         with closing(self._stored):
-            there = ((n, each) for n, each in enumerate(listed) if each.path not in self.vanished)
+            numbered = zip(itertools.count() if numbers is None else numbers, listed, strict=False)
+            there = ((number, each) for number, each in numbered if each.path not in self.vanished)
             return Ledger(itertools.starmap(self._file, there), self.objects, earlier)
 
     def _file(self, number: int, listed: Listed) -> CopiedFile | TakenFile:
         is_whole = number < len(self._whole) and bool(self._whole[number])
-        rows = self.known.rows(listed.path) if self.known is not None and is_whole else None
+        rows = (
+            self.known.rows(listed.path) if self.known is not None and is_whole and not self._is_bad(listed) else None
+        )
         if rows is not None:
             return TakenFile(listed.path, listed.mode, listed.mtime, times_of(listed), *rows)
         spans = (Span(0, listed.size),) if is_whole else self._kept.get(listed.path, ())
@@ -172,6 +181,10 @@ class Output:
         return CopiedFile(
             entry, FileBlocks(listed.path, known.size, known.mtime_ns, known.ctime_ns, known.inode, runs, digests)
         )
+
+    def _is_bad(self, listed: Listed) -> bool:
+        """Whether a page of a file is wrong although its bytes are known, which the manifest has to say."""
+        return listed.path in self.bad_pages
 
     def _content(self, listed: Listed, spans: Sequence[Span]) -> tuple[tuple[Extent, ...], bytes, int]:
         """The extents of a file, stored and taken over, the digests of its runs, and how long these are."""

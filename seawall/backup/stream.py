@@ -27,6 +27,7 @@ from seawall.events import Advanced, Began, Noticed, Observer
 from seawall.limits import highest
 from seawall.model import Cluster
 from seawall.postgres import incremental
+from seawall.postgres.listing import CopyEntry, Listing
 from seawall.postgres.stream import BaseBackup, StreamedFile, base_backup
 from seawall.postgres.summaries import FIRST_MAJOR
 from seawall.repository import BackupSetWriter
@@ -69,7 +70,7 @@ def copy_stream(
     Raises:
         ServerUnreachable: the stream broke.
     """
-    listed: list[StreamedFile] = []
+    listings: list[Listing] = []
     output = Output(writer, observe, cluster.block_bytes, log, known)
     begun, is_told = _begun(source, cluster, writer, prior, observe)
     if is_told:
@@ -79,13 +80,14 @@ def copy_stream(
         first_wal(Segment.containing(stream.start_lsn, stream.timeline, cluster.segment_bytes), cluster.in_recovery)
         observe.hear(Began("copy", stream.estimated_bytes))
         lanes = _Lanes(workers, output)
-        run_together([lambda: _deal(stream, lanes, listed, output, bucket), *lanes.jobs()], output)
+        deal = _Dealing(stream, lanes, output, bucket)
+        run_together([lambda: listings.append(Listing(deal.listed())), *lanes.jobs()], output)
         for path, pages in stream.bad_pages.items():
             output.bad_pages[path].extend(pages)
         specials = {"backup_label": stream.backup_label}
         if stream.tablespace_map:
             specials["tablespace_map"] = stream.tablespace_map
-        files = output.files(sorted(listed, key=lambda file: file.path))
+        files = output.files(listings[0], listings[0].places)
         return Copied(
             stream.start_lsn,
             stream.stop_lsn,
@@ -118,14 +120,25 @@ def _begun(
 
 def _told(prior: Prior) -> incremental.Prior:
     """What the server must know of a prior: files of which parts can be taken over."""
-    head = prior.head
-    found = ((path, prior.get(path)) for path in prior.paths() if incremental.is_main_fork(path))
-    files = {
-        path: incremental.PriorFile(known.entry.size_bytes, known.blocks.run_bytes)
-        for path, known in found
-        if known is not None
-    }
+    head, files = prior.head, _MainForks(prior)
     return incremental.Prior(head.cluster.system_identifier, head.timeline, head.start_lsn, head.stop_lsn, files)
+
+
+class _MainForks:
+    """The files of a prior of which parts can be taken over, each read when it is asked for: there may be a million."""
+
+    def __init__(self, prior: Prior) -> None:
+        self._prior = prior
+
+    def get(self, path: str, /) -> incremental.PriorFile | None:
+        known = self._prior.get(path) if incremental.is_main_fork(path) else None
+        if known is None:
+            return None
+        return incremental.PriorFile(known.entry.size_bytes, known.blocks.run_bytes)
+
+    def items(self) -> Iterator[tuple[str, incremental.PriorFile]]:
+        found = ((path, self.get(path)) for path in self._prior.paths())
+        return ((path, known) for path, known in found if known is not None)
 
 
 _Message: TypeAlias = "tuple[str, int, int] | bytes | None"
@@ -252,35 +265,52 @@ class _Chunks:
         return count
 
 
-def _deal(stream: BaseBackup, lanes: _Lanes, listed: list[StreamedFile], output: Output, bucket: TokenBucket) -> None:
-    """Give the stream's files out to the lanes."""
-    # After an error here the lanes wait for more until `_run` tells them: were they told from here, their own
-    # "another worker failed" could be what `_run` meets first, and the user would not learn why.
-    for file in stream.files():
-        listed.append(file)
-        if file.kind == "file":
-            _deal_file(file, lanes, output, bucket)
-    lanes.end()
+class _Dealing:
+    """Gives the stream's files out to the lanes."""
 
+    def __init__(self, stream: BaseBackup, lanes: _Lanes, output: Output, bucket: TokenBucket) -> None:
+        self._stream, self._lanes, self._output, self._bucket = stream, lanes, output, bucket
 
-def _deal_file(file: StreamedFile, lanes: _Lanes, output: Output, bucket: TokenBucket) -> None:
-    known = output.known.get(file.path) if output.known is not None else None
-    sending = _Sending(file, lanes, output, bucket)
-    if known is not None and file.is_partial:
-        sending.send_told(known)
-    elif known is None:
-        for chunk in sending.chunks():
-            sending.send(chunk)
-    else:
-        sending.send_differing(known)
-    sending.end()
+    def listed(self) -> Iterator[CopyEntry]:
+        """All that the stream has, each after it was dealt; there may be a million, so none is kept here."""
+        # After an error here the lanes wait for more until `_run` tells them: were they told from here, their own
+        # "another worker failed" could be what `_run` meets first, and the user would not learn why.
+        for number, file in enumerate(self._stream.files()):
+            if file.kind == "file":
+                self._deal(number, file)
+            # Without times: those of the server's files are not known.
+            yield CopyEntry(
+                "",
+                file.path,
+                file.kind,
+                file.mode,
+                file.size,
+                file.mtime,
+                file.link,
+                file.is_relation,
+                file.first_block,
+            )
+        self._lanes.end()
+
+    def _deal(self, number: int, file: StreamedFile) -> None:
+        output = self._output
+        known = output.known.get(file.path) if output.known is not None else None
+        sending = _Sending(number, file, self._lanes, output, self._bucket)
+        if known is not None and file.is_partial:
+            sending.send_told(known)
+        elif known is None:
+            for chunk in sending.chunks():
+                sending.send(chunk)
+        else:
+            sending.send_differing(known)
+        sending.end()
 
 
 class _Sending:
     """One file on its way to the lanes, in extents of up to 8 MiB, always to the least busy lane."""
 
-    def __init__(self, file: StreamedFile, lanes: _Lanes, output: Output, bucket: TokenBucket) -> None:
-        self._file, self._lanes, self._output, self._bucket = file, lanes, output, bucket
+    def __init__(self, number: int, file: StreamedFile, lanes: _Lanes, output: Output, bucket: TokenBucket) -> None:
+        self._number, self._file, self._lanes, self._output, self._bucket = number, file, lanes, output, bucket
         self._lane: _Lane | None = None
         self._offset = self._begun = 0
         self._kept: list[Span] = []
@@ -317,20 +347,27 @@ class _Sending:
     def send_differing(self, known: PriorFile) -> None:
         """Have the file's runs stored that the prior does not have, and take the others over."""
         # Before anything is stored: what is stored of the file is cut into runs of the prior's length.
-        self._output.keep(known, ())
+        self._output.keep(self._file, known, ())
         for chunk in in_runs(self.chunks(), known.blocks.run_bytes):
             self._send_runs(known, chunk)
-        self._output.keep(known, self._kept)
+        self._keep(known)
 
     def send_told(self, known: PriorFile) -> None:
         """The same where only those runs come that may differ."""
-        self._output.keep(known, ())
+        self._output.keep(self._file, known, ())
         for offset, content in self._file.runs():
             self._bucket.take(len(content))
             self._skip(Span(self._offset, offset - self._offset))
             self._send_runs(known, content)
         self._skip(Span(self._offset, self._file.size - self._offset))
-        self._output.keep(known, self._kept)
+        self._keep(known)
+
+    def _keep(self, known: PriorFile) -> None:
+        size = self._file.size
+        if size == known.entry.size_bytes and self._kept == [Span(0, size)]:
+            self._output.keep_whole(self._number)
+        else:
+            self._output.keep(self._file, known, self._kept)
 
     def _send_runs(self, known: PriorFile, content: memoryview) -> None:
         length, size = known.blocks.run_bytes, self._file.size

@@ -18,9 +18,10 @@ import hashlib
 import json
 import random
 import struct
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import groupby, pairwise
+from typing import Protocol
 
 from seawall.errors import ClusterError, IncrementalRefused
 from seawall.events import Noticed, Observer
@@ -46,6 +47,14 @@ class PriorFile:
     run_bytes: int
 
 
+class PriorFiles(Protocol):
+    """Files by path, as a dictionary has them; there may be a million, so they need not all be in memory."""
+
+    def get(self, path: str, /) -> PriorFile | None: ...
+
+    def items(self) -> Iterable[tuple[str, PriorFile]]: ...
+
+
 @dataclass(frozen=True, slots=True)
 class Prior:
     """The backup that an incremental one builds on.
@@ -59,7 +68,7 @@ class Prior:
     timeline: int
     start_lsn: Lsn
     stop_lsn: Lsn
-    files: Mapping[str, PriorFile]
+    files: PriorFiles
 
     def referable(self, block_bytes: int) -> Iterator[tuple[str, PriorFile]]:
         """Files of which a server may send parts: main forks, in whole blocks and runs of whole blocks."""

@@ -5,6 +5,7 @@ Memory holds where each entry lies and nothing else. The file has no name, so no
 
 from __future__ import annotations
 
+import heapq
 import os
 import struct
 import tempfile
@@ -15,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import overload
 
+_SORTED_AT_ONCE = 50_000
 _KINDS = ("file", "directory", "link")
 # Kind, whether it is a relation, mode, size, mtime, first block, mtime and ctime in ns, inode, bytes of path and link.
 _ROW = struct.Struct("<BBIQdQqqQII")
@@ -83,7 +85,16 @@ class Listing(Sequence[CopyEntry]):
         self._file.flush()
         if not is_sorted:
             # A directory comes before its files, and a name such as `a.b` between the two.
-            self._order = array("Q", sorted(range(len(self)), key=lambda number: self._entry(number).path))
+            self._order = self._sorted()
+
+    def _sorted(self) -> array[int]:
+        """All numbers in the order of their paths, of which few are in memory at once."""
+        step, count = _SORTED_AT_ONCE, len(self)
+        runs = [array("Q", sorted(range(count)[at : at + step], key=self._path)) for at in range(0, count, step)]
+        return array("Q", heapq.merge(*runs, key=self._path))
+
+    def _path(self, number: int) -> str:
+        return self._entry(number).path
 
     def _add(self, entry: CopyEntry) -> None:
         path, link = _encoded(entry.path), _encoded(entry.link)
@@ -111,6 +122,11 @@ class Listing(Sequence[CopyEntry]):
 
     def __iter__(self) -> Iterator[CopyEntry]:
         return (self[number] for number in range(len(self)))
+
+    @property
+    def places(self) -> Sequence[int]:
+        """Of each entry, which of those that were found it was."""
+        return range(len(self)) if self._order is None else self._order
 
     def _entry(self, place: int) -> CopyEntry:
         begin = self._ends[place]

@@ -188,7 +188,7 @@ def test_what_a_server_sends_passes_by_a_lane_whose_worker_waits_for_the_storage
 
     worker = threading.Thread(target=work)
     worker.start()
-    sending = stream._Sending(file, lanes, output, cast(TokenBucket, None))
+    sending = stream._Sending(0, file, lanes, output, cast(TokenBucket, None))
     for number in range(20):
         sending.send(memoryview(bytes([number]) * run))
     sending.end()

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
+from unittest import mock
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from seawall.postgres import listing as listing_module
 from seawall.postgres.listing import CopyEntry, Listing
 
 NAMES = st.text(st.sampled_from("a.-/z\udce9\u00e9"), min_size=1, max_size=8)
@@ -32,9 +35,12 @@ ENTRIES = st.lists(
 )
 
 
+@pytest.mark.parametrize("at_once", [1, 3, 50_000])
 @given(found=ENTRIES)
-def test_entries_come_back_sorted_by_path_one_by_one_and_all(found: list[CopyEntry]) -> None:
-    listing = Listing(iter(found))
+def test_entries_come_back_sorted_by_path_one_by_one_and_all(at_once: int, found: list[CopyEntry]) -> None:
+    with mock.patch.object(listing_module, "_SORTED_AT_ONCE", at_once):
+        listing = Listing(iter(found))
+    assert [found[place] for place in listing.places] == list(listing)
     expected = sorted(found, key=lambda entry: entry.path)
     assert list(listing) == list(listing) == [listing[number] for number in range(len(found))] == expected
     assert list(listing[1:3]) == expected[1:3]
