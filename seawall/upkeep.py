@@ -147,6 +147,10 @@ def mirror_source(
         except SeawallError as error:
             failures[name] = error
             observe.hear(Noticed("medium", "mirror-failed", f"{source} is not copied to {name}: {error.message}"))
+    for name in policy.locations if only else ():
+        if name not in only:
+            # It is left alone, and what it has counts all the same.
+            _seen(settings, repository, source, name, held=held, unwanted=unwanted, now=now, observe=observe)
     # Last: the copies must not wait for what may take long the first time.
     primary = None if only else secure_primary(settings, repository, source, None, now=now, observe=observe)
     if primary is not None:
@@ -157,6 +161,29 @@ def mirror_source(
     if catalog is not None:
         _record_mirrored(catalog, repository, settings, result, held, now=now)
     return result
+
+
+def _seen(
+    settings: Settings,
+    repository: Repository,
+    source: str,
+    name: str,
+    *,
+    held: dict[str, frozenset[BackupLabel]],
+    unwanted: dict[str, frozenset[BackupLabel]],
+    now: datetime,
+    observe: Observer,
+) -> None:
+    """Note what is listed in a location; one that does not answer has nothing that could be counted."""
+    try:
+        with closing(locations.opened(settings, name, observe)) as storage:
+            mirror.refuse_other_repository(repository, storage)
+            held[name] = frozenset(SourceArea(storage, source).labels())
+            unwanted[name] = _unwanted(settings, repository, source, name, now).sets
+    except Cancelled:
+        raise
+    except SeawallError as error:
+        observe.hear(Noticed("medium", "location-silent", f"location {name} is not asked for copies: {error.message}"))
 
 
 def secure_primary(

@@ -70,10 +70,10 @@ def secured_endpoint(settings: RepositorySettings) -> str:
         return ""
     parts = split(settings.endpoint)
     if parts.scheme not in ("https", "http") or not parts.hostname or "@" in parts.netloc or parts.query:
-        raise SettingsError("[repository] endpoint must be https://HOST, without user, password or query")
+        raise SettingsError("endpoint must be https://HOST, without user, password or query")
     if parts.scheme == "http" and not is_loopback(parts.hostname):
         raise SettingsError(
-            f"[repository] endpoint {settings.endpoint} would send backups and credentials without TLS",
+            f"endpoint {settings.endpoint} would send backups and credentials without TLS",
             hint="Use https; an authority of your own is named with ca_file. Plain HTTP is for this host only.",
         )
     return settings.endpoint.rstrip("/")
@@ -98,7 +98,7 @@ def certificates(settings: RepositorySettings) -> str | bool:
     if settings.ca_file is None:
         return True
     if not settings.ca_file.is_file():
-        raise SettingsError(f"[repository] ca_file {settings.ca_file} is not there")
+        raise SettingsError(f"ca_file {settings.ca_file} is not there")
     return str(settings.ca_file)
 
 

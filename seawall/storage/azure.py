@@ -124,7 +124,7 @@ def client(settings: RepositorySettings) -> BlobServiceClient:
     if text is not None and "=" in text and not text.lstrip().startswith("{"):
         return _from_connection_string(text, options)
     if not endpoint:
-        raise SettingsError("[repository] endpoint is wanted: https://ACCOUNT.blob.core.windows.net")
+        raise SettingsError("endpoint is wanted: https://ACCOUNT.blob.core.windows.net")
     return BlobServiceClient(endpoint, credential=_identity(text), **options)
 
 

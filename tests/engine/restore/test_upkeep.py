@@ -348,6 +348,16 @@ def test_too_few_copies_leave_a_backup_unprotected(place: Place) -> None:
     assert "offsite" in failure.message
 
 
+def test_copies_in_locations_that_a_run_leaves_alone_count_all_the_same(place: Place) -> None:
+    with place.catalog() as catalog:
+        place.mirrored(catalog, only=["vault"])
+        (_, second) = place.mirrored(catalog, only=["offsite"]).protection
+        assert second.locations == ("offsite", "primary", "vault")
+        shutil.rmtree(place.root / "vault")
+        alone = place.mirrored(catalog, only=["offsite"])
+        assert (alone.failures, alone.protection[1].locations) == ({}, ("offsite", "primary"))
+
+
 # -- proofs in the catalog
 
 
