@@ -431,7 +431,7 @@ def agents(directory: str) -> set[int]:
     return found
 
 
-def gone(directory: str, within: float) -> bool:
+def gone(directory: str, within: float = 60) -> bool:
     end = time.monotonic() + within
     while agents(directory) and time.monotonic() < end:
         time.sleep(0.05)
@@ -445,7 +445,7 @@ def test_no_agent_and_no_directory_outlive_a_ring(rings: Rings) -> None:
     assert agents(directory)
     ring.close()
     assert not Path(directory).exists()
-    assert gone(directory, 10)
+    assert gone(directory)
     # Closed is not finished: the next use starts anew.
     assert ring.unwrap(rings.public.wrap(SECRET, rings.recipients)) == SECRET
     ring.close()
@@ -488,7 +488,7 @@ def test_an_agent_ends_with_its_process_however_that_ends(rings: Rings, tmp_path
             process.send_signal(signal.SIGKILL)
         else:
             process.communicate("\n")
-    assert gone(directory, 15)
+    assert gone(directory)
     shutil.rmtree(directory, ignore_errors=True)
 
 

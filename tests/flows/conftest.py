@@ -128,7 +128,7 @@ class Surroundings:
         """The first note of an event, as soon as there is one."""
         return wait_for(lambda: next((n for n in self.notes(parameters) if n["event"] == event), None), seconds)
 
-    def execution(self, job: UUID, status: RunStatus | None = None, seconds: float = 30) -> Execution:
+    def execution(self, job: UUID, status: RunStatus | None = None, seconds: float = PATIENCE_SECONDS) -> Execution:
         """The newest execution of a job, as soon as it has that status (or any end)."""
 
         def look() -> Execution | None:
@@ -144,7 +144,7 @@ def tail(path: Path, lines: int = 25) -> list[str]:
     return path.read_text(encoding="utf-8", errors="replace").splitlines()[-lines:]
 
 
-def wait_for(look: Callable[[], Any], seconds: float, pause: float = 0.2) -> Any:
+def wait_for(look: Callable[[], Any], seconds: float = PATIENCE_SECONDS, pause: float = 0.2) -> Any:
     """What `look` returns as soon as that is something."""
     deadline = time.monotonic() + seconds
     while not (found := look()):

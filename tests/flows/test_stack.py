@@ -205,7 +205,7 @@ def test_a_cron_schedule_really_yields_runs(prefect_stack, wait_for):
     )
     (made,) = prefect_stack.client.create_deployment_schedules(prefect_stack.probe_id, [schedule])
     try:
-        runs = wait_for(lambda: found if len(found := scheduled(prefect_stack)) >= 3 else None, 90)
+        runs = wait_for(lambda: found if len(found := scheduled(prefect_stack)) >= 3 else None)
         moments = sorted(run.expected_start_time for run in runs)
         assert {(later - earlier).total_seconds() for earlier, later in pairwise(moments)} == {900.0}
     finally:
@@ -324,7 +324,7 @@ def test_a_run_that_prefect_calls_crashed_and_the_catalog_cancelled_was_cancelle
     execution = catalog.begin_execution(job, now=datetime.now(UTC), lease=lease, flow_run_id=run.id)
     client.set_flow_run_state(run.id, Crashed(message="it was ended by a signal"), force=True)
     catalog.finish_execution(execution, status=RunStatus.CANCELLED, now=datetime.now(UTC))
-    wait_for(lambda: prefect_stack.run(run).state.type.value == "CANCELLED", 60)
+    wait_for(lambda: prefect_stack.run(run).state.type.value == "CANCELLED")
 
 
 def test_a_stopped_worker_leaves_failed_executions_and_no_process(prefect_stack):
@@ -335,7 +335,7 @@ def test_a_stopped_worker_leaves_failed_executions_and_no_process(prefect_stack)
     worker = prefect_stack.stack.child("worker")
     worker.ask_to_end()
     try:
-        assert worker.wait(60)
+        assert worker.wait(120)
         assert prefect_stack.noted(parameters, "unwound")
         assert not alive(begun["pid"]) and not alive(begun["child"])
         execution = prefect_stack.execution(job)
@@ -358,7 +358,7 @@ def test_a_worker_killed_with_its_run_leaves_a_failed_execution_and_no_process(p
     try:
         assert prefect_stack.ended(run).state.type.value == "CRASHED"
         assert prefect_stack.execution(job).status is RunStatus.FAILED
-        wait_for(lambda: not alive(begun["child"]), 20)
+        wait_for(lambda: not alive(begun["child"]))
     finally:
         worker.kill()
         prefect_stack.stack.restart("worker")
@@ -377,7 +377,7 @@ def test_a_run_of_another_host_is_judged_by_its_lease_alone(prefect_stack, wait_
     )
     client.set_flow_run_state(run.id, Running(), force=True)
     begun = catalog.begin_execution(
-        job, now=datetime.now(UTC), lease=timedelta(seconds=15), flow_run_id=run.id, host="another.example"
+        job, now=datetime.now(UTC), lease=timedelta(minutes=30), flow_run_id=run.id, host="another.example"
     )
     sweeper = Sweeper(
         client, catalog, pool=POOL, pending_limit=timedelta(minutes=5), scratch=prefect_stack.settings_file.parent
@@ -385,8 +385,9 @@ def test_a_run_of_another_host_is_judged_by_its_lease_alone(prefect_stack, wait_
     for _ in range(2):
         assert run.id not in [action.run.id for action in sweeper.sweep(datetime.now(UTC))]
     assert catalog.execution(begun).status is RunStatus.RUNNING
-    wait_for(lambda: catalog.execution(begun).status is RunStatus.FAILED, 60)
-    wait_for(lambda: prefect_stack.run(run).state.is_crashed() or None, 30)
+    catalog.renew(begun, datetime.now(UTC), timedelta(seconds=1))
+    wait_for(lambda: catalog.execution(begun).status is RunStatus.FAILED)
+    wait_for(lambda: prefect_stack.run(run).state.is_crashed() or None)
 
 
 def test_after_an_outage_only_the_newest_missed_run_is_executed(prefect_stack, wait_for):
@@ -410,7 +411,7 @@ def test_after_an_outage_only_the_newest_missed_run_is_executed(prefect_stack, w
 
     try:
         missed = wait_for(
-            lambda: found if len(found := [r for r in of_schedule() if r.parameters == parameters]) >= 3 else None, 120
+            lambda: found if len(found := [r for r in of_schedule() if r.parameters == parameters]) >= 3 else None
         )
         prefect_stack.stack.restart("worker")
         prefect_stack.noted(parameters, "done")
@@ -428,13 +429,13 @@ def test_a_result_is_in_the_catalog_although_the_server_died_meanwhile(prefect_s
     prefect_stack.noted(parameters, "begun")
     prefect_stack.stack.child("server").kill()
     try:
-        execution = prefect_stack.execution(job, seconds=60)
+        execution = prefect_stack.execution(job)
         assert execution.status is RunStatus.COMPLETED
         assert execution.details["answer"] == 42
         assert not answers(prefect_stack.stack.api_url)
     finally:
         prefect_stack.stack.restart("server")
-        wait_for(lambda: answers(prefect_stack.stack.api_url), 90)
+        wait_for(lambda: answers(prefect_stack.stack.api_url))
     # A run that lost sight of its server may end either way in Prefect; the catalog does not change its mind.
     prefect_stack.ended(run, 200)
     assert prefect_stack.execution(job).status is RunStatus.COMPLETED

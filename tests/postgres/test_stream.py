@@ -90,7 +90,7 @@ def _walsenders(instance: Instance) -> int:
 
 
 def _walsenders_end(instance: Instance) -> bool:
-    until = time.monotonic() + 10
+    until = time.monotonic() + 60
     while _walsenders(instance) and time.monotonic() < until:
         time.sleep(0.05)
     return _walsenders(instance) == 0

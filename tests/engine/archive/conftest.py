@@ -110,7 +110,7 @@ def agent_for(
 
 @pytest.fixture
 def eventually() -> Callable[..., None]:
-    def wait(condition: Callable[[], object], seconds: float = 15.0) -> None:
+    def wait(condition: Callable[[], object], seconds: float = 60.0) -> None:
         give_up_at = time.monotonic() + seconds
         while not condition():
             assert time.monotonic() < give_up_at
@@ -124,7 +124,7 @@ def descriptors() -> Iterator[None]:
     """Every descriptor that a test opened is closed again."""
     before = len(os.listdir("/proc/self/fd"))  # noqa: PTH208 - counting names, no paths
     yield
-    give_up_at = time.monotonic() + 5
+    give_up_at = time.monotonic() + 60
     while len(os.listdir("/proc/self/fd")) > before:  # noqa: PTH208 - counting names, no paths
         assert time.monotonic() < give_up_at, "descriptors were left open"
         time.sleep(0.01)

@@ -191,7 +191,7 @@ def area(repository_path: Path) -> SourceArea:
 
 @pytest.fixture
 def eventually() -> Callable[..., None]:
-    def wait(condition: Callable[[], object], seconds: float = 30.0, what: str = "it") -> None:
+    def wait(condition: Callable[[], object], seconds: float = 60.0, what: str = "it") -> None:
         give_up_at = time.monotonic() + seconds
         while not condition():
             assert time.monotonic() < give_up_at, f"{what} did not happen within {seconds} s"

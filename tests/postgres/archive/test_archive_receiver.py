@@ -424,7 +424,8 @@ def test_stopping_takes_no_longer_than_seconds_and_keeps_what_came(
     eventually(lambda: receiver.status().received >= written)
     began = time.monotonic()
     receiver.stop()
-    assert time.monotonic() - began < 5
+    # Its server lets go of a silent receiver after a minute: that is what this must not wait for.
+    assert time.monotonic() - began < 30
     assert receiver.status().flushed >= written
 
 
