@@ -240,9 +240,10 @@ class Incoming:
             self._segment, self._descriptor = None, -1
         if segment is None:
             return
-        if len(self._closing) >= _CLOSING_AT_ONCE:
-            self._closing.pop(0).result()
+        # Handed over first: whoever finishes it closes the descriptor, also when one before it failed.
         self._closing.append(self._closer.submit(self._finish, segment, descriptor))
+        if len(self._closing) > _CLOSING_AT_ONCE:
+            self._closing.pop(0).result()
         self._open(segment.next())
 
     def _finish(self, segment: Segment, descriptor: int) -> None:
@@ -275,6 +276,8 @@ class Incoming:
 
     def _drain(self) -> None:
         """Wait until every complete segment is durable under its name."""
-        closing, self._closing = self._closing, []
-        for future in closing:
+        # Each stays known until all have ended: `recover` waits for every one, also after one that failed. One that
+        # ended later would report as durable what lies behind a gap.
+        for future in self._closing:
             future.result()
+        self._closing = []

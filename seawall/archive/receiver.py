@@ -20,6 +20,7 @@ import struct
 import threading
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -221,20 +222,21 @@ class Receiver:
             LeaseHeld: another receiver works in this spool.
         """
         spooling.prepare(self._directory)
-        lock = spooling.lock(self._directory)
         tails = threading.Thread(target=self._send_tails, name="archive-tails", daemon=True)
-        try:
+        with ExitStack() as ending:
+            ending.callback(os.close, spooling.lock(self._directory))
+            ending.callback(self._intake.close)
+            ending.callback(self._shipper.stop)
+            ending.callback(self._close_incoming)
             self._shipper.start()
             tails.start()
+            ending.callback(tails.join)
+            ending.callback(self._stop.set)
             self._keep_connected()
-        finally:
-            self._stop.set()
-            tails.join()
-            if self._incoming is not None:
-                self._incoming.close()
-            self._shipper.stop()
-            self._intake.close()
-            os.close(lock)
+
+    def _close_incoming(self) -> None:
+        if self._incoming is not None:
+            self._incoming.close()
 
     def status(self) -> ReceiverStatus:
         incoming = self._incoming

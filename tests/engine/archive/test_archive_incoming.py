@@ -6,6 +6,7 @@ import errno
 import itertools
 import os
 import random
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,8 @@ STREAM = random.Random(7).randbytes(4 * SMALL)
 def incoming(tmp_path: Path) -> Any:
     made = Incoming(tmp_path, SMALL)
     yield made
+    # Some tests leave it with a segment that could not be closed, of which `close` would tell again.
+    made.recover()
     made.close()
 
 
@@ -128,6 +131,31 @@ def test_after_a_failed_sync_everything_unclosed_is_received_again_and_then_coun
     incoming.sync()
     assert incoming.flushed == START + len(STREAM)
     assert b"".join(p.read_bytes() for p in sorted(tmp_path.iterdir())) == STREAM
+
+
+def test_what_waits_to_be_closed_behind_a_failed_segment_is_never_closed_afterwards(
+    incoming: Incoming, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(_descriptor: int) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    gate = threading.Event()
+    incoming.begin(START, 1)
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "fsync", broken)
+        incoming.write(START.value, STREAM[:SMALL])
+        # The thread that closes is held up between the two.
+        incoming._closer.submit(gate.wait)
+        incoming.write(START.value + SMALL, STREAM[SMALL : 2 * SMALL])
+        with pytest.raises(StorageError):
+            incoming.sync()
+    release = threading.Timer(0.3, gate.set)
+    release.start()
+    incoming.recover()
+    release.join()
+    incoming._closer.submit(lambda: None).result()
+    assert incoming.flushed == START, "nothing behind the gap was reported to be durable"
+    assert all(name.endswith(".open") for name in files(tmp_path))
 
 
 def test_a_left_timeline_leaves_a_partial_and_the_next_begins_beside_it(incoming: Incoming, tmp_path: Path) -> None:
