@@ -42,6 +42,11 @@ class Bounds:
         """As many writers as workers, and a few more where that may follow what is measured."""
         return cls(workers, workers + (EXTRA_WRITERS if adapts else 0))
 
+    @property
+    def first(self) -> int:
+        """How many writers to begin with: where it may be, one more than slots, as every put ends with a flush."""
+        return min(self.slots + 1, self.most)
+
 
 @dataclass(frozen=True, slots=True)
 class Measured:
@@ -119,7 +124,7 @@ class Crew:
 
     def __init__(self, bounds: Bounds, slots: Slots, output: Output) -> None:
         self._bounds, self._slots, self._output = bounds, slots, output
-        self._crewing = Crewing(bounds.slots)
+        self._crewing = Crewing(bounds.first)
         self._lock = threading.Lock()
         self._at_work = 0
 

@@ -63,6 +63,20 @@ def test_a_writer_that_brings_nothing_goes_again_and_none_is_tried_for_a_while()
     assert next_crew(now, Measured(IDLE, 100), BOUNDS).writers == 3
 
 
+@pytest.mark.parametrize(("adapts", "writers"), [(True, 3), (False, 2)])
+def test_where_there_may_be_more_a_copy_begins_with_one_writer_more_than_slots(adapts: bool, writers: int) -> None:
+    all_here = threading.Barrier(writers)
+    begun: list[bool] = []
+
+    def work(_goes_on: Callable[[], bool]) -> None:
+        # Nothing was measured yet, and nobody ends before all are there.
+        all_here.wait(30)
+        begun.append(True)
+
+    Crew(Bounds.of(2, adapts=adapts), Slots(2), _output()).run(work, lambda: False)
+    assert len(begun) == writers
+
+
 # ---- at work
 
 
