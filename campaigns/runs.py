@@ -58,14 +58,20 @@ def stack_at(home: Path) -> Iterator[tuple[Stack, SyncPrefectClient]]:
     settings_file.write_text(_OWN.format(home=home, catalog=url), encoding="utf-8")
     Catalog.open(url, create=True).close()
     stack = Stack(load(settings_file), settings_file, options=Options(sweep_seconds=2, timing=Timing(poll_seconds=1)))
-    with stack:
-        reached = {
-            PREFECT_API_URL: stack.api_url,
-            PREFECT_API_AUTH_STRING: stack.place.auth_string(),
-            PREFECT_CLIENT_SERVER_VERSION_CHECK_ENABLED: False,
-        }
-        with temporary_settings(reached), get_client(sync_client=True) as client:
-            yield stack, client
+    with stack, client_of(stack) as client:
+        yield stack, client
+
+
+@contextmanager
+def client_of(stack: Stack) -> Iterator[SyncPrefectClient]:
+    """A client of the server of a stack that has started."""
+    reached = {
+        PREFECT_API_URL: stack.api_url,
+        PREFECT_API_AUTH_STRING: stack.place.auth_string(),
+        PREFECT_CLIENT_SERVER_VERSION_CHECK_ENABLED: False,
+    }
+    with temporary_settings(reached), get_client(sync_client=True) as client:
+        yield client
 
 
 @dataclass

@@ -6,6 +6,7 @@ as people do. Windows are looked at in the order in which they are written, and 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, time, timedelta
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 BYTES = {"B": 1, "kB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12} | {
     "KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "TiB": 2**40,
 }  # fmt: skip
+_AMOUNT = re.compile(rf"(\d+)\s*({'|'.join(BYTES)})?")
 DAYS = ("mon", "tue", "wed", "thu", "fri", "sat", "sun")
 _KEYS = {"days", "from", "to", "time_zone", "bytes_per_second"}
 _MIDNIGHT = time(0)
@@ -84,17 +86,16 @@ def parsed(value: object) -> tuple[LimitWindow, ...]:
     return tuple(_window(item) for item in value)
 
 
-def amount(text: str) -> int:
-    """Bytes from a whole number, or from one with a unit such as `500GB` or `64MiB`.
+def amount(value: object) -> int:
+    """Bytes from a whole number, or from text that is one, or one with a unit such as `500GB` or `64MiB`.
 
     Raises:
         ValueError: it is neither.
     """
-    number = text.strip().rstrip("".join({letter for unit in BYTES for letter in unit}))
-    unit = text.strip().removeprefix(number) or "B"
-    if not number.strip().isdecimal() or unit not in BYTES:
+    match = None if isinstance(value, bool) else _AMOUNT.fullmatch(str(value).strip())
+    if match is None:
         raise ValueError("a whole number of bytes is wanted, or one with a unit such as 500GB or 64MiB")
-    return int(number) * BYTES[unit]
+    return int(match[1]) * BYTES[match[2] or "B"]
 
 
 def refuse_unknown_zone(name: str) -> None:
@@ -140,11 +141,10 @@ def _moment(value: object) -> time:
 
 
 def _rate(value: object) -> int:
-    if isinstance(value, str):
+    try:
         return amount(value)
-    if not isinstance(value, int) or isinstance(value, bool) or value < 0:
-        raise ValueError("bytes_per_second: a whole number of at least 0 is wanted")
-    return value
+    except ValueError as error:
+        raise ValueError(f"bytes_per_second: {error}") from error
 
 
 @lru_cache(maxsize=32)

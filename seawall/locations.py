@@ -21,6 +21,7 @@ from seawall.repository.evidence import Evidence
 from seawall.settings import PRIMARY, LocationRole, LocationSettings, RepositorySettings, Settings
 from seawall.storage import open_storage
 from seawall.storage.base import Storage, read
+from seawall.storage.local import folder_of
 from seawall.storage.wrappers import cancellable_sleep
 from seawall.usage import Usage
 
@@ -178,9 +179,8 @@ def overlap(first: RepositorySettings, second: RepositorySettings) -> str:
 
 def _whereabouts(place: RepositorySettings) -> tuple[str, tuple[str, ...]]:
     """The server or bucket that a URL names, and the folders there; links on this host are followed."""
-    path = place.url.removeprefix("file://")
-    if path.startswith("/"):
-        return "", Path(os.path.realpath(path)).parts
+    if (folder := folder_of(place.url)) is not None:
+        return "", Path(os.path.realpath(folder)).parts
     scheme, _, rest = place.url.partition("?")[0].partition("://")
     host, _, below = rest.partition("/")
     server = host.rpartition("@")[2] if scheme == "sftp" else host

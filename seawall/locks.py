@@ -34,7 +34,7 @@ from seawall.events import Observer
 from seawall.model import BackupLabel, Head, Hold, SealingMode
 from seawall.repository import SourceArea
 from seawall.repository.evidence import Evidence
-from seawall.repository.layout import REPAIRS, SourceLayout
+from seawall.repository.layout import REPAIRS, SourceLayout, is_tail
 from seawall.retention.decide import CLOCK_TOLERANCE
 from seawall.retention.keeping import kept_until, wal_kept_until
 from seawall.retention.policy import RetentionPolicy
@@ -69,7 +69,7 @@ class LockDates:
         A manifest is locked only when all that its set needs is.
         """
         layout = self.layout
-        if name.endswith("/manifest") or name.startswith((layout.leases, layout.expired)) or ".tail-" in name:
+        if name.endswith("/manifest") or name.startswith((layout.leases, layout.expired)) or is_tail(name):
             return None
         if name.startswith((layout.backups, layout.keys)) and (label := _label(name, layout)) is not None:
             return self.sets.get(label)

@@ -43,7 +43,7 @@ from seawall.model import BackupLabel, Head
 from seawall.repository import Lease, Repository, identity
 from seawall.repository.evidence import Evidence
 from seawall.repository.identity import Identity
-from seawall.repository.layout import IDENTITY, SourceLayout
+from seawall.repository.layout import IDENTITY, SourceLayout, is_tail
 from seawall.repository.sealed import Counted
 from seawall.repository.wal_lists import spans
 from seawall.storage.base import Bytes, Replayable, Storage
@@ -141,7 +141,7 @@ def plan(
         source,
         tuple(groups),
         {name: size for name, size in missing.items() if name in chosen},
-        tuple(name for name in sorted(there) if ".tail-" in name and name not in here),
+        tuple(name for name in sorted(there) if is_tail(name) and name not in here),
         tuple(sorted(other_size)),
         needs,
         tuple(sorted(absent)),
@@ -448,7 +448,7 @@ class _Mirroring:
             size = copy_object(name, self.origin, self.destination, self.evidence, observe=self.observe)
         except _RETRIED_LATER as error:
             # The receiver replaced it meanwhile by a longer one, or by the whole segment: a later run brings that.
-            superseded = ".tail-" in name and not _is_there(self.origin, name)
+            superseded = is_tail(name) and not _is_there(self.origin, name)
             return None if superseded else error
         self.copied(name)
         self.done.add(name)

@@ -39,8 +39,8 @@ from seawall.repository.sealed import Counted
 from seawall.repository.wal_lists import How, WalLists
 
 _LONG_AGO = datetime(1970, 1, 1, tzinfo=UTC)
-_BUDGET = re.compile(r"(\d+(?:\.\d+)?)\s*(B|kB|MB|GB|TB|KiB|MiB|GiB|TiB|s|m|h)")
 _SECONDS = {"s": 1, "m": 60, "h": 3600}
+_BUDGET = re.compile(rf"(\d+(?:\.\d+)?)\s*({'|'.join([*BYTES, *_SECONDS])})")
 _SEGMENT = re.compile(r"[0-9A-F]{24}")
 _WRONG_WAL = (Damaged, ObjectMissing, FormatTooNew, ClusterMismatch)
 

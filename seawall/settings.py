@@ -3,6 +3,7 @@
 One file describes repository, further locations, sealing, catalog and sources. Secrets are never values in it: a
 passphrase or password is a file's path (mode 0600) or the name of an environment variable. `SEAWALL_CONFIG` names the
 file; `SEAWALL_<SECTION>_<KEY>` overrides one value of the sections `repository`, `sealing`, `catalog` and `server`.
+Amounts of bytes are whole numbers, or text with a unit such as `"500GB"` or `"64MiB"`.
 """
 
 from __future__ import annotations
@@ -510,10 +511,7 @@ def _converted(default: object, value: Any, hint: str, where: str) -> object:
         if hint == "timedelta":
             return timedelta(seconds=float(value))
         if hint in ("int", "WorkerCount"):
-            is_amount = isinstance(value, str) and "_bytes" in where.rpartition(" ")[2]
-            return (
-                limits.amount(value) if is_amount else _count(0 if (hint, value) == ("WorkerCount", "auto") else value)
-            )
+            return 0 if (hint, value) == ("WorkerCount", "auto") else _count(value, where.rpartition(" ")[2])
         if hint.startswith("tuple"):
             return limits.parsed(value) if "LimitWindow" in hint else _texts(value)
         if not isinstance(value, str):
@@ -527,7 +525,9 @@ def _texts(value: Any) -> tuple[str, ...]:
     return tuple(value.split(",")) if isinstance(value, str) else tuple(str(v) for v in value)
 
 
-def _count(value: object) -> int:
+def _count(value: object, key: str) -> int:
+    if "_bytes" in key:
+        return limits.amount(value)
     if isinstance(value, bool) or not isinstance(value, int | str):
         raise ValueError("a whole number is wanted")
     text = str(value).strip()

@@ -147,10 +147,10 @@ def mirror_source(
         except SeawallError as error:
             failures[name] = error
             observe.hear(Noticed("medium", "mirror-failed", f"{source} is not copied to {name}: {error.message}"))
-    for name in policy.locations if only else ():
-        if name not in only:
-            # It is left alone, and what it has counts all the same.
-            _seen(settings, repository, source, name, held=held, unwanted=unwanted, now=now, observe=observe)
+    # They are left alone, and what they have counts all the same.
+    for name in [name for name in policy.locations if only and name not in only]:
+        if (there := _seen(settings, repository, source, name, observe)) is not None:
+            held[name], unwanted[name] = there, _unwanted(settings, repository, source, name, now).sets
     # Last: the copies must not wait for what may take long the first time.
     primary = None if only else secure_primary(settings, repository, source, None, now=now, observe=observe)
     if primary is not None:
@@ -164,26 +164,18 @@ def mirror_source(
 
 
 def _seen(
-    settings: Settings,
-    repository: Repository,
-    source: str,
-    name: str,
-    *,
-    held: dict[str, frozenset[BackupLabel]],
-    unwanted: dict[str, frozenset[BackupLabel]],
-    now: datetime,
-    observe: Observer,
-) -> None:
-    """Note what is listed in a location; one that does not answer has nothing that could be counted."""
+    settings: Settings, repository: Repository, source: str, name: str, observe: Observer
+) -> frozenset[BackupLabel] | None:
+    """What is listed in a location; one that does not answer has nothing that could be counted."""
     try:
         with closing(locations.opened(settings, name, observe)) as storage:
             mirror.refuse_other_repository(repository, storage)
-            held[name] = frozenset(SourceArea(storage, source).labels())
-            unwanted[name] = _unwanted(settings, repository, source, name, now).sets
+            return frozenset(SourceArea(storage, source).labels())
     except Cancelled:
         raise
     except SeawallError as error:
         observe.hear(Noticed("medium", "location-silent", f"location {name} is not asked for copies: {error.message}"))
+        return None
 
 
 def secure_primary(

@@ -14,7 +14,6 @@ from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from urllib.parse import unquote
 
 from seawall import lifecycle, locations, lockprobe
 from seawall.capacity import (
@@ -41,6 +40,7 @@ from seawall.retention import policy_of
 from seawall.retention.keeping import longest
 from seawall.settings import PRIMARY, LocationRole, Locking, Settings, SourceSettings
 from seawall.storage.base import Stat, Storage
+from seawall.storage.local import folder_of
 from seawall.usage import Usage, measure
 
 if TYPE_CHECKING:
@@ -307,9 +307,9 @@ _ALONE = LocationFinding(
 
 def shared(url: str, other: str) -> str:
     """What two places have in common that can be lost at once; empty for nothing that can be seen from here."""
-    paths = [one.removeprefix("file://") for one in (url, other)]
-    if all(path.startswith("/") for path in paths):
-        return "on the same file system" if _device(paths[0]) == _device(paths[1]) else ""
+    here, there = folder_of(url), folder_of(other)
+    if here is not None and there is not None:
+        return "on the same file system" if _device(here) == _device(there) else ""
     first, second = (one.partition("://")[0::2] for one in (url, other))
     same = first[0] == second[0] and first[1].partition("/")[0] == second[1].partition("/")[0]
     if not same or first[0] not in ("s3", "azure", "gs", "sftp"):
@@ -457,11 +457,6 @@ def known_name(catalog: Logbook, name: str, url: str) -> str:
     """A location's name in the catalog: the primary may have been recorded there under another before."""
     if name != PRIMARY:
         return name
-    wanted = _plain(url)
     rows = ((one.name, str(one.connection_config.get("url", ""))) for one in catalog.storage_locations())
-    return next((row for row, known in rows if _plain(known) == wanted), name)
-
-
-def _plain(url: str) -> str:
-    """A folder's path however it is written, settings and drivers differ there; any other URL as it is."""
-    return url if not url.startswith("file://") else unquote(url.removeprefix("file://")).rstrip("/") or "/"
+    # Settings and drivers write a folder differently.
+    return next((row for row, known in rows if (folder_of(known) or known) == (folder_of(url) or url)), name)

@@ -15,6 +15,7 @@ from seawall.cli.context import Context
 from seawall.errors import ClusterMismatch, SettingsError, UsageError, VerificationFailed
 from seawall.model import checked_name
 from seawall.settings import PRIMARY, LocationRole, Settings, parse
+from seawall.storage.local import folder_of
 
 if TYPE_CHECKING:
     from seawall.locations import LocationReport
@@ -116,9 +117,9 @@ def _refuse(report: LocationReport, context: Context) -> None:
 
 def _refuse_absent(url: str) -> None:
     """A directory that does not exist is more likely a typing error, or a disk that is not mounted."""
-    path = Path(url.removeprefix("file://"))
-    if path.is_absolute() and not path.is_dir():
-        raise UsageError(f"there is no directory {path}", hint="Make it, or mount what belongs there.")
+    folder = folder_of(url)
+    if folder is not None and not Path(folder).is_dir():
+        raise UsageError(f"there is no directory {folder}", hint="Make it, or mount what belongs there.")
 
 
 def _section(name: str, options: argparse.Namespace) -> list[str]:

@@ -12,6 +12,7 @@ import signal
 import subprocess
 import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 from seawall.errors import Cancelled, ClusterError
 
@@ -33,7 +34,7 @@ def output_of(
         Cancelled: nobody wants the output any more.
         ClusterError: the program cannot be started, or took too long.
     """
-    name, deadline = os.path.basename(arguments[0]), time.monotonic() + seconds  # noqa: PTH119 - no path is needed
+    name, deadline = Path(arguments[0]).name, time.monotonic() + seconds
     if unwanted():
         raise Cancelled(f"{name} was not started")
     try:

@@ -16,10 +16,16 @@ IDENTITY = "seawall.json"
 IDENTITY_COPY = "seawall-copy.json"
 # Where locked bytes cannot be replaced, a sound copy of the object lies under this prefix in the same location.
 REPAIRS = "repairs/"
+_TAIL_MARK = ".tail-"
 
 
 def recovery_script(sha256: str) -> str:
     return f"recover-{sha256[:12]}.py"
+
+
+def is_tail(name: str) -> bool:
+    """Whether an object is the durable beginning of an open segment, which a longer one or the segment supersedes."""
+    return _TAIL_MARK in name
 
 
 class SourceLayout:
@@ -110,7 +116,7 @@ class SourceLayout:
         return f"{self.segment(name)}.partial"
 
     def tail(self, segment: Segment, end: int) -> str:
-        return f"{self.segment(segment.name)}.tail-{end:016X}"
+        return f"{self.segment(segment.name)}{_TAIL_MARK}{end:016X}"
 
     def hold(self, hold_id: str) -> str:
         return f"{self.holds}{hold_id}.json"

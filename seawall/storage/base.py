@@ -230,6 +230,15 @@ def checked_range(offset: int, length: int | None) -> None:
         raise UsageError(f"a range cannot begin at {offset} and have length {length}", hint="This is a defect.")
 
 
+def layers(storage: Storage) -> Iterator[object]:
+    """A storage and what lies below it, wrapper by wrapper; the driver comes last."""
+    layer: object = storage
+    yield layer
+    while hasattr(layer, "inner"):
+        layer = layer.inner
+        yield layer
+
+
 def read(storage: Storage, name: str, *, limit: int = 256 * 1024 * 1024) -> bytes:
     """A small object whole, refusing one of more than `limit` bytes before memory is spent on it.
 

@@ -18,7 +18,7 @@ from typing import Protocol, runtime_checkable
 
 from seawall.errors import ObjectMissing, StorageDenied
 from seawall.settings import Locking, RepositorySettings
-from seawall.storage.base import Bytes, Stat, Storage
+from seawall.storage.base import Bytes, Stat, Storage, layers
 
 CANARIES = "probes/canary-"
 
@@ -127,12 +127,7 @@ def lockable(storage: Storage) -> Lockable | None:
 
     A lock is asked for seldom, so that it passes by retries and limits; the caller repeats its step.
     """
-    inner: object = storage
-    while not isinstance(inner, Lockable):
-        if not hasattr(inner, "inner"):
-            return None
-        inner = inner.inner
-    return inner
+    return next((layer for layer in layers(storage) if isinstance(layer, Lockable)), None)
 
 
 def lock_as(locks: Lockable, name: str, stored_as: str) -> None:

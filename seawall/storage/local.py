@@ -68,6 +68,16 @@ def open_url(url: str, *_how: object) -> LocalStorage:
     return LocalStorage(_path_of(url))
 
 
+def folder_of(url: str) -> str | None:
+    """The folder of this host that a path or URL names; None for a place elsewhere, and for a URL that names none."""
+    if not url.startswith(("/", "file:")):
+        return None
+    try:
+        return _path_of(url)
+    except SettingsError:
+        return None  # whoever opens it is told
+
+
 class LocalStorage:
     """A folder of objects.
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Protocol, runtime_checkable
 
-from seawall.storage.base import Storage
+from seawall.storage.base import Storage, layers
 
 
 @runtime_checkable
@@ -35,8 +35,6 @@ class Ruled(Protocol):
 
 def ruled(storage: Storage) -> Ruled | None:
     """The bucket below a storage and its wrappers, or None where nothing has such rules."""
-    inner: object = storage
-    while hasattr(inner, "inner"):
-        inner = inner.inner
-    bucket = getattr(inner, "bucket", None)
+    *_, driver = layers(storage)
+    bucket = getattr(driver, "bucket", None)
     return bucket if isinstance(bucket, Ruled) else None

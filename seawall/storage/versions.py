@@ -9,10 +9,13 @@ requests are written from the vendors' references.
 
 from __future__ import annotations
 
+import logging
 from typing import Protocol, runtime_checkable
 
 from seawall.errors import StorageError
-from seawall.storage.base import Storage
+from seawall.storage.base import Storage, layers
+
+_log = logging.getLogger(__name__)
 
 
 @runtime_checkable
@@ -35,14 +38,13 @@ def hidden_bytes(storage: Storage) -> int:
     Raises:
         StorageUnreachable, StorageBusy: the storage does not answer.
     """
-    inner: object = storage
-    while not isinstance(inner, Versioned):
-        if not hasattr(inner, "inner"):
-            return 0
-        inner = inner.inner
+    versioned = next((layer for layer in layers(storage) if isinstance(layer, Versioned)), None)
+    if versioned is None:
+        return 0
     try:
-        return inner.hidden_bytes()
+        return versioned.hidden_bytes()
     except StorageError as error:
         if error.retryable:
             raise
+        _log.info("versions that no list shows are not counted: %s", error.message)
         return 0

@@ -219,14 +219,15 @@ def write(file: Path, *parts: str) -> None:
 
 def test_windows_are_read_from_the_settings_of_repository_source_and_location() -> None:
     settings = settings_of(
-        '[repository]\nurl = "memory:"',
-        OFFICE_TOML,
+        '[repository]\nurl = "memory:"\nbandwidth_bytes_per_second = "20 MiB"',
+        OFFICE_TOML.replace("10_000_000", '"10MB"'),
         '[locations.vault]\nrole = "secondary-offsite"\nurl = "memory:vault"\nconcurrency = 2',
         OFFICE_TOML.replace("repository", "locations.vault"),
         '[sources.shop]\nmirrors = ["vault"]\ncopies = 2',
         OFFICE_TOML.replace("repository", "sources.shop").replace("to = 18:00:00", 'to = "24:00"'),
     )
     assert settings.repository.limits == (OFFICE,)
+    assert settings.repository.bandwidth_bytes_per_second == 20 * 2**20
     vault = settings.location("vault")
     assert (vault.role, vault.storage.concurrency) == (LocationRole.SECONDARY_OFFSITE, 2)
     assert vault.storage.limits == (OFFICE,)
@@ -238,6 +239,9 @@ def test_windows_are_read_from_the_settings_of_repository_source_and_location() 
     ("part", "complaint"),
     [
         ("[[repository.limits]]\nbytes_per_second = -1", "bytes_per_second"),
+        ("[[repository.limits]]\nbytes_per_second = '10 lots'", "bytes_per_second"),
+        ("[repository]\nquota_bytes = true", "quota_bytes"),
+        ("[repository]\nquota_bytes = 1.5", "quota_bytes"),
         ("[[repository.limits]]\nfrom = 08:00:00", "bytes_per_second"),
         ('[[repository.limits]]\ndays = ["someday"]\nbytes_per_second = 1', "someday"),
         ('[[repository.limits]]\nfrom = "8 o\'clock"\nbytes_per_second = 1', "clock"),

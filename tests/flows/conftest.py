@@ -14,16 +14,11 @@ from typing import Any
 from uuid import UUID, uuid4
 
 import pytest
-from prefect.client.orchestration import SyncPrefectClient, get_client
+from prefect.client.orchestration import SyncPrefectClient
 from prefect.client.schemas.filters import LogFilter, LogFilterFlowRunId
 from prefect.client.schemas.objects import FlowRun
-from prefect.settings import (
-    PREFECT_API_AUTH_STRING,
-    PREFECT_API_URL,
-    PREFECT_CLIENT_SERVER_VERSION_CHECK_ENABLED,
-    temporary_settings,
-)
 
+from campaigns.runs import client_of
 from deployments.deploy import Served, deploy
 from deployments.environment import Timing
 from deployments.stack import Options, Stack
@@ -179,21 +174,11 @@ def begin(directory: Path, **options: Any) -> Stack:
     return stack
 
 
-def client_settings(stack: Stack) -> Any:
-    return temporary_settings(
-        {
-            PREFECT_API_URL: stack.api_url,
-            PREFECT_API_AUTH_STRING: stack.place.auth_string(),
-            PREFECT_CLIENT_SERVER_VERSION_CHECK_ENABLED: False,
-        }
-    )
-
-
 def surround(stack: Stack, directory: Path) -> Iterator[Surroundings]:
     sys.path.insert(0, str(HERE))
     settings_file = directory / "seawall.toml"
     settings = load(settings_file)
-    with client_settings(stack), get_client(sync_client=True) as client, Catalog.open(settings.catalog.url) as catalog:
+    with client_of(stack) as client, Catalog.open(settings.catalog.url) as catalog:
         environment = {"PYTHONPATH": f"{HERE}:{HERE.parent.parent}"}
         ids = deploy(client, working_directory=str(stack.place.home), served=[PROBE], environment=environment)
         yield Surroundings(stack, settings, settings_file, client, catalog, ids["probe"], directory)

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import threading
-import time
 from pathlib import Path
 
 import pytest
 
+from deployments.processes import is_alive, until
 from seawall.errors import Cancelled, ClusterError
 from seawall.postgres.programs import output_of
 
@@ -22,13 +22,6 @@ wait
 """
 
 
-def _state(pid: int) -> str:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
-    except OSError:
-        return "gone"
-
-
 def test_output_and_exit_code_are_the_programs() -> None:
     # More than a pipe holds.
     done = output_of(["sh", "-c", "seq 50000; echo why >&2; exit 3"], seconds=60)
@@ -40,10 +33,7 @@ def test_a_program_that_is_not_wanted_any_more_ends_with_what_it_started(tmp_pat
     with pytest.raises(Cancelled, match="sh was ended"):
         output_of(["sh", "-c", _STUBBORN, "sh", str(noted)], seconds=300, unwanted=noted.exists)
     # KILL was sent; when the kernel gets round to it is its own affair.
-    deadline = time.monotonic() + 60
-    while (state := _state(int(noted.read_text()))) not in ("gone", "Z") and time.monotonic() < deadline:
-        time.sleep(0.05)
-    assert state in ("gone", "Z")
+    assert until(lambda: not is_alive(int(noted.read_text())), 60)
 
 
 def test_a_program_that_takes_too_long_is_ended() -> None:

@@ -156,6 +156,10 @@ class Site:
             assert time.monotonic() < give_up_at, f"{what} did not come within {seconds} s: {status}"
             time.sleep(0.02)
 
+    def beside_wal(self) -> set[str]:
+        """Names of what is stored but for WAL, of which the receiver may bring more at any time."""
+        return {stat.name for stat in self.storage.list() if "/wal" not in stat.name}
+
     # ---- backups
 
     def now(self) -> datetime:

@@ -90,7 +90,7 @@ def test_a_backup_of_the_new_timeline_does_not_lead_to_the_old_one(failover: Fai
 
 def test_another_cluster_is_refused_and_stores_nothing(failover: Failover, sites: Any) -> None:
     site = failover.site
-    before = _beside_wal(site)
+    before = site.beside_wal()
     foreign = sites.cluster(site.major, "foreign")
     try:
         with pytest.raises(ClusterMismatch, match="system identifier") as refused:
@@ -98,9 +98,4 @@ def test_another_cluster_is_refused_and_stores_nothing(failover: Failover, sites
         assert refused.value.hint
     finally:
         foreign.stop("immediate")
-    assert _beside_wal(site) == before
-
-
-def _beside_wal(site: Site) -> set[str]:
-    """What is stored but for WAL, of which the site's own receiver may bring more at any time."""
-    return {stat.name for stat in site.storage.list() if "/wal" not in stat.name}
+    assert site.beside_wal() == before

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from deployments.processes import is_alive
 from seawall.errors import (
     ArchiveTimeout,
     Cancelled,
@@ -69,18 +70,13 @@ def test_two_backups_at_once_are_one_backup_and_one_refusal(site: Site) -> None:
 
 
 def test_a_server_that_cannot_be_reached_or_whose_wal_nobody_carries_is_refused_at_once(site: Site) -> None:
-    before = _beside_wal(site)
+    before = site.beside_wal()
     with pytest.raises(ServerUnreachable) as unreachable:
         site.backup(conninfo="host=127.0.0.1 port=1 user=postgres")
     assert unreachable.value.hint
     with pytest.raises(ArchiveTimeout, match="nobody_reads does not exist"):
         site.backup(slot="nobody_reads")
-    assert _beside_wal(site) == before
-
-
-def _beside_wal(site: Site) -> set[str]:
-    """What is stored but for WAL, of which the site's receiver may bring more at any time."""
-    return {stat.name for stat in site.storage.list() if "/wal" not in stat.name}
+    assert site.beside_wal() == before
 
 
 def test_the_files_of_a_stale_copy_are_never_taken_for_those_of_the_server(site: Site) -> None:
@@ -162,17 +158,9 @@ def test_a_backup_that_failed_does_not_wait_for_a_pg_dumpall_that_does_not_end(s
     observe = Observer(stop)
     with pytest.raises(Cancelled):
         site.backup(bin_directory=programs, observe=observe)
-    child = Path("/proc") / noted.read_text().strip() / "stat"
     # KILL was sent; when the kernel gets round to it is its own affair.
-    site.until(lambda: _is_over(child), "the end of what pg_dumpall started")
+    site.until(lambda: not is_alive(int(noted.read_text())), "the end of what pg_dumpall started")
     assert not [event for event in heard if isinstance(event, Noticed) and event.code == "no-globals"]
-
-
-def _is_over(stat: Path) -> bool:
-    try:
-        return stat.read_text().rpartition(")")[2].split()[0] == "Z"
-    except OSError:
-        return True
 
 
 @pytest.mark.parametrize("leaf", ["*/objects.json", "*/manifest.copy", "*/head.json", "*/manifest"])
