@@ -78,7 +78,7 @@ def make_ring(home: Path) -> QuickRing:
     """Three keys: operations, escrow, and one that keys are wrapped for later."""
     ring = QuickRing(home)
     for name in NAMES:
-        ring.generate(name, f"{name}@seawall.invalid", passphrase=PASSPHRASE)
+        ring.generate(name, f"{name}@seawall.invalid", passphrase=PASSPHRASE, stretched=False)
     return ring
 
 

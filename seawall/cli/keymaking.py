@@ -45,13 +45,16 @@ def make_pair(sealing: SealingSettings, directory: Path) -> tuple[str, str]:
     """
     if sealing.passphrase_file is None:
         raise SettingsError("no passphrase_file is set")
-    if not sealing.passphrase_file.exists():
+    chosen = sealing.passphrase_file.exists()
+    if not chosen:
         _write_secret(sealing.passphrase_file, secrets.token_urlsafe(24))
     with open_ring(sealing) as ring:
         operations = _made_before(ring, OPERATIONS, secret=True)
         if operations is None:
             passphrase = sealing.passphrase_file.read_text(encoding="utf-8").strip()
-            operations = ring.generate(OPERATIONS, "operations@seawall.invalid", passphrase=passphrase)
+            operations = ring.generate(
+                OPERATIONS, "operations@seawall.invalid", passphrase=passphrase, stretched=chosen
+            )
         return operations, _escrow(ring, directory / "escrow")
 
 

@@ -36,7 +36,9 @@ _PIPE_BYTES = 1024 * 1024
 _LONGEST_SESSION = 80
 # What protects private keys that the agent writes: the highest count that OpenPGP can state (RFC 4880, 3.7.1.3), about
 # 0.1 s for each use. Left alone, the agent calibrates itself for a second at its start.
-_S2K_COUNT = 65011712
+STRETCHED = 65011712
+# The lowest count that gpg-agent takes, for passphrases that nobody can guess (docs/adr/0021-random-passphrases.md).
+UNSTRETCHED = 65536
 _STDERR_BYTES = 256 * 1024
 _SHORT_TEMPORARY = Path("/tmp")  # noqa: S108 - Temporary makes a private directory below it
 
@@ -48,10 +50,16 @@ JudgeStatus = Callable[[int, str], None]
 
 
 class Session:
-    """The directory that gpg works in, made when first used."""
+    """The directory that gpg works in, made when first used.
 
-    def __init__(self, home: Path) -> None:
+    Args:
+        home: of the key ring.
+        count: how often the agent hashes the passphrases that protect what it writes, `STRETCHED` or `UNSTRETCHED`.
+    """
+
+    def __init__(self, home: Path, count: int = STRETCHED) -> None:
         self.home = home
+        self._count = count
         self._directory: Path | None = None
         self._agent: subprocess.Popen[bytes] | None = None
         self._lock = threading.RLock()
@@ -118,7 +126,7 @@ class Session:
         """
         with self._lock:
             if self._agent is None or self._agent.poll() is not None:
-                self._agent = _watched_agent(self.directory, self.environment())
+                self._agent = _watched_agent(self.directory, self.environment(), self._count)
 
     def close(self) -> None:
         """End the agent and remove the directory; the session can be used again."""
@@ -149,9 +157,9 @@ def _discard(session: Temporary, owner: int) -> None:
     session.close()
 
 
-def _watched_agent(directory: Path, environment: Mapping[str, str]) -> subprocess.Popen[bytes]:
+def _watched_agent(directory: Path, environment: Mapping[str, str], count: int) -> subprocess.Popen[bytes]:
     """An agent that watches `cat`, which ends when our end of its pipe is closed: by us, or by our death."""
-    options = ["--no-options", "--s2k-count", str(_S2K_COUNT)]
+    options = ["--no-options", "--s2k-count", str(count)]
     command = ["gpg-agent", "--homedir", str(directory), *options, "--daemon", "--", "cat"]
     try:
         watched = subprocess.Popen(

@@ -16,6 +16,7 @@ import re
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -127,12 +128,16 @@ class KeyRing:
 
     # ---- keys
 
-    def generate(self, name: str, email: str, *, passphrase: str, expires_in_days: int = 0) -> str:
+    def generate(
+        self, name: str, email: str, *, passphrase: str, expires_in_days: int = 0, stretched: bool = True
+    ) -> str:
         """Make a key pair (Ed25519 with a Curve25519 subkey for encryption) and return its fingerprint.
 
         Args:
             passphrase: protects the private part; empty leaves it unprotected.
             expires_in_days: 0 for never.
+            stretched: every use takes 0.1 s, which whoever guesses passphrases has to pay too; a passphrase that was
+                drawn at random, with 128 bits or more, needs none of that.
 
         Raises:
             KeyUnusable: name, address or passphrase cannot be used, or gpg failed.
@@ -142,16 +147,19 @@ class KeyRing:
         # `gen_key` has no way to answer.
         from seawall.keys import gpg  # noqa: PLC0415 - not on the way of a command that only reads
 
-        self._session.start_agent()
         made: builtins.list[str] = []
-        for _ in gpg.pump(
-            self._session.command(["--gen-key"]),
-            self._session.environment(),
-            [request.encode()],
-            lambda status, messages: made.append(_created(status, messages)),
-            passphrase=passphrase or None,
-        ):
-            pass
+        # A session of its own: how what it writes is protected is settled when an agent starts.
+        session = gpg.Session(self.home, gpg.STRETCHED if stretched else gpg.UNSTRETCHED)
+        with closing(session):
+            session.start_agent()
+            for _ in gpg.pump(
+                session.command(["--gen-key"]),
+                session.environment(),
+                [request.encode()],
+                lambda status, messages: made.append(_created(status, messages)),
+                passphrase=passphrase or None,
+            ):
+                pass
         return made[0]
 
     def list(self) -> tuple[KeyInfo, ...]:

@@ -517,6 +517,20 @@ def test_a_passphrase_is_never_an_argument_nor_in_a_log(
     assert SECRET.decode() not in seen
 
 
+@pytest.mark.parametrize(("stretched", "count"), [(True, 65011712), (False, 65536)])
+def test_only_a_key_whose_passphrase_can_be_guessed_makes_every_use_slow(
+    tmp_path: Path, stretched: bool, count: int
+) -> None:
+    with KeyRing(tmp_path / "ring", lambda: PASSPHRASE) as ring:
+        key = ring.generate("Shop", "shop@x.test", passphrase=PASSPHRASE, stretched=stretched)
+        assert ring.unwrap(ring.wrap(SECRET, [key], allow_single=True)) == SECRET
+    files = list((tmp_path / "ring" / "private-keys-v1.d").glob("*.key"))
+    assert len(files) == 2
+    for file in files:
+        # How often the passphrase is hashed stands there in digits (GnuPG, agent/keyformat.txt).
+        assert str(count).encode() in file.read_bytes()
+
+
 def test_settings_lead_to_a_ring_whose_passphrase_lies_in_a_private_file(rings: Rings, tmp_path: Path) -> None:
     file = tmp_path / "passphrase"
     file.write_text(PASSPHRASE + "\n", encoding="utf-8")

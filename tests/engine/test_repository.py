@@ -55,7 +55,7 @@ CONTENT = {"PG_VERSION": b"18\n", "base/1/1259": os.urandom(3 * 1024 * 1024 + 17
 def ring(tmp_path_factory: pytest.TempPathFactory) -> Iterator[KeyRing]:
     with KeyRing(tmp_path_factory.mktemp("ring"), lambda: "test passphrase") as made:
         for name in ("operations", "escrow"):
-            made.generate(name, f"{name}@seawall.invalid", passphrase="test passphrase")
+            made.generate(name, f"{name}@seawall.invalid", passphrase="test passphrase", stretched=False)
         yield made
 
 
@@ -282,7 +282,7 @@ def test_rotation_lets_new_recipients_in_and_retiring_locks_old_ones_out(
     head = a_backup(area, sealing(ring))
     data = {s.name: s.size_bytes for s in repository.storage.list("sources/shop/backups/")}
     with KeyRing(tmp_path / "new", lambda: "other") as fresh:
-        fingerprints = [fresh.generate(n, f"{n}@seawall.invalid", passphrase="other") for n in ("new", "newer")]
+        fingerprints = [fresh.generate(n, f"{n}@seawall.invalid", passphrase="other", stretched=False) for n in ("new", "newer")]
         for fingerprint in fingerprints:
             ring.import_keys(fresh.export_public(fingerprint))
         chain = area.keychain

@@ -65,7 +65,7 @@ def ring() -> Iterator[KeyRing]:
     try:
         with KeyRing(place / "ring", lambda: PASSPHRASE) as made:
             for name in ("operations", "escrow"):
-                made.generate(name, f"{name}@seawall.invalid", passphrase=PASSPHRASE)
+                made.generate(name, f"{name}@seawall.invalid", passphrase=PASSPHRASE, stretched=False)
             yield made
     finally:
         shutil.rmtree(place)

@@ -172,7 +172,7 @@ def feeding(path: str, data: bytes) -> ExtentSource:
 def ring(tmp_path_factory: pytest.TempPathFactory) -> Iterator[KeyRing]:
     with KeyRing(tmp_path_factory.mktemp("ring"), lambda: "test passphrase") as made:
         for name in ("operations", "escrow"):
-            made.generate(name, f"{name}@seawall.invalid", passphrase="test passphrase")
+            made.generate(name, f"{name}@seawall.invalid", passphrase="test passphrase", stretched=False)
         yield made
 
 
