@@ -15,7 +15,8 @@ import numpy as np
 from seawall.codec import BUNDLE_BYTES
 from seawall.postgres.scan import CopyEntry
 
-_LEAST_BYTES = 4 * 1024 * 1024
+# Each object costs a sync, a request and an entry in the log, and a restore of a chain reads the index of each.
+_LEAST_BYTES = 16 * 1024 * 1024
 _MOST_PARTS = 2000
 
 

@@ -19,7 +19,8 @@ import os
 import re
 import struct
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Protocol, TypeAlias
 
@@ -223,6 +224,10 @@ class Seal(Protocol):
         """
         ...
 
+    def open_to_keep(self, header: bytes, number: int, final: bool, stored: Bytes) -> bytes:
+        """The same, valid as long as it is kept."""
+        ...
+
 
 def seal_for(envelope: Envelope, key: DataKey | None) -> Seal:
     """The seal of an object; `key` is used only when the envelope says that it is sealed.
@@ -249,17 +254,28 @@ class _AesGcm:
         self._name = envelope.object
 
     def close(self, header: bytes, number: int, final: bool, body: Bytes, into: memoryview) -> None:
-        # A number beyond 32 bits fails to pack: a nonce is never used twice.
-        self._cipher.encrypt_into(self._nonce + struct.pack(">IB", number, final), body, self._digest + header, into)
+        self._cipher.encrypt_into(self._nonce_of(number, final), body, self._digest + header, into)
 
     def open(self, header: bytes, number: int, final: bool, stored: Bytes) -> Bytes:
-        nonce = self._nonce + struct.pack(">IB", number, final)
         body = _opened_room(len(stored) - TAG_BYTES)
+        with self._refused(number):
+            self._cipher.decrypt_into(self._nonce_of(number, final), stored, self._digest + header, body)
+        return body
+
+    def open_to_keep(self, header: bytes, number: int, final: bool, stored: Bytes) -> bytes:
+        with self._refused(number):
+            return self._cipher.decrypt(self._nonce_of(number, final), stored, self._digest + header)
+
+    def _nonce_of(self, number: int, final: bool) -> bytes:
+        # A number beyond 32 bits fails to pack: a nonce is never used twice.
+        return self._nonce + struct.pack(">IB", number, final)
+
+    @contextmanager
+    def _refused(self, number: int) -> Iterator[None]:
         try:
-            self._cipher.decrypt_into(nonce, stored, self._digest + header, body)
+            yield
         except self._invalid as error:
             raise Damaged(f"frame {number} of {self._name} is not what was sealed there") from error
-        return body
 
 
 class _Checksum:
@@ -278,6 +294,9 @@ class _Checksum:
         if not hmac.compare_digest(self._sum(header, number, body), bytes(stored[-TAG_BYTES:])):
             raise Damaged(f"frame {number} of {self._name} is not what was written there")
         return body
+
+    def open_to_keep(self, header: bytes, number: int, final: bool, stored: Bytes) -> bytes:
+        return bytes(self.open(header, number, final, stored))
 
     def _sum(self, header: bytes, number: int, body: Bytes) -> bytes:
         from blake3 import blake3  # noqa: PLC0415 - only where nothing is encrypted

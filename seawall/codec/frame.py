@@ -282,10 +282,15 @@ class FrameDecoder:
     """Verifies, opens and decompresses the frames of one object in any order; used by one thread at a time."""
 
     def __init__(self, envelope: Envelope, key_for: KeySource) -> None:
+        self._envelope, self._key_for = envelope, key_for
         self._name = envelope.object
         self._codec = envelope.codec
         key = key_for(envelope.key) if envelope.seal is SealingMode.AES_256_GCM else None
         self._seal: Seal = seal_for(envelope, key)
+
+    def twin(self) -> FrameDecoder:
+        """Another one for the same object, for another thread."""
+        return FrameDecoder(self._envelope, self._key_for)
 
     def stored_length(self, header: bytes, number: int) -> int:
         """How many bytes follow a frame header.
@@ -308,9 +313,9 @@ class FrameDecoder:
         """
         _, plain_length, flags = FRAME_HEADER.unpack(header)
         final = bool(flags & FINAL)
-        body = self._seal.open(header, number, final, stored)
         if flags & RAW:
-            return bytes(body), final
+            return self._seal.open_to_keep(header, number, final, stored), final
+        body = self._seal.open(header, number, final, stored)
         try:
             return decompressor(self._codec)(body, plain_length), final
         except Damaged as error:

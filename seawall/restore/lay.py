@@ -9,15 +9,15 @@ from __future__ import annotations
 import json
 import queue
 import threading
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from contextlib import closing
 from dataclasses import dataclass
-from functools import lru_cache, partial
+from functools import partial
 from pathlib import Path
 
 from seawall.archive.intake import read_header, refuse_other_place
-from seawall.codec import Index, read_extents
+from seawall.codec import Entry, read_extents
 from seawall.errors import Cancelled, ClusterMismatch, Damaged
 from seawall.events import Advanced, Began, Noticed, Observer
 from seawall.keys import KeyRing
@@ -28,7 +28,7 @@ from seawall.repository.sealed import Counted
 from seawall.repository.wanted import Wanted, extents_of, refuse_holes
 from seawall.restore.destination import MARKER
 from seawall.restore.order import led, ordered, woven
-from seawall.restore.patches import Fetch, fetched
+from seawall.restore.patches import Indexes, fetched
 from seawall.restore.plan import RestorePlan
 from seawall.restore.tree import CONTROL, Tree, remove_tree, sync_directory, translated
 from seawall.restore.writing import FileWriter
@@ -39,7 +39,6 @@ _SUMMARIES_SINCE = 17
 # What all workers together hold of parts that they fetched for the objects that lead, shared by at least two.
 _PATCHES_BYTES = 16 * 1024 * 1024
 _LEAST_SHARES = 2
-_KEPT_INDEXES = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,6 +100,7 @@ class _Laying:
         self._tree = Tree(plan.destination, spaces, account)
         self._failed = threading.Event()
         self._wanted = Wanted()
+        self._indexes = Indexes(lambda name: area.index(plan.head, name, ring))
         self._paths: list[str] = []
         self._old: list[FileEntry] = []
         self._lock = threading.Lock()
@@ -206,7 +206,6 @@ class _Laying:
             loads.put(names)
 
         def work() -> None:
-            fetch = self._fetching()
             with closing(FileWriter(self._tree, self._count)) as file:
                 while not self._failed.is_set():
                     try:
@@ -214,25 +213,19 @@ class _Laying:
                     except queue.Empty:
                         file.settle()
                         return
-                    self._objects(names, file, fetch)
+                    self._objects(names, file)
 
         run_together([work] * self._workers, self._failed)
 
-    def _fetching(self) -> Fetch:
-        """What reads parts of objects that others lead; objects one after the other often lead to the same."""
-        storage = self._area.storage
+    def _fetched(self, name: str, entries: Sequence[Entry]) -> Iterator[tuple[str, int, memoryview]]:
+        """Parts of an object that others lead."""
+        return read_extents(partial(self._area.storage.get, name), self._indexes.take(name), entries)
 
-        @lru_cache(_KEPT_INDEXES)
-        def index(name: str) -> Index:
-            return self._area.index(self._plan.head, name, self._ring)
-
-        return lambda name, entries: read_extents(partial(storage.get, name), index(name), entries)
-
-    def _objects(self, names: Sequence[str], file: FileWriter, fetch: Fetch) -> None:
+    def _objects(self, names: Sequence[str], file: FileWriter) -> None:
         """Lay down what objects lead that follow each other, and so often lead parts of the same others."""
         led_by = [(name, ordered(self._wanted.parts(name), name)) for name in names]
         others = [part for name, parts in led_by for part in parts if part.object != name]
-        patches = fetched(others, fetch, _PATCHES_BYTES // max(self._workers, _LEAST_SHARES))
+        patches = fetched(others, self._fetched, _PATCHES_BYTES // max(self._workers, _LEAST_SHARES))
         for name, parts in led_by:
             modified_at = self._wanted.modified_at(name)
             own = [part.entry for part in parts if part.object == name]

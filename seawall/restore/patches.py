@@ -2,15 +2,57 @@
 
 from __future__ import annotations
 
+import threading
 from collections import defaultdict, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
 from typing import TypeAlias
 
-from seawall.codec import FRAME_BYTES, Entry
+from seawall.codec import FRAME_BYTES, Entry, Index
 from seawall.repository.wanted import Part
 
 # `(object, extents) -> (path, offset, bytes)…`: pieces of extents in the order of the object, proved at the end.
 Fetch: TypeAlias = Callable[[str, Sequence[Entry]], Iterable[tuple[str, int, memoryview]]]
+
+# How many extents the kept indexes may list together, some 300 bytes each.
+_KEPT_EXTENTS = 64 * 1024
+
+
+class Indexes:
+    """Indexes of bundles, read once for all workers: objects one after the other lead to the same others.
+
+    Args:
+        read: reads the index of an object.
+    """
+
+    def __init__(self, read: Callable[[str], Index]) -> None:
+        self._read = read
+        self._kept: dict[str, Index] = {}
+        self._extents = 0
+        self._lock = threading.Lock()
+
+    def take(self, name: str) -> Index:
+        """The index of an object, for the calling thread alone.
+
+        Raises:
+            ObjectMissing, Damaged, KeyMissing: from reading it.
+        """
+        with self._lock:
+            found = self._kept.get(name)
+        if found is None:
+            found = self._read(name)
+        self._keep(name, found)
+        return replace(found, decoder=found.decoder.twin())
+
+    def _keep(self, name: str, index: Index) -> None:
+        """Keep what was asked for last, as much as there is room for."""
+        with self._lock:
+            if self._kept.pop(name, None) is None:
+                self._extents += len(index.entries)
+            self._kept[name] = index
+            while self._extents > _KEPT_EXTENTS and len(self._kept) > 1:
+                oldest = next(iter(self._kept))
+                self._extents -= len(self._kept.pop(oldest).entries)
 
 
 def fetched(parts: Sequence[Part], fetch: Fetch, room_bytes: int) -> Iterator[memoryview]:

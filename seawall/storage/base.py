@@ -20,8 +20,11 @@ from seawall.errors import NameRefused, UsageError
 
 Bytes: TypeAlias = bytes | bytearray | memoryview
 
-# What `get` yields at most: large enough that Python's share vanishes, small enough to lie in a cache.
+# What `get` yields: large enough that Python's share vanishes, small enough to lie in a cache.
 PIECE_BYTES = 1024 * 1024
+# What it yields at most. Two frames of the largest size: whoever takes frames from a folder's pieces then copies only
+# those that lie across a boundary, which made a restore a tenth faster.
+LARGEST_PIECE_BYTES = 4 * PIECE_BYTES
 
 _PART = re.compile(r"[A-Za-z0-9][A-Za-z0-9._=+-]{0,199}")
 
@@ -106,7 +109,7 @@ class Storage(Protocol):
         ...
 
     def get(self, name: str, offset: int = 0, length: int | None = None) -> Iterator[bytes]:
-        """The object's bytes from `offset`, `length` of them or to the end, in pieces of at most 1 MiB.
+        """The object's bytes from `offset`, `length` of them or to the end, in pieces of at most 4 MiB.
 
         The request is made, and errors are raised, when the first piece is asked for.
 

@@ -30,7 +30,7 @@ from seawall.errors import (
     StorageUnreachable,
 )
 from seawall.storage.base import (
-    PIECE_BYTES,
+    LARGEST_PIECE_BYTES,
     Bytes,
     Capabilities,
     Stat,
@@ -136,7 +136,7 @@ class LocalStorage:
                 raise ObjectTruncated(f"{name} in {self.url} has {size} bytes, but bytes {offset} to {end} are wanted")
             while offset < end:
                 with self._translated("read", name):
-                    piece = os.pread(file, min(PIECE_BYTES, end - offset), offset)
+                    piece = os.pread(file, min(LARGEST_PIECE_BYTES, end - offset), offset)
                 if not piece:
                     raise ObjectTruncated(f"{name} in {self.url} lost its end while it was read, at byte {offset}")
                 offset += len(piece)

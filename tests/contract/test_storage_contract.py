@@ -31,7 +31,7 @@ from seawall.errors import (
 )
 from seawall.settings import RepositorySettings
 from seawall.storage import open_storage
-from seawall.storage.base import PIECE_BYTES, Replayable, Storage, checked_object_name, read
+from seawall.storage.base import LARGEST_PIECE_BYTES, Replayable, Storage, checked_object_name, read
 from seawall.storage.draft import by_claim, by_rename
 from seawall.storage.faulty import OPERATIONS, Fault, Faulty, Locking, Trouble
 from seawall.storage.lagging import Lagging
@@ -291,12 +291,12 @@ def test_no_object_lies_below_another_where_that_would_matter(storage: Storage) 
     assert names(storage) == ["a/b"]
 
 
-def test_pieces_are_of_at_most_one_mebibyte(storage: Storage) -> None:
-    content = bytes(range(256)) * 10_000
+def test_pieces_are_of_at_most_four_mebibytes(storage: Storage) -> None:
+    content = bytes(range(256)) * 20_000
     storage.put("large", [content])
     pieces = list(storage.get("large"))
     assert b"".join(pieces) == content
-    assert all(0 < len(piece) <= PIECE_BYTES for piece in pieces)
+    assert all(0 < len(piece) <= LARGEST_PIECE_BYTES for piece in pieces)
 
 
 def test_a_range_beyond_the_end_is_an_error_and_never_a_short_answer(storage: Storage) -> None:

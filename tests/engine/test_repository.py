@@ -282,7 +282,9 @@ def test_rotation_lets_new_recipients_in_and_retiring_locks_old_ones_out(
     head = a_backup(area, sealing(ring))
     data = {s.name: s.size_bytes for s in repository.storage.list("sources/shop/backups/")}
     with KeyRing(tmp_path / "new", lambda: "other") as fresh:
-        fingerprints = [fresh.generate(n, f"{n}@seawall.invalid", passphrase="other", stretched=False) for n in ("new", "newer")]
+        fingerprints = [
+            fresh.generate(n, f"{n}@seawall.invalid", passphrase="other", stretched=False) for n in ("new", "newer")
+        ]
         for fingerprint in fingerprints:
             ring.import_keys(fresh.export_public(fingerprint))
         chain = area.keychain
