@@ -14,11 +14,12 @@ from datetime import datetime
 
 from seawall.errors import ObjectExists, UsageError
 from seawall.repository import identity
-from seawall.repository.area import BackupSetWriter, SourceArea
+from seawall.repository.area import SourceArea
 from seawall.repository.identity import Identity
 from seawall.repository.layout import recovery_script
 from seawall.repository.lease import Lease
 from seawall.repository.sealed import Sealing, sealing_of
+from seawall.repository.set_writer import BackupSetWriter
 from seawall.repository.wal_area import WalArea
 from seawall.storage.base import Storage
 

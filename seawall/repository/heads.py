@@ -177,3 +177,8 @@ def _from_manifest(storage: Storage, name: str, logical: str, ring: KeyRing, key
     if (head.sealing is SealingMode.OPENPGP) is not (mode is SealingMode.OPENPGP):
         raise Damaged(f"{name} is not sealed as it says itself")
     return head
+
+
+def sealed_part(head: Head) -> dict[str, object]:
+    """What a manifest repeats of its head under seal: all but what only writing the manifest tells."""
+    return {member: value for member, value in to_document(head).items() if not member.startswith("manifest_")}
