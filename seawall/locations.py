@@ -12,7 +12,15 @@ from pathlib import Path
 
 from seawall import throttle
 from seawall.capacity import Capacity
-from seawall.errors import Damaged, NotARepository, SeawallError, SettingsError, StorageDenied, StorageError
+from seawall.errors import (
+    ClusterMismatch,
+    Damaged,
+    NotARepository,
+    SeawallError,
+    SettingsError,
+    StorageDenied,
+    StorageError,
+)
 from seawall.events import Noticed, Observer
 from seawall.keys import KeyRing
 from seawall.nearest import Copy, Nearest
@@ -272,6 +280,39 @@ def nearest(settings: Settings, observe: Observer, ring: KeyRing | None = None) 
     if not found:
         raise failures[0]
     return Nearest(found, Evidence([copy.storage for copy in found], ring), observe)
+
+
+def others(settings: Settings, observe: Observer, ring: KeyRing | None = None) -> Nearest | None:
+    """As `nearest`, for when the primary is gone: the other locations that answer and hold one repository's copies.
+
+    None where there are none. One that holds another repository than those before it is left out.
+    """
+    found: list[Copy] = []
+    first: Repository | None = None
+    for name in in_order(settings)[1:]:
+        try:
+            repository = Repository.open(opened(settings, name, observe))
+            first = first or repository
+            refuse_other(first, repository)
+        except SeawallError as error:
+            text = f"location {name} cannot be read and is left out: {error.message}"
+            observe.hear(Noticed("medium", "location-silent", text))
+        else:
+            found.append(Copy(name, repository.storage))
+    return Nearest(found, Evidence([copy.storage for copy in found], ring), observe) if found else None
+
+
+def refuse_other(repository: Repository, other: Repository) -> None:
+    """Go on only where two places hold the same repository.
+
+    Raises:
+        ClusterMismatch: they do not.
+    """
+    if other.id != repository.id:
+        raise ClusterMismatch(
+            f"{other.storage.url} is repository {other.id}, not a copy of {repository.id}",
+            hint="A location mirrors one repository; give this one a place of its own.",
+        )
 
 
 def in_order(settings: Settings) -> tuple[str, ...]:

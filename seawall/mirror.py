@@ -39,6 +39,7 @@ from seawall.errors import (
     StorageError,
 )
 from seawall.events import Advanced, Began, Ended, Noticed, Observer
+from seawall.locations import refuse_other
 from seawall.model import BackupLabel, Head
 from seawall.repository import Lease, Repository, identity
 from seawall.repository.evidence import Evidence
@@ -284,11 +285,7 @@ def refuse_other_repository(repository: Repository, destination: Storage) -> Non
             f"{destination.url} holds no copy of this repository",
             hint="Mount what belongs there, or begin a new copy with `seawall mirror --begin`.",
         ) from error
-    if other.id != repository.id:
-        raise ClusterMismatch(
-            f"{destination.url} is repository {other.id}, not a copy of {repository.id}",
-            hint="A location mirrors one repository; give this one a place of its own.",
-        )
+    refuse_other(repository, other)
 
 
 def _shared(origin: Storage, destination: Storage) -> tuple[str, ...]:

@@ -44,7 +44,7 @@ _IN_MEMORY_BYTES = 4 * 1024 * 1024
 _MARK = re.compile(r"sources/([^/]+)/expired/([^/]+)\.json")
 _DAMAGE = (Damaged, ObjectTruncated)
 # A place that is not there, such as a folder that is not mounted, says nothing of its objects.
-_SILENT = (StorageUnreachable, StorageDenied, NotARepository)
+SILENT = (StorageUnreachable, StorageDenied, NotARepository)
 _TROUBLE = (StorageError, NotARepository)
 
 
@@ -74,6 +74,11 @@ class Nearest:
         self._lock = threading.Lock()
         self._answered: set[str] = set()
         self.found_wrong: dict[tuple[str, str], RepositoryError | StorageError] = {}
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Of the locations, the nearest first."""
+        return tuple(copy.name for copy in self._copies)
 
     @property
     def url(self) -> str:
@@ -161,7 +166,7 @@ class Nearest:
                 marked = _stat(copy.storage, name)
                 if marked is None and _is_there(copy.storage, manifest):
                     raise ObjectMissing(f"{name} does not exist in {copy.storage.url}, which still lists the backup")
-            except _SILENT as error:
+            except SILENT as error:
                 self._wrong(copy, name, error)
                 continue
             found = found or marked
@@ -231,7 +236,7 @@ class Nearest:
         for copy in self._answering():
             try:
                 answers.append(ask(copy.storage))
-            except _SILENT as error:
+            except SILENT as error:
                 self._wrong(copy, "its list", error)
             else:
                 self._answered.add(copy.name)
@@ -240,7 +245,7 @@ class Nearest:
         return tuple(answers)
 
     def _wrong(self, copy: Copy, name: str, error: RepositoryError | StorageError) -> None:
-        if isinstance(error, _SILENT):
+        if isinstance(error, SILENT):
             with self._lock:
                 is_new = copy.name not in self._silent
                 self._silent.add(copy.name)

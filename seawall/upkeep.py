@@ -104,6 +104,7 @@ def mirror_source(
     *,
     only: Sequence[str] = (),
     begin: bool = False,
+    from_copies: bool = False,
     now: datetime,
     observe: Observer,
 ) -> Mirrored:
@@ -116,6 +117,7 @@ def mirror_source(
         catalog: is told what lies where, and of what is wrong; None tells nobody.
         only: of these locations alone.
         begin: whether an empty location becomes a copy; else it counts as down, because it may not be mounted.
+        from_copies: the repository is read in other locations than the primary, which is gone or is to be filled.
 
     Raises:
         Cancelled: on request.
@@ -123,7 +125,7 @@ def mirror_source(
     policy = policy_of(settings, source)
     reports: dict[str, MirrorReport] = {}
     failures: dict[str, SeawallError] = {}
-    held = {PRIMARY: frozenset(repository.source(source).labels())}
+    held = {} if from_copies else {PRIMARY: frozenset(repository.source(source).labels())}
     unwanted: dict[str, frozenset[BackupLabel]] = {}
     locked: dict[str, LockReport] = {}
     for name in only or policy.locations:
@@ -137,7 +139,15 @@ def mirror_source(
                 locker = _locker(settings, repository, source, name, storage, now=now, observe=observe)
                 room = room_in(storage, settings.location(name).storage.quota_bytes)
                 reports[name], report = _mirror_to(
-                    repository, source, storage, ring, observe=observe, useless=useless, locker=locker, room=room
+                    repository,
+                    source,
+                    storage,
+                    ring,
+                    observe=observe,
+                    useless=useless,
+                    locker=locker,
+                    room=room,
+                    forgets=name != PRIMARY,
                 )
                 if report is not None:
                     locked[name] = report
@@ -152,7 +162,9 @@ def mirror_source(
         if (there := _seen(settings, repository, source, name, observe)) is not None:
             held[name], unwanted[name] = there, _unwanted(settings, repository, source, name, now).sets
     # Last: the copies must not wait for what may take long the first time.
-    primary = None if only else secure_primary(settings, repository, source, None, now=now, observe=observe)
+    primary = (
+        None if only or from_copies else secure_primary(settings, repository, source, None, now=now, observe=observe)
+    )
     if primary is not None:
         locked[PRIMARY] = primary
     heads, _ = repository.source(source).readable_heads()
@@ -242,6 +254,7 @@ def _mirror_to(
     useless: Unwanted,
     locker: Locker | LockReport | None,
     room: Room,
+    forgets: bool,
 ) -> tuple[MirrorReport, LockReport | None]:
     evidence = Evidence([repository.storage], ring)
     there = SourceArea(storage, source)
@@ -252,6 +265,9 @@ def _mirror_to(
         chosen = mirror.survey(
             repository, source, storage, evidence, unwanted=useless.sets, unwanted_wal=useless.segments
         )
+        if not forgets:
+            # In the primary, a tail that no copy has yet is the newest WAL, and not one that was superseded.
+            chosen = replace(chosen, forget=())
         copied = locker.copied if isinstance(locker, Locker) else mirror.nobody_is_told
         early = _tried(locker.catch_up) if isinstance(locker, Locker) else LockReport()
         report = mirror.run(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 from uuid import UUID
 
@@ -14,8 +14,9 @@ from seawall.catalog import BackupFile, Catalog
 from seawall.errors import SeawallError
 from seawall.events import Observer
 from seawall.keys import KeyRing, open_ring
-from seawall.locations import nearest
+from seawall.locations import nearest, others
 from seawall.model import BackupLabel
+from seawall.nearest import SILENT
 from seawall.repository import Repository
 from seawall.settings import Settings
 from seawall.storage import open_storage
@@ -52,6 +53,27 @@ def opened_copies(settings: Settings, observe: Observer, ring: KeyRing | None = 
         yield Repository.open(storage)
     finally:
         storage.close()
+
+
+@contextmanager
+def opened_origin(
+    settings: Settings, observe: Observer, ring: KeyRing
+) -> Iterator[tuple[Repository, SeawallError | None]]:
+    """The repository to take copies from, and why that is not the primary but the other locations as one, if so.
+
+    Raises:
+        SeawallError: why the primary cannot be opened, where no other location can stand in.
+    """
+    with ExitStack() as stack:
+        try:
+            found, gone = stack.enter_context(opened(settings)), None
+        except SILENT as error:
+            storage = others(settings, observe, ring)
+            if storage is None:
+                raise
+            stack.callback(storage.close)
+            found, gone = Repository.open(storage), error
+        yield found, gone
 
 
 @contextmanager

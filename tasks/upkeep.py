@@ -20,7 +20,7 @@ from seawall.storage import open_storage
 from seawall.storage.immutability import shall_lock
 from seawall.upkeep import Mirrored, Proved
 from tasks.execution import Surroundings, execute
-from tasks.opening import can_help, opened, ring_of
+from tasks.opening import can_help, opened_origin, ring_of
 from tasks.verify import deepest
 
 
@@ -37,17 +37,25 @@ def mirror(settings: Settings, sources: list[str], job_id: UUID | None) -> Facts
 
     Raises:
         Partial: a location did not answer, or something could not be copied; the backups themselves stand.
+        SeawallError: why the primary cannot be opened; the other locations were brought up to date from each other.
     """
 
     def verb(around: Surroundings) -> Result:
-        with opened(settings) as repository, ring_of(settings) as ring:
+        with ring_of(settings) as ring, opened_origin(settings, around.observe, ring) as (repository, gone):
             results = [
                 upkeep.mirror_source(
-                    settings, repository, name, ring, around.catalog, now=around.now, observe=around.observe
+                    settings,
+                    repository,
+                    name,
+                    ring,
+                    around.catalog,
+                    from_copies=gone is not None,
+                    now=around.now,
+                    observe=around.observe,
                 )
                 for name in sources
             ]
-        failure = upkeep.mirror_failure(results)
+        failure = upkeep.mirror_failure(results) or gone
         if failure is not None:
             raise failure
         return Result({one.source: _mirrored(one) for one in results})

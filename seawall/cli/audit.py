@@ -6,14 +6,15 @@ import argparse
 
 from seawall.audit import AuditLog
 from seawall.cli.context import Context
+from seawall.cli.reading import answer
 
 
 def arguments(parser: argparse.ArgumentParser, _verb: str) -> None:
     parser.add_argument("--last", type=int, default=20, metavar="N", help="show the newest N records (default: 20)")
 
 
-def run(options: argparse.Namespace, context: Context) -> None:
-    records = list(AuditLog(context.repository.storage).records())
+def run(options: argparse.Namespace, context: Context) -> int:
+    records = list(AuditLog(context.reading.repository.storage).records())
     shown = records[-options.last :] if options.last > 0 else []
     lines = [
         f"{r.number:>6}  {r.at:%Y-%m-%d %H:%M:%S}Z  {r.actor}  {r.action}  {r.subject}  "
@@ -34,4 +35,4 @@ def run(options: argparse.Namespace, context: Context) -> None:
         }
         for r in shown
     ]
-    context.console.result({"records": value, "count": len(records), "digest": digest}, lines)
+    return answer(context, {"records": value, "count": len(records), "digest": digest}, lines)

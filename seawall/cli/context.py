@@ -21,6 +21,7 @@ from seawall.settings import RepositorySettings, Settings, SourceSettings, load
 
 if TYPE_CHECKING:
     from seawall.catalog import Catalog
+    from seawall.cli.reading import Reading
     from seawall.keys import KeyRing
     from seawall.repository import Repository, Sealing
 
@@ -60,7 +61,7 @@ class Context:
             return next(iter(self.settings.sources))
         if name is not None and name in self.settings.sources:
             return name
-        known = sorted({*self.settings.sources, *self.repository.sources()})
+        known = sorted({*self.settings.sources, *self.reading.repository.sources()})
         if name is None and len(known) == 1:
             return known[0]
         if name is not None and checked_name(name, what="source name") in known:
@@ -83,6 +84,13 @@ class Context:
         from seawall.throttle import location_bucket
 
         return Repository.open(open_storage(place, bucket=location_bucket(self.settings)))
+
+    @cached_property
+    def reading(self) -> Reading:
+        """The repository as verbs read it that change nothing there: also without its primary location."""
+        from seawall.cli.reading import reading
+
+        return reading(self)
 
     @cached_property
     def copies(self) -> Repository:

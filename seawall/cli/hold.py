@@ -7,6 +7,7 @@ from datetime import datetime
 
 from seawall.audit import AuditLog
 from seawall.cli.context import Context
+from seawall.cli.reading import answer
 from seawall.errors import BackupMissing, UsageError
 from seawall.model import BackupLabel
 from seawall.repository.area import new_hold_id
@@ -28,8 +29,11 @@ def arguments(parser: argparse.ArgumentParser, _verb: str) -> None:
     parser.add_argument("--id", help="the hold to release")
 
 
-def run(options: argparse.Namespace, context: Context) -> None:
-    {"place": _place, "release": _release, "list": _list}[options.action](options, context)
+def run(options: argparse.Namespace, context: Context) -> int:
+    if options.action == "list":
+        return _list(options, context)
+    {"place": _place, "release": _release}[options.action](options, context)
+    return 0
 
 
 def _place(options: argparse.Namespace, context: Context) -> None:
@@ -73,9 +77,9 @@ def _is_lost(context: Context, source: str, hold_id: str, now: datetime) -> bool
     return traces.forgotten_hold(context.repository, source, hold_id, now)
 
 
-def _list(options: argparse.Namespace, context: Context) -> None:
+def _list(options: argparse.Namespace, context: Context) -> int:
     source, now = context.stored_source(options.source), context.now()
-    holds = context.repository.source(source).holds(now)
+    holds = context.reading.repository.source(source).holds(now)
     rows = [
         (h.id, str(h.label), h.owner, h.until.isoformat() if h.until else "no end", h.through or "its end", h.reason)
         for h in holds
@@ -94,7 +98,7 @@ def _list(options: argparse.Namespace, context: Context) -> None:
         }
         for h in holds
     ]
-    context.console.result({"holds": value}, lines)
+    return answer(context, {"holds": value}, lines)
 
 
 def _moment(text: str | None) -> datetime | None:

@@ -9,6 +9,7 @@ from typing import Any
 from seawall.anomaly import judged, suspicions
 from seawall.cli.console import size, span
 from seawall.cli.context import Context
+from seawall.cli.reading import answer
 from seawall.errors import SeawallError
 from seawall.model import BackupLabel, Head
 from seawall.repository import SourceArea
@@ -25,18 +26,18 @@ def arguments(parser: argparse.ArgumentParser, verb: str) -> None:
         parser.add_argument("--expired", action="store_true", help="also backups that are marked for removal")
 
 
-def run(options: argparse.Namespace, context: Context) -> None:
+def run(options: argparse.Namespace, context: Context) -> int:
     if options.verb == "list":
-        _list(options, context)
-    elif options.label:
-        _backup(context, context.stored_source(options.source), BackupLabel.parse(options.label))
-    else:
-        _sources(context, options.source)
+        return _list(options, context)
+    if options.label:
+        return _backup(context, context.stored_source(options.source), BackupLabel.parse(options.label))
+    return _sources(context, options.source)
 
 
-def _list(options: argparse.Namespace, context: Context) -> None:
-    names = (context.stored_source(options.source),) if options.source is not None else context.repository.sources()
-    areas = [context.repository.source(name) for name in names]
+def _list(options: argparse.Namespace, context: Context) -> int:
+    repository = context.reading.repository
+    names = (context.stored_source(options.source),) if options.source is not None else repository.sources()
+    areas = [repository.source(name) for name in names]
     found, troubled = [], []
     suspect: set[tuple[str, str]] = set()
     for area in areas:
@@ -65,7 +66,7 @@ def _list(options: argparse.Namespace, context: Context) -> None:
         "backups": [summary(head) | {"suspect": (area.name, str(head.label)) in suspect} for area, head in found],
         "troubled": [{"source": source, "label": str(label), "why": why} for source, label, why in troubled],
     }
-    context.console.result(value, lines)
+    return answer(context, value, lines)
 
 
 def _state(area: SourceArea, head: Head, suspect: bool) -> str:
@@ -101,8 +102,8 @@ def summary(head: Head) -> dict[str, Any]:
     }
 
 
-def _backup(context: Context, source: str, label: BackupLabel) -> None:
-    area = context.repository.source(source)
+def _backup(context: Context, source: str, label: BackupLabel) -> int:
+    area = context.reading.repository.source(source)
     head = area.head(label)
     value = summary(head) | _share(area, head)
     value["extensions"] = _extensions(context, area, label)
@@ -111,7 +112,7 @@ def _backup(context: Context, source: str, label: BackupLabel) -> None:
     shown = {member: item for member, item in value.items() if item not in ("", None)}
     shown["extensions"] = [f"{one['name']} {one['version']} in {one['database']}" for one in value["extensions"] or []]
     lines = [f"{member.replace('_', ' '):<18} {_shown(member, item)}" for member, item in shown.items() if item != []]
-    context.console.result({"backup": value}, lines)
+    return answer(context, {"backup": value}, lines)
 
 
 def _extensions(context: Context, area: SourceArea, label: BackupLabel) -> list[dict[str, str]] | None:
@@ -143,13 +144,14 @@ def _shown(member: str, item: object) -> str:
     return ", ".join(map(str, item)) if isinstance(item, list) else str(item)
 
 
-def _sources(context: Context, source: str | None) -> None:
-    names = (context.stored_source(source),) if source is not None else context.repository.sources()
-    found = [_source(context.repository.source(name)) for name in names]
-    lines = [f"repository {context.repository.id} at {context.repository.storage.url}"]
+def _sources(context: Context, source: str | None) -> int:
+    repository = context.reading.repository
+    names = (context.stored_source(source),) if source is not None else repository.sources()
+    found = [_source(repository.source(name)) for name in names]
+    lines = [f"repository {repository.id} at {repository.storage.url}"]
     for item in found:
         lines += ["", *(f"{member.replace('_', ' '):<22} {_shown(member, value)}" for member, value in item.items())]
-    context.console.result({"repository": context.repository.id, "sources": found}, lines)
+    return answer(context, {"repository": repository.id, "sources": found}, lines)
 
 
 def _source(area: SourceArea) -> dict[str, Any]:

@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 from seawall.cli.console import size, span
 from seawall.cli.context import Context
+from seawall.cli.reading import Reading, without_primary
 from seawall.errors import UsageError
+from seawall.settings import PRIMARY
 
 if TYPE_CHECKING:
     from seawall.locks import LockReport
@@ -17,7 +19,13 @@ if TYPE_CHECKING:
 
 def arguments(parser: argparse.ArgumentParser, _verb: str) -> None:
     parser.add_argument("source", nargs="?", help="a source's name (default: all that have mirrors)")
-    parser.add_argument("--location", action="append", default=[], metavar="NAME", help="only there; may be repeated")
+    parser.add_argument(
+        "--location",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="only there; may be repeated; `primary` is filled from the others",
+    )
     parser.add_argument("--begin", action="store_true", help="make an empty location a copy")
     parser.add_argument("--dry-run", action="store_true", help="show what is missing, and copy nothing")
 
@@ -27,37 +35,40 @@ def run(options: argparse.Namespace, context: Context) -> int:
     from seawall.storage.immutability import shall_lock
 
     settings = context.settings
+    source = _origin(options, context)
+    repository, from_copies = source.repository, PRIMARY not in source.locations
     names = (
         [context.stored_source(options.source)]
         if options.source
         else [one.name for one in settings.sources.values() if one.mirrors]
     )
-    if not names and shall_lock(settings.repository, context.repository.storage):
+    if not names and not from_copies and shall_lock(settings.repository, repository.storage):
         names = sorted(settings.sources)
     if not names:
         raise UsageError("no source has mirrors", hint="Name locations in `mirrors` of [sources.NAME].")
     for location in options.location:
         settings.location(location)
     if options.dry_run:
-        return _show(names, options.location, context)
+        return _show(names, options.location, context, source)
     with context.catalog_if_any() as catalog, context.ring as ring:
         results = [
             upkeep.mirror_source(
                 settings,
-                context.repository,
+                repository,
                 name,
                 ring,
                 catalog,
                 only=options.location,
                 begin=options.begin,
+                from_copies=from_copies,
                 now=context.now(),
                 observe=context.observer,
             )
             for name in names
         ]
-    value = {"sources": [value_of(result) for result in results]}
+    value = {"sources": [value_of(result) for result in results]} | source.value
     lines = [line for result in results for line in lines_of(result)]
-    failure = upkeep.mirror_failure(results)
+    failure = upkeep.mirror_failure(results) or source.failure
     if failure is None:
         context.console.result(value, lines)
         return 0
@@ -65,7 +76,22 @@ def run(options: argparse.Namespace, context: Context) -> int:
     return failure.exit_code
 
 
-def _show(names: list[str], only: list[str], context: Context) -> int:
+def _origin(options: argparse.Namespace, context: Context) -> Reading:
+    """Where copies are taken: the primary; the other locations where that is gone, or is what shall be filled."""
+    if PRIMARY not in options.location:
+        return context.reading
+    if options.location != [PRIMARY]:
+        raise UsageError(
+            "the primary location is filled from the others, and they from it",
+            hint="First `seawall mirror --location primary`, then the others.",
+        )
+    found = without_primary(context)
+    if found is None:
+        raise UsageError("no other location can be read, from which the primary could be filled")
+    return found
+
+
+def _show(names: list[str], only: list[str], context: Context, source: Reading) -> int:
     from contextlib import closing
 
     from seawall import locations, mirror, upkeep
@@ -75,12 +101,16 @@ def _show(names: list[str], only: list[str], context: Context) -> int:
     for name in names:
         for location in only or upkeep.policy_of(context.settings, name).locations:
             with closing(locations.opened(context.settings, location, context.observer)) as storage:
-                plan = mirror.survey(context.repository, name, storage, Evidence([context.repository.storage]))
+                plan = mirror.survey(source.repository, name, storage, Evidence([source.repository.storage]))
             count = len({one for group in plan.groups for one in group.names})
             found.append({"source": name, "location": location, "objects": count, "stored_bytes": plan.total_bytes})
             lines.append(f"{name} to {location}: {count} objects are missing, {size(plan.total_bytes)}")
-    context.console.result({"missing": found, "dry_run": True}, lines)
-    return 0
+    value = {"missing": found, "dry_run": True} | source.value
+    if source.failure is None:
+        context.console.result(value, lines)
+        return 0
+    context.console.failed(source.failure, value, lines)
+    return source.failure.exit_code
 
 
 def value_of(result: Mirrored) -> dict[str, Any]:

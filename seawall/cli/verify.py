@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from seawall.cli.console import size, span
 from seawall.cli.context import Context
+from seawall.cli.reading import answer
 from seawall.errors import (
     BackupMissing,
     NotARepository,
@@ -56,7 +57,7 @@ def run(options: argparse.Namespace, context: Context) -> int:
     source = context.stored_source(options.source)
     if options.budget or options.location or options.heal:
         return _objects(options, context, source)
-    labels = context.repository.source(source).labels()
+    labels = context.reading.repository.source(source).labels()
     if options.label:
         chosen = [BackupLabel.parse(options.label)]
     elif not labels:
@@ -71,16 +72,12 @@ def run(options: argparse.Namespace, context: Context) -> int:
     if options.all:
         from seawall import traces
 
-        found = traces.examine(context.repository, source, now=context.now(), observe=context.observer)
+        found = traces.examine(context.reading.repository, source, now=context.now(), observe=context.observer)
         value["findings"] = [{"code": f.code, "subject": f.subject, "message": f.message} for f in found]
         lines += [f"{source}: {'documents are sound and none is missed' if not found else f'{len(found)} findings'}"]
         lines += [f"  {finding.code}  {finding.subject}: {finding.message}" for finding in found]
         failure = failure or _failure_of_documents(source, found)
-    if failure is not None:
-        context.console.failed(failure, value, lines)
-        return failure.exit_code
-    context.console.result(value, lines)
-    return 0
+    return answer(context, value, lines, failure)
 
 
 def _failure_of_documents(source: str, found: Sequence[Finding]) -> VerificationFailed | None:
@@ -160,12 +157,13 @@ def prove(context: Context, source: str, label: BackupLabel, up_to: Proof) -> tu
     from seawall.catalog.recording import Result, VerificationRecord
     from seawall.cli.recorded import recorded
 
-    area = context.repository.source(source)
+    repository = context.reading.repository
+    area = repository.source(source)
     asked = context.settings.sources[source].workers if source in context.settings.sources else 2
     workers = processors.wanted(asked)
 
     def row(catalog: Logbook) -> VerificationRecord | None:
-        file = catalog.find_backup_file(context.repository.id, source, label)
+        file = catalog.find_backup_file(repository.id, source, label)
         return None if file is None else VerificationRecord.up_to(file.id, up_to)
 
     with recorded(context, "verify", source, row) as record:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from seawall.cli.console import size
 from seawall.cli.context import Context
+from seawall.cli.reading import answer
 from seawall.errors import ClusterError, WalGap
 from seawall.settings import SourceSettings
 
@@ -109,7 +110,7 @@ def _status(options: argparse.Namespace, context: Context) -> int:
     from seawall.archive.continuity import windows
     from seawall.retention import policy_for, promised
 
-    area = context.repository.source(context.stored_source(options.source))
+    area = context.reading.repository.source(context.stored_source(options.source))
     heads, _ = area.readable_heads()
     found = windows(area.wal, heads)
     if area.name in context.settings.sources:
@@ -130,9 +131,5 @@ def _status(options: argparse.Namespace, context: Context) -> int:
     ]
     lines.append(f"{size(area.wal.stored_bytes())} of WAL stored")
     gaps = [window for window in found if window.gap is not None]
-    if not gaps:
-        context.console.result({"windows": value}, lines)
-        return 0
-    failure = WalGap("; ".join(f"{w.gap.name} is missing after backup {w.label}" for w in gaps if w.gap))
-    context.console.failed(failure, {"windows": value}, lines)
-    return failure.exit_code
+    missing = "; ".join(f"{w.gap.name} is missing after backup {w.label}" for w in gaps if w.gap)
+    return answer(context, {"windows": value}, lines, WalGap(missing) if gaps else None)

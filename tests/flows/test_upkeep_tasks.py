@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from seawall.catalog import Catalog, JobType, RunStatus
-from seawall.errors import Partial, SeawallError
+from seawall.errors import NotARepository, Partial, SeawallError
 from seawall.mirror import begin
 from seawall.repository import Repository
 from seawall.settings import Settings, load
@@ -88,6 +88,19 @@ def test_what_cannot_be_copied_makes_the_run_partial_and_the_other_objects_arriv
         path.unlink()
     upkeep.mirror.fn(settings, ["shop"], job.id)
     assert alerts(catalog) == set()
+
+
+def test_without_the_primary_copies_are_brought_up_to_date_from_each_other_and_the_run_fails(
+    site: tuple[Settings, Catalog], tmp_path: Path
+) -> None:
+    settings, catalog = site
+    job = site_job(settings, None, JobType.MIRROR)
+    (tmp_path / "repository").rename(tmp_path / "away")
+    script = Repository.open(LocalStorage(tmp_path / "one")).install_recovery_script("print(1)")
+    with pytest.raises(NotARepository):
+        upkeep.mirror.fn(settings, ["shop"], job.id)
+    assert (tmp_path / "two" / script).read_text() == "print(1)"
+    assert catalog.executions(job.id)[0].status is RunStatus.FAILED
 
 
 def test_proofs_of_an_empty_source_are_renewed_in_every_location(site: tuple[Settings, Catalog]) -> None:
