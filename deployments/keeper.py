@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import os
 import signal
+import socket
 import sys
 import threading
 import time
@@ -37,7 +38,7 @@ from deployments.environment import POOL, STACK_VARIABLE, Place
 from deployments.notices import Notifier
 from deployments.readiness import connect, is_answering
 from deployments.sweeper import Sweeper, swept
-from seawall import watch
+from seawall import keepers
 from seawall.catalog import Catalog
 from seawall.errors import CatalogError, SeawallError
 from seawall.settings import Settings, load
@@ -47,6 +48,7 @@ logger = logging.getLogger(__name__)
 SWEEP_VARIABLE = "SEAWALL_SWEEP_SECONDS"
 PENDING_VARIABLE = "SEAWALL_PENDING_SECONDS"
 SCHEDULES_EVERY = 300.0
+OTHERS_EVERY = 60.0
 DRAIN_SECONDS = 45.0
 _UNENDED = [StateType.PENDING, StateType.RUNNING, StateType.CANCELLING]
 
@@ -68,6 +70,7 @@ class Keeper:
             pending_limit=timedelta(seconds=pending),
             scratch=settings.server.work_directory,
         )
+        self._host = socket.gethostname()
         self._notifier = Notifier(catalog, lambda: channel_of(settings.server.notification_channel))
 
     def begin(self) -> None:
@@ -85,32 +88,41 @@ class Keeper:
 
     def keep(self, stop: threading.Event, every: float) -> None:
         """Sweep every so many seconds, and compare the schedules now and then, until told to stop."""
-        compared_at = time.monotonic()
+        compared_at = judged_at = time.monotonic()
         self.beat()
-        # It is back: what was said of its silence is over.
-        watch.judge_keeper(self._settings, self._catalog, datetime.now(UTC))
+        # It is back: what was said of its silence is over. Others may just be starting, as after a power cut.
+        self._catalog.resolve_alerts(keepers.SILENT, subject=self._host, now=datetime.now(UTC))
         while not stop.wait(every):
-            self.beat()
+            if not self.beat():
+                # Nobody could be heard of; when the catalog is back, others need time to say so.
+                judged_at = time.monotonic()
+            if time.monotonic() - judged_at > OTHERS_EVERY:
+                judged_at = time.monotonic()
+                _unless_catalog_silent(self.judge_others)
             _unless_unreachable(lambda: swept(self._sweeper, datetime.now(UTC)))
             _unless_unreachable(self.notify)
             if time.monotonic() - compared_at > SCHEDULES_EVERY:
                 compared_at = time.monotonic()
                 _unless_unreachable(self.reconcile)
 
-    def beat(self) -> None:
-        """Leave a sign of life; checks and flows miss it (`watch.judge_keeper`)."""
+    def beat(self) -> bool:
+        """Leave a sign of life, which others miss (`seawall.keepers`); whether the catalog took it."""
         self._settings.keeper_beat.touch()
+        return _unless_catalog_silent(lambda: self._catalog.beat(self._host))
+
+    def judge_others(self) -> None:
+        """Miss the keepers of other hosts."""
+        for wrong in keepers.judge_all(self._settings, self._catalog, datetime.now(UTC)).values():
+            logger.warning("%s", wrong)
 
     def leave(self) -> None:
         """Say that nobody shall wait for signs of life any more; whoever broke down does not come here."""
         self._settings.keeper_beat.unlink(missing_ok=True)
+        _unless_catalog_silent(lambda: keepers.end(self._catalog, self._host, datetime.now(UTC)))
 
     def notify(self) -> None:
         """Tell people of alerts; a catalog that does not answer is asked again next time."""
-        try:
-            self._notifier.notify(datetime.now(UTC))
-        except CatalogError:
-            logger.exception("alerts could not be read or marked as sent")
+        _unless_catalog_silent(lambda: self._notifier.notify(datetime.now(UTC)))
 
     def drain(self, seconds: float = DRAIN_SECONDS) -> None:
         """Cancel what runs, so that it unwinds and records its end, and wait for that."""
@@ -143,6 +155,15 @@ def _unless_unreachable(look: Callable[[], object]) -> None:
         look()
     except (httpx.HTTPError, PrefectException):
         logger.exception("the Prefect server did not do what it was asked; trying again later")
+
+
+def _unless_catalog_silent(look: Callable[[], object]) -> bool:
+    try:
+        look()
+    except CatalogError:
+        logger.exception("the catalog did not do what it was asked; trying again later")
+        return False
+    return True
 
 
 def main() -> int:

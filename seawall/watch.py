@@ -6,7 +6,6 @@ Each location is looked at by itself. One that is down is an alert; when it answ
 
 from __future__ import annotations
 
-import socket
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import closing
@@ -322,38 +321,6 @@ def _device(path: str) -> int | str:
         return Path(path).stat().st_dev
     except OSError:
         return path
-
-
-# ---- the keeper
-
-# It gives a sign of life every few seconds; while it hangs in one request, for about a minute.
-_KEEPER_SILENT = timedelta(minutes=5)
-
-
-def keeper_silence(settings: Settings, now: datetime) -> timedelta | None:
-    """How long ago the keeper on this host gave its last sign of life; None where none runs, or it ended in order."""
-    try:
-        seen_at = settings.keeper_beat.stat().st_mtime
-    except FileNotFoundError:
-        return None
-    return now - datetime.fromtimestamp(seen_at, tz=now.tzinfo)
-
-
-def keeper_trouble(silence: timedelta | None) -> str:
-    """What is wrong if a keeper was silent for so long; empty for nothing. Pure."""
-    if silence is None or silence <= _KEEPER_SILENT:
-        return ""
-    return (
-        f"the keeper of this host gave no sign of life for {silence / timedelta(minutes=1):.0f} minutes: nobody sends "
-        "alerts, sweeps up dead runs or keeps the schedules"
-    )
-
-
-def judge_keeper(settings: Settings, catalog: Logbook, now: datetime) -> str:
-    """Open or resolve the alert `keeper-silent` of this host; what is wrong, empty for nothing."""
-    wrong = keeper_trouble(keeper_silence(settings, now))
-    judge(catalog, "keeper-silent", socket.gethostname(), wrong, now)
-    return wrong
 
 
 # ---- what the catalog is told

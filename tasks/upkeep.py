@@ -8,7 +8,7 @@ from uuid import UUID
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
-from seawall import lockprobe, processors, upkeep, watch
+from seawall import keepers, lockprobe, processors, upkeep, watch
 from seawall.catalog.facts import Facts
 from seawall.catalog.recording import ExecutionRecord, Result
 from seawall.errors import NotARepository, SeawallError, StorageError
@@ -144,7 +144,7 @@ def check_locations(settings: Settings, job_id: UUID | None) -> Facts:
 
     def verb(around: Surroundings) -> Result:
         # First, and for every flow: who would tell of what is found?
-        watch.judge_keeper(settings, around.catalog, around.now)
+        keepers.judge_all(settings, around.catalog, around.now)
         reports = watch.check_locations(settings, around.catalog, now=around.now, observe=around.observe)
         for report in reports:
             if report.error is not None:

@@ -387,3 +387,13 @@ class LocationMeasurementRow(CatalogRow, table=True):
     object_count: int = Field(sa_column=sa.Column("object_count", sa.BigInteger(), nullable=False))
     capacity_bytes: int | None = Field(default=None, sa_column=sa.Column("capacity_bytes", sa.BigInteger()))
     details: dict[str, object] = Field(default_factory=dict, sa_column=_document("details"))
+
+
+class KeeperRow(CatalogRow, table=True):
+    """The last sign of life of the keeper on a host, by the database's clock; none is waited for after `ended_at`."""
+
+    __tablename__ = "keepers"
+
+    host: str = Field(sa_column=sa.Column("host", sa.String(255), primary_key=True))
+    beat_at: datetime = Field(sa_column=_moment("beat_at", nullable=False))
+    ended_at: datetime | None = Field(default=None, sa_column=_moment("ended_at"))

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import datetime, timedelta
 from enum import StrEnum
 from uuid import UUID
 
@@ -270,6 +270,15 @@ class Measurement:
     object_count: int
     capacity_bytes: int | None
     details: Document
+
+
+@dataclass(frozen=True, slots=True)
+class KeeperBeat:
+    """The last sign of life of the keeper on a host, and how long ago that is; both by the database's clock."""
+
+    host: str
+    beat_at: datetime
+    silence: timedelta
 
 
 @dataclass(frozen=True, slots=True)

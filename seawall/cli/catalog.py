@@ -6,19 +6,27 @@ import argparse
 from dataclasses import asdict
 
 from seawall.cli.context import Context
+from seawall.errors import UsageError
 
 
 def arguments(parser: argparse.ArgumentParser, _verb: str) -> None:
     parser.add_argument(
         "action",
-        choices=("upgrade", "check", "rebuild", "verify-audit"),
-        help="upgrade: create or migrate; check: compare schema and code; rebuild: from the repository",
+        choices=("upgrade", "check", "rebuild", "verify-audit", "forget-keeper"),
+        help="upgrade: create or migrate; check: compare schema and code; rebuild: from the repository;"
+        " forget-keeper: wait no longer for the keeper of a host that is gone for good",
     )
+    parser.add_argument("host", nargs="?", help="for forget-keeper: which one, as the alert names it")
 
 
 def run(options: argparse.Namespace, context: Context) -> None:
     actions = {"upgrade": _upgrade, "check": _check, "rebuild": _rebuild, "verify-audit": _verify_audit}
-    actions[options.action](context)
+    if options.action == "forget-keeper":
+        _forget_keeper(options.host or "", context)
+    elif options.host:
+        raise UsageError(f"`seawall catalog {options.action}` takes no host")
+    else:
+        actions[options.action](context)
 
 
 def _upgrade(context: Context) -> None:
@@ -70,3 +78,15 @@ def _verify_audit(context: Context) -> None:
     if verdict.findings:
         raise VerificationFailed("; ".join(finding.message for finding in verdict.findings))
     context.console.result({"good": True}, ["the catalog's audit is unbroken"])
+
+
+def _forget_keeper(host: str, context: Context) -> None:
+    from seawall import keepers
+    from seawall.catalog import Logbook
+
+    if not host:
+        raise UsageError("which host's keeper?", hint="The alert `keeper-silent` names it.")
+    with Logbook.open(context.settings.catalog.url) as catalog:
+        keepers.end(catalog, host, context.now())
+        catalog.audit(context.actor, "keeper.forget", host, {}, context.now())
+    context.console.result({"forgotten": host}, [f"the keeper on {host} is not waited for until it is heard of again"])

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from datetime import datetime, timedelta
 from pathlib import Path
 
-from seawall import watch
+from seawall import keepers
 from seawall.audit import AuditEnd, AuditLog
 from seawall.catalog import Catalog, Logbook, anchors
 from seawall.errors import (
@@ -39,20 +39,22 @@ _PROBE_BYTES = 64 * 1024
 
 
 def keeper_is_alive(settings: Settings, now: datetime) -> Finding:
-    """The keeper of a stack on this host gives signs of life; the catalog is told if it does not.
+    """The keepers of this host and of all others of the catalog give signs of life; it is told of who does not.
 
     Raises:
         CatalogError: the catalog does not answer.
     """
-    silence = watch.keeper_silence(settings, now)
+    silence = keepers.silence_here(settings, now)
     with Logbook.open(settings.catalog.url) as catalog:
-        wrong = watch.judge_keeper(settings, catalog, now)
-    if silence is None:
-        return skipped("no stack runs on this host")
+        wrong = keepers.judge_all(settings, catalog, now)
     if wrong:
         return warning(
-            wrong, "See its log in the work directory, and restart it: end `seawall up`, and begin it again."
+            "; ".join(wrong.values()),
+            "See its log in the work directory, and restart it: end `seawall up`, and begin it again. If a host is gone"
+            " for good, tell so by `seawall catalog forget-keeper HOST`.",
         )
+    if silence is None:
+        return skipped("no stack runs on this host")
     return good(f"the keeper gave a sign of life {silence.total_seconds():.0f} s ago")
 
 

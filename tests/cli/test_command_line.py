@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import sqlite3
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -15,6 +16,7 @@ import pytest
 
 from seawall import cli
 from seawall.audit import AuditLog
+from seawall.catalog import Logbook
 from seawall.storage.local import LocalStorage
 
 Run = Callable[..., Any]
@@ -383,6 +385,29 @@ class TestCheck:
         assert found["server"]["hint"]
         assert found["archiving"]["status"] == "skipped"
         assert tree(plain.parent / "repository") == before, "the probe is removed"
+
+    def test_the_keeper_of_another_host_that_is_silent_is_named_until_it_is_forgotten(
+        self, seawall: Run, plain: Path
+    ) -> None:
+        def found() -> dict[str, Any]:
+            checks = seawall("check", "--config", plain, "--json").json["checks"]
+            return next(one for one in checks if one["name"] == "keeper")
+
+        url = f"sqlite:///{plain.parent / 'catalog.db'}"
+        with Logbook.open(url) as catalog:
+            catalog.beat("far")
+        assert found()["status"] == "skipped"
+        with sqlite3.connect(plain.parent / "catalog.db") as database:
+            database.execute("UPDATE keepers SET beat_at = '2020-02-02 02:02:02'")
+        told = found()
+        assert told["status"] == "warning"
+        assert "the keeper on far gave no sign of life since 2020-02-02 02:02 UTC" in told["sentence"]
+        assert seawall("catalog", "forget-keeper", "--config", plain).code == 2
+        assert seawall("catalog", "check", "far", "--config", plain).code == 2
+        assert seawall("catalog", "forget-keeper", "far", "--config", plain, "--json").json["forgotten"] == "far"
+        assert found()["status"] == "skipped"
+        with Logbook.open(url) as catalog:
+            assert not catalog.has_open_alert("keeper-silent", subject="far")
 
     def test_without_a_catalog_it_still_checks_the_rest(self, seawall: Run, plain: Path) -> None:
         (plain.parent / "catalog.db").unlink()

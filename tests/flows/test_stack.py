@@ -8,6 +8,8 @@ import random
 import signal
 import socket
 import sqlite3
+import threading
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from itertools import pairwise
 from pathlib import Path
@@ -29,7 +31,9 @@ from campaigns import kill, live, runs, scenes
 from campaigns.doomed import Struck
 from campaigns.sample import QuickRing
 from deployments import deploy
+from deployments import keeper as keeping
 from deployments.environment import POOL
+from deployments.keeper import Keeper
 from deployments.processes import is_alive
 from deployments.stack import answers
 from deployments.sweeper import Sweeper
@@ -88,6 +92,33 @@ def test_everything_listens_on_loopback_only(prefect_stack):
 def test_the_keeper_gives_signs_of_life_as_long_as_it_runs(prefect_stack):
     beat = prefect_stack.stack.place.work_directory / "keeper.beat"
     assert datetime.now(UTC) - datetime.fromtimestamp(beat.stat().st_mtime, tz=UTC) < timedelta(minutes=5)
+    seen = {one.host: one.silence for one in prefect_stack.catalog.keepers()}
+    assert seen[socket.gethostname()] < timedelta(minutes=5)
+
+
+def test_a_keeper_misses_that_of_another_host_while_it_keeps_and_says_when_it_ends(
+    prefect_stack, wait_for, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(keeping, "OTHERS_EVERY", 0.0)
+    monkeypatch.setattr(socket, "gethostname", lambda: "near")
+    catalog, settings = prefect_stack.catalog, prefect_stack.settings
+    settings = replace(settings, server=replace(settings.server, work_directory=tmp_path))
+    catalog.beat("far")
+    with sqlite3.connect(catalog.place.file) as database:
+        database.execute("UPDATE keepers SET beat_at = '2020-02-02 02:02:02' WHERE host = 'far'")
+    keeper, stop = Keeper(prefect_stack.client, catalog, settings, str(prefect_stack.settings_file)), threading.Event()
+    thread = threading.Thread(target=keeper.keep, args=(stop, 0.05))
+    thread.start()
+    try:
+        wait_for(lambda: catalog.has_open_alert("keeper-silent", subject="far"))
+        assert not catalog.has_open_alert("keeper-silent", subject="near")
+        assert "near" in {one.host for one in catalog.keepers()}
+    finally:
+        stop.set()
+        thread.join()
+        keeper.leave()
+        catalog.end_keeper("far")
+    assert "near" not in {one.host for one in catalog.keepers()}
 
 
 def test_no_secret_is_on_any_command_line(prefect_stack):

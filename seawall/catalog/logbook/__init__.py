@@ -19,6 +19,7 @@ from seawall.catalog.logbook.audit import AuditEntries
 from seawall.catalog.logbook.executions import ExecutionEntries
 from seawall.catalog.logbook.files import FileEntries
 from seawall.catalog.logbook.jobs import JobEntries
+from seawall.catalog.logbook.keepers import KeeperEntries
 from seawall.catalog.logbook.leases import LeaseEntries
 from seawall.catalog.logbook.locations import LocationEntries
 from seawall.catalog.logbook.proofs import ProofEntries
@@ -33,6 +34,7 @@ class Logbook(
     LeaseEntries,
     ProofEntries,
     LocationEntries,
+    KeeperEntries,
     AlertEntries,
     AuditEntries,
 ):

@@ -81,15 +81,20 @@ class AlertEntries(Entries):
                 rows.update(Alert, existing.id, resolved_at=aware(now))
             return existing is not None
 
+    def has_open_alert(self, alert_type: str, *, subject: str = "") -> bool:
+        """Whether an alert of that type and subject is open."""
+        with self._reads() as rows:
+            return _open(rows, alert_type, subject, lock=False) is not None
+
 
 def _with_job(data: Document) -> Document:
     job_id = _AT_WORK.get()
     return data if job_id is None or JOB in data else {**data, JOB: str(job_id)}
 
 
-def _open(rows: Transaction, alert_type: str, subject: str) -> Alert | None:
+def _open(rows: Transaction, alert_type: str, subject: str, *, lock: bool = True) -> Alert | None:
     condition = "WHERE alert_type = :type AND subject = :subject AND resolved_at IS NULL"
-    return rows.first(Alert, condition, lock=True, type=alert_type, subject=subject)
+    return rows.first(Alert, condition, lock=lock, type=alert_type, subject=subject)
 
 
 def _repeated(existing: Alert, wanted: Alert) -> dict[str, object]:

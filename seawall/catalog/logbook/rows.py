@@ -179,7 +179,7 @@ def _decoder(hint: Any) -> Decoder:
     if kind is UUID:
         return _uuid
     if kind is datetime:
-        return _moment
+        return moment
     if isinstance(kind, type) and issubclass(kind, Enum | bool):
         return kind
     return _same
@@ -197,6 +197,7 @@ def _uuid(value: Any) -> UUID:
     return value if isinstance(value, UUID) else UUID(value)
 
 
-def _moment(value: Any) -> datetime:
-    moment = datetime.fromisoformat(value) if isinstance(value, str) else value
-    return moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment.astimezone(UTC)
+def moment(value: Any) -> datetime:
+    """A time as either driver reads it, in UTC."""
+    read = datetime.fromisoformat(value) if isinstance(value, str) else value
+    return read.replace(tzinfo=UTC) if read.tzinfo is None else read.astimezone(UTC)
