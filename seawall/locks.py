@@ -1,9 +1,10 @@
 """Locks on what lies in a location: until when each object stays as it is, and the pass that makes locks longer.
 
-What a mirror brings is locked as it comes. Afterwards, and in the primary after each backup, each set that is listed
-there is secured: everything that it needs, bundles of earlier sets and its own WAL included, is locked for at least as
-long as the location's retention keeps the set; never for less than before. **The manifest is locked last, and its date
-speaks for all that its set needs**, so that a later pass asks for one object of each set and not for all.
+What a mirror brings is locked as it comes, and what a backup stores in the primary for a day (`arrivals`). Afterwards,
+and in the primary after each backup, each set that is listed there is secured: everything that it needs, bundles of
+earlier sets and its own WAL included, is locked for at least as long as the location's retention keeps the set; never
+for less than before. **The manifest is locked last, and its date speaks for all that its set needs**, so that a later
+pass asks for one object of each set and not for all.
 
 WAL and audit come to the primary without being locked, since whoever pushes WAL must not wait for that. A pass locks
 them in the order in which they came, in groups: so where as many in a row are locked as a group has, all that came
@@ -16,7 +17,7 @@ Damage that was healed and a copy that was brought anew are younger than the man
 asks for each such object, and locks what could not be locked when it came.
 
 Not guaranteed: that what came to a copy before locking was turned on is locked, but for what listed sets need, WAL and
-audit; and in the primary, that what came since the last pass is.
+audit; and in the primary, that WAL and audit which came since the last pass are.
 """
 
 from __future__ import annotations

@@ -8,6 +8,7 @@ from prefect import task
 from prefect.cache_policies import NO_CACHE
 
 from seawall import backup, upkeep
+from seawall.arrivals import locking_arrivals
 from seawall.catalog import BackupOutcome
 from seawall.catalog.facts import Facts, backup_facts
 from seawall.catalog.recording import ExecutionRecord, Result, record_judgement, record_taken
@@ -41,7 +42,7 @@ def take(settings: Settings, source: str, job_id: UUID, kind: BackupKind) -> Fac
         with opened(settings) as repository:
             head = backup.take(
                 settings.source(source),
-                repository,
+                locking_arrivals(settings.repository, repository, source, around.observe),
                 sealing_of(settings.sealing),
                 kind=kind,
                 block_maps=settings.block_maps(source),

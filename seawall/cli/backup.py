@@ -64,6 +64,7 @@ def _taken(
     """Take it and record it; the head, and what JSON output says of the record."""
     _import_ahead()
     from seawall import backup, throttle
+    from seawall.arrivals import locking_arrivals
     from seawall.catalog import BackupOutcome
     from seawall.catalog.facts import backup_facts, resumed_facts
     from seawall.catalog.recording import ExecutionRecord, Result, job_of, job_type_of, record_judgement, record_taken
@@ -81,7 +82,7 @@ def _taken(
     with recorded(context, "backup", source.name, row) as record:
         head = backup.take(
             source,
-            repository,
+            locking_arrivals(settings.repository, repository, source.name, record.observe),
             context.sealing,
             kind=kind,
             block_maps=settings.block_maps(source.name),

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from seawall import retention, upkeep, watch
+from seawall.arrivals import locking_arrivals
 from seawall.catalog import Catalog, JobType, RunStatus, Severity
 from seawall.cli import run
 from seawall.errors import LockBroken, ObjectLocked, StorageDenied, StorageUnreachable
@@ -216,7 +217,7 @@ def test_a_primary_in_a_bucket_that_locks_is_locked_by_the_service_and_only_if_i
     now, place = datetime.now(UTC), s3.settings(lock=True)
     storage = open_storage(place)
     repository = Repository.create(storage, now=now)
-    head = taken(repository, ring, now)
+    head = taken(locking_arrivals(place, repository, "shop", Observer()), ring, now)
     settings = load(site(), {})
     settings = replace(settings, repository=place, sources={"shop": SourceSettings("shop")})
     off = replace(settings, repository=replace(place, lock=Locking.OFF))
