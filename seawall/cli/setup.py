@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -224,5 +225,5 @@ def _lines(config: Path | None, settings: Settings, repository_id: str, made: di
         ]
     if settings.sealing.mode is SealingMode.NONE:
         lines.append("sealing is `none`: whoever reads the storage reads the data")
-    place = f" --config {config}" if config else ""
+    place = f" --config {shlex.quote(str(config))}" if config else ""
     return [*lines, f"next: seawall check{place}, then seawall backup{place}"]

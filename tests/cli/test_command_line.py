@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shlex
 import sqlite3
 import subprocess
 import sys
@@ -328,6 +329,13 @@ class TestInit:
         done = seawall("init", "--directory", "here", "--sealing", "none", "--repository", "there", "--json")
         assert done.code == 0
         assert (tmp_path / "there" / "seawall.json").is_file()
+
+    def test_says_what_comes_next_as_a_shell_takes_it(self, seawall: Run, tmp_path: Path) -> None:
+        site = tmp_path / "my site"
+        last = seawall("init", "--directory", site, "--sealing", "none").out.splitlines()[-1]
+        commands = last.removeprefix("next: ").split(", then ")
+        assert [shlex.split(command)[:2] for command in commands] == [["seawall", "check"], ["seawall", "backup"]]
+        assert all(shlex.split(command)[2:] == ["--config", f"{site}/seawall.toml"] for command in commands)
 
     def test_makes_two_keys_and_lets_only_one_private_part_stay(self, seawall: Run, tmp_path: Path, tree: Run) -> None:
         site = tmp_path / "site"
