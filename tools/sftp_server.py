@@ -1,6 +1,6 @@
 """An SSH server for tests on a loopback port: it admits one key, and runs OpenSSH's own sftp-server for each session.
 
-python -m tools.sftp_server PORT DIRECTORY PROGRAM
+python -m tools.sftp_server PORT DIRECTORY PROGRAM [ARGUMENT ...]
 
 DIRECTORY holds `host.key` and `authorized_keys`. PROGRAM is sftp-server, which does everything but the transport.
 """
@@ -17,7 +17,7 @@ import asyncssh
 class Session(asyncssh.SSHServerSession[bytes]):
     """One session: what the client says goes to a program's standard input, its output to the client."""
 
-    def __init__(self, program: str) -> None:
+    def __init__(self, program: list[str]) -> None:
         self._program = program
         self._unsent: asyncio.Queue[bytes] = asyncio.Queue()
         self._writable = asyncio.Event()
@@ -51,7 +51,7 @@ class Session(asyncssh.SSHServerSession[bytes]):
 
     async def _run(self) -> None:
         running = await asyncio.create_subprocess_exec(
-            self._program, stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE
+            *self._program, stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE
         )
         asking = asyncio.ensure_future(self._ask(running))
         try:
@@ -77,14 +77,14 @@ class Session(asyncssh.SSHServerSession[bytes]):
 class Server(asyncssh.SSHServer):
     """Admits whom the authorized keys name."""
 
-    def __init__(self, program: str) -> None:
+    def __init__(self, program: list[str]) -> None:
         self._program = program
 
     def session_requested(self) -> Session:
         return Session(self._program)
 
 
-async def serve(port: int, place: Path, program: str) -> None:
+async def serve(port: int, place: Path, program: list[str]) -> None:
     server = await asyncssh.listen(
         "127.0.0.1",
         port,
@@ -97,4 +97,4 @@ async def serve(port: int, place: Path, program: str) -> None:
 
 
 if __name__ == "__main__":
-    asyncio.run(serve(int(sys.argv[1]), Path(sys.argv[2]), sys.argv[3]))
+    asyncio.run(serve(int(sys.argv[1]), Path(sys.argv[2]), sys.argv[3:]))

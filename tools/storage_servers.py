@@ -123,7 +123,12 @@ class SftpServer:
 
 
 @contextlib.contextmanager
-def sftp_server(place: Path) -> Iterator[SftpServer]:
+def sftp_server(place: Path, *, links: bool = True) -> Iterator[SftpServer]:
+    """One server.
+
+    Args:
+        links: whether it offers hard links; one that does not is as over a file system that has none.
+    """
     import asyncssh  # noqa: PLC0415 - only where this server is wanted
 
     for package in (debian.SFTP_SERVER, debian.SSH):
@@ -135,7 +140,10 @@ def sftp_server(place: Path) -> Iterator[SftpServer]:
         (place / f"{name}.key.pub").write_bytes(key.export_public_key())
     (place / "authorized_keys").write_bytes((place / "client.key.pub").read_bytes())
     port = free_port()
-    command = [sys.executable, "-m", "tools.sftp_server", str(port), str(place), debian.SFTP_SERVER.program]
+    program = debian.SFTP_SERVER.program
+    command = [sys.executable, "-m", "tools.sftp_server", str(port), str(place), program]
+    if not links:
+        command += ["-P", "hardlink"]
     with process(command, port, place):
         yield SftpServer(port, place)
 

@@ -163,7 +163,7 @@ class SftpStorage:
                 cut(chunks), lambda number, part: self._executor.submit(self._write, draft, name, number, part)
             )
             self._again(f"sync {name}", lambda: self._synced(draft, name))
-            self._settle(draft, name)
+            self._settle(draft, name, sent)
         finally:
             with contextlib.suppress(StorageError), self._translated("clean up after", name):
                 draft.dispose(self._session)
@@ -287,8 +287,8 @@ class SftpStorage:
             session = self._session
             session.sync(draft.opened(session))
 
-    def _settle(self, draft: _Draft, name: str) -> None:
-        """Give the draft its name; an answer that was lost is found out by reading what lies there."""
+    def _settle(self, draft: _Draft, name: str, sent: int) -> None:
+        """Give the draft its name; an answer that was lost is found out by looking at what lies there."""
         unanswered = False
 
         def attempt() -> None:
@@ -297,7 +297,7 @@ class SftpStorage:
                 with self._translated("write", name):
                     self._publish(self._session, draft.path, name)
             except ObjectExists:
-                if not (unanswered and self._same(draft.path, self._path(name), name)):
+                if not (unanswered and self._is_ours(draft.path, self._path(name), name, sent)):
                     raise
             except StorageError:
                 unanswered = True
@@ -317,15 +317,21 @@ class SftpStorage:
                 raise ObjectExists(f"{name} exists already in {self.url}") from error
             session.rename(draft, path)
 
-    def _same(self, draft: str, path: str, name: str) -> bool:
-        """Whether two files hold the same; not if one of them is gone."""
+    def _is_ours(self, draft: str, path: str, name: str, sent: int) -> bool:
+        """Whether a name that was asked for, and perhaps given, leads to what the draft held."""
         with self._translated("read", name):
             session = self._session
             try:
-                ours, theirs = session.stat(draft).size_bytes, session.stat(path).size_bytes
-                return ours == theirs and _digest(session, draft, ours) == _digest(session, path, ours)
+                theirs = session.stat(path).size_bytes
             except NoSuchFile:
                 return False
+            try:
+                ours = session.stat(draft).size_bytes
+            except NoSuchFile:
+                # Nobody else knows the draft's name, and a sweep takes only what was silent for longer than a put: a
+                # rename whose answer was lost took it away, and a rename leads nowhere but to this name.
+                return theirs == sent
+            return ours == theirs and _digest(session, draft, ours) == _digest(session, path, ours)
 
     def _refuse_existing(self, name: str) -> None:
         def taken() -> bool:

@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from seawall.errors import ObjectMissing, StorageUnreachable
+from seawall.errors import ObjectExists, ObjectMissing, StorageUnreachable
 from seawall.settings import RepositorySettings
 from seawall.storage import open_driver, open_storage
 from seawall.storage.base import Storage, read
+from seawall.storage.sftp_session import Lost, Session
+from seawall.storage.ssh import Ending
 from seawall.storage.wrappers import Retrying, RetryPolicy
 from tests.contract.toxic import Toxic, toxic_proxy
-from tools.storage_servers import Servers
+from tools.storage_servers import Servers, sftp_server
 
 pytestmark = pytest.mark.servers
 MIB = 1 << 20
@@ -119,3 +123,68 @@ def test_a_slow_line_delays_and_breaks_nothing(line: Line) -> None:
     assert read(storage, "slow") == CONTENT[:MIB]
     assert time.monotonic() > began
     assert line.toxic.passed > 2 * MIB
+
+
+@pytest.fixture(params=["hard links", "no hard links"])
+def publishing(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Line]:
+    """An SFTP server that gives names by hard links, or by a rename alone."""
+    with (
+        sftp_server(tmp_path, links=request.param == "hard links") as server,
+        toxic_proxy(server.port) as (port, toxic),
+    ):
+        settings = server.settings(port=port)
+        sound = open_storage(_straight(settings, port, server))
+        yield Line(sound, settings, toxic)
+        sound.close()
+
+
+def lose_the_answer_to_the_name(line: Line, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The next request that gives a draft its name arrives and is done; its answer does not come back."""
+    for request in ("link", "rename"):
+        monkeypatch.setattr(Session, request, _unanswered(getattr(Session, request), line.toxic))
+
+
+def _unanswered(send: Callable[..., None], toxic: Toxic) -> Callable[..., None]:
+    def sent(session: Session, draft: str, path: str) -> None:
+        toxic.lose_answers = 1 if not toxic.was_cut else 0
+        try:
+            send(session, draft, path)
+        finally:
+            toxic.lose_answers = 0
+
+    return sent
+
+
+def test_an_object_whose_naming_was_not_answered_is_ours_and_counts_as_stored(
+    publishing: Line, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    storage = publishing.poisoned()
+    storage.put("before", [b"x"])
+    lose_the_answer_to_the_name(publishing, monkeypatch)
+    # Chunks that cannot be made anew, so that no second put may hide what the first one thinks.
+    stored = storage.put("a/b", iter([b"y" * 300_000]))
+    assert publishing.toxic.was_cut == 1
+    assert stored.size_bytes == 300_000
+    assert read(publishing.sound, "a/b") == b"y" * 300_000
+    assert [stat.name for stat in publishing.sound.list()] == ["a/b", "before"]
+    assert publishing.sound.sweep(timedelta(0)) == 0, "no draft is left"
+    with pytest.raises(ObjectExists):
+        storage.put("a/b", [b"y" * 300_000])
+
+
+def test_an_object_of_another_writer_is_not_taken_for_ours_though_naming_was_not_answered(
+    publishing: Line, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    storage = publishing.poisoned()
+    storage.put("before", [b"x"])
+
+    def outrun(*_: object) -> None:
+        """The request is lost, and another writer is quicker than the next one."""
+        monkeypatch.undo()
+        publishing.sound.put("a/b", [b"z" * 1000])
+        raise Lost(Ending("the line went away"))
+
+    monkeypatch.setattr(Session, "link", outrun)
+    with pytest.raises(ObjectExists):
+        storage.put("a/b", iter([b"y" * 1000]))
+    assert read(publishing.sound, "a/b") == b"z" * 1000

@@ -21,23 +21,29 @@ class Toxic:
         cuts: how many connections are cut at most.
         delay_seconds: before each piece of 16 KiB or less goes on.
         refuse: every new connection is closed at once.
+        lose_answers: how many connections are reset when the server says something next.
     """
 
     cut_after: int | None = None
     cuts: int = 1 << 30
     delay_seconds: float = 0.0
     refuse: bool = False
+    lose_answers: int = 0
     connections: int = 0
     was_cut: int = 0
     passed: int = 0
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
-    def pass_on(self, amount: int, so_far: int) -> bool:
+    def pass_on(self, amount: int, so_far: int, *, is_answer: bool) -> bool:
         """Whether a piece may go on; it is counted."""
         if self.delay_seconds:
             time.sleep(self.delay_seconds)
         with self._lock:
             self.passed += amount
+            if is_answer and self.lose_answers:
+                self.lose_answers -= 1
+                self.was_cut += 1
+                return False
             if self.cut_after is not None and so_far + amount > self.cut_after and self.was_cut < self.cuts:
                 self.was_cut += 1
                 return False
@@ -74,12 +80,13 @@ def _accept(listener: socket.socket, port: int, toxic: Toxic) -> None:
             continue
         seen = [0]
         for source, target in ((client, server), (server, client)):
-            threading.Thread(target=_carry, args=(source, target, toxic, seen), daemon=True).start()
+            about = (source, target, toxic, seen, source is server)
+            threading.Thread(target=_carry, args=about, daemon=True).start()
 
 
-def _carry(source: socket.socket, target: socket.socket, toxic: Toxic, seen: list[int]) -> None:
+def _carry(source: socket.socket, target: socket.socket, toxic: Toxic, seen: list[int], is_answer: bool) -> None:
     while piece := _received(source.recv):
-        if not toxic.pass_on(len(piece), seen[0]):
+        if not toxic.pass_on(len(piece), seen[0], is_answer=is_answer):
             for end in (source, target):
                 _reset(end)
             return
