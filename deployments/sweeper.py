@@ -6,7 +6,8 @@ are the last word on executions: what nobody renews has failed, whatever Prefect
 A run counts as dead when no process on this host carries its id, seen twice in a row. That is judged only of runs of
 this host: those whose row in the catalog names it, and those that have no row while no worker of another host serves
 the pool. Of what runs elsewhere, only the lease is judged: when nobody renews it, it has failed. Where Prefect knows
-already that a run is over, its execution ends as soon as its process is provably gone.
+already that a run is over, its execution, verification or recovery ends as soon as its process is provably gone, and so
+does what somebody began by hand.
 """
 
 from __future__ import annotations
@@ -203,7 +204,7 @@ class Sweeper:
             return
         is_stopped = action.verdict is Verdict.STOP
         # The catalog first: if this process ends between the two, the lease would do it later, Prefect never would.
-        self._end_executions(run.id, action.why, now, is_stopped=is_stopped)
+        self._end_rows(run.id, action.why, now, is_stopped=is_stopped)
         state = Cancelled if is_stopped else Crashed
         self._client.set_flow_run_state(run.id, state(message=action.why), force=True)
         if action.again and run.deployment_id is not None:
@@ -214,26 +215,26 @@ class Sweeper:
                 idempotency_key=f"{AGAIN}-{run.id}",
             )
 
-    def _end_executions(self, flow_run_id: UUID, why: str, now: datetime, *, is_stopped: bool) -> None:
+    def _end_rows(self, flow_run_id: UUID, why: str, now: datetime, *, is_stopped: bool) -> None:
         # What a killed process started holds locks and memory, and may still write.
         end_marked(FLOW_RUN_VARIABLE, str(flow_run_id), scratch=self._scratch, seconds=5)
         status = RunStatus.CANCELLED if is_stopped else RunStatus.FAILED
         error = SeawallError(f"the run ended without a report: {why}", hint="The worker's log may say more.")
-        for execution in self._catalog.executions(status=RunStatus.RUNNING, limit=1000):
-            if execution.flow_run_id == flow_run_id:
-                self._catalog.finish_execution(execution.id, status=status, now=now, error=error)
+        self._catalog.end_run(flow_run_id, status=status, now=now, error=error)
 
     def _end_what_prefect_closed(self, now: datetime) -> None:
-        """End executions of runs whose process died: its worker tells Prefect at once, and nobody tells the catalog."""
+        """End what is open of runs whose process died: Prefect hears that of the worker, the catalog of nobody."""
         for flow_run_id in self._catalog.runs_of_killed():
             states = [run.state for run in self._read(flow_run_id)]
             # One that Prefect takes for running is judged as all are, and may have to be stopped.
             if all(state is not None and state.is_final() for state in states):
-                logger.warning("flow run %s left its execution open: its process is gone", flow_run_id)
+                logger.warning("flow run %s is still at work in the catalog: its process is gone", flow_run_id)
                 is_stopped = any(state is not None and state.is_cancelled() for state in states)
-                self._end_executions(flow_run_id, "its process is gone", now, is_stopped=is_stopped)
+                self._end_rows(flow_run_id, "its process is gone", now, is_stopped=is_stopped)
 
     def _give_up_on_lapsed(self, now: datetime) -> None:
+        for record_id in self._catalog.reconcile_killed(now):
+            logger.warning("%s was begun by hand and counts as failed: its process is gone", record_id)
         for record_id in self._catalog.reconcile(now):
             flow_run_id = self._catalog.flow_run_of(record_id)
             logger.warning("the lease of %s ran out; it counts as failed", record_id)

@@ -8,12 +8,10 @@ from uuid import UUID
 
 from sqlmodel import col, select
 
-from seawall.catalog.logbook.executions import PROCESS
-from seawall.catalog.logbook.leases import leased
+from seawall.catalog.logbook.leases import LEASED, RUNNING_CONDITION, is_killed, leased
 from seawall.catalog.models import BackupExecutionRow, BackupVerificationRow, RecoveryOperationRow
 from seawall.catalog.records import Records
 from seawall.catalog.views import RunStatus
-from seawall.process import is_gone
 
 LeasedRow = BackupExecutionRow | RecoveryOperationRow | BackupVerificationRow
 _LEASED: tuple[type[LeasedRow], ...] = (BackupExecutionRow, RecoveryOperationRow, BackupVerificationRow)
@@ -40,10 +38,7 @@ class LeaseRecords(Records):
         return found
 
     def runs_of_killed(self) -> tuple[UUID, ...]:
-        """The flow runs of executions that run by their rows, and whose process is provably gone from this host."""
-        query = select(BackupExecutionRow).where(col(BackupExecutionRow.status) == RunStatus.RUNNING)
-        with self._reading() as session:
-            rows = session.exec(query).all()
-            return tuple(
-                row.flow_run_id for row in rows if row.flow_run_id and is_gone(str(row.details.get(PROCESS, "")))
-            )
+        """The flow runs of what runs by its row, and whose process is provably gone from this host."""
+        with self._reads() as rows:
+            running = [row for table in LEASED for row in rows.all(table, f"WHERE {RUNNING_CONDITION}")]
+        return tuple(dict.fromkeys(row.flow_run_id for row in running if row.flow_run_id and is_killed(row)))

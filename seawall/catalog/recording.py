@@ -144,6 +144,7 @@ class VerificationRecord:
             lease=lease.span,
             flow_run_id=lease.flow_run_id,
             host=lease.host,
+            process=lease.process,
         )
         return (begun,)
 
@@ -183,6 +184,7 @@ class RecoveryRecord:
             lease=lease.span,
             flow_run_id=lease.flow_run_id,
             host=lease.host,
+            process=lease.process,
         )
         return (begun,)
 

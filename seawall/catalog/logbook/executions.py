@@ -14,13 +14,10 @@ from uuid import UUID, uuid4
 
 from seawall.catalog.checks import aware
 from seawall.catalog.documents import clean
-from seawall.catalog.logbook.leases import RUNNING_CONDITION, checked_lease, ended, give_up_all, given_up, has_ended
-from seawall.catalog.logbook.rows import Entries, Transaction
+from seawall.catalog.logbook.leases import checked_lease, ended, give_up_all, give_up_killed, has_ended, worked_by
+from seawall.catalog.logbook.rows import Entries
 from seawall.catalog.views import BackupOutcome, Execution, Job, RunStatus
 from seawall.errors import LeaseHeld, SeawallError
-from seawall.process import is_gone
-
-PROCESS = "process"
 
 
 class ExecutionEntries(Entries):
@@ -50,7 +47,7 @@ class ExecutionEntries(Entries):
         with self._writes() as rows:
             job = rows.found(Job, job_id, "job")
             give_up_all(rows, Execution, now, "AND job_id = :job", job=job_id)
-            _give_up_killed(rows, job_id, now)
+            give_up_killed(rows, Execution, now, "AND job_id = :job", job=job_id)
             if not rows.insert(row):
                 raise LeaseHeld(
                     f"the job {job.name!r} is already running",
@@ -83,15 +80,6 @@ class ExecutionEntries(Entries):
             rows.update(Execution, execution_id, **changes, **({} if outcome is None else _achieved(outcome)))
 
 
-def _give_up_killed(rows: Transaction, job_id: UUID, now: datetime) -> None:
-    """Mark as failed what runs of a job by its row, and whose process is provably gone from this host."""
-    running = rows.all(Execution, f"WHERE job_id = :job AND {RUNNING_CONDITION}", lock=True, job=job_id)
-    for row in running:
-        if is_gone(str(row.details.get(PROCESS, ""))):
-            why = "its process is gone from this host: it was killed, or the program broke down"
-            rows.update(Execution, row.id, **given_up(row, now, f"[worker-gone] {why}"))
-
-
 def _begun(
     job_id: UUID, now: datetime, expires_at: datetime, flow_run_id: UUID | None, *, host: str, process: str
 ) -> Execution:
@@ -106,7 +94,7 @@ def _begun(
         file_path=None,
         checksum=None,
         error_message=None,
-        details={PROCESS: process} if process else {},
+        details=worked_by(process),
         created_at=now,
         flow_run_id=flow_run_id,
         lease_expires_at=expires_at,

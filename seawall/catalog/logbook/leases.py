@@ -1,6 +1,7 @@
 """Leases of executions, recoveries and verifications: renewed while their worker lives, given up when it is gone.
 
-All processes compare the lease with their own clock; it must be much longer than those clocks differ.
+All processes compare the lease with their own clock; it must be much longer than those clocks differ. Each row also
+names the process that does the work: whoever can prove on its host that it is gone need not wait for the lease.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from seawall.catalog.documents import as_document, clean
 from seawall.catalog.logbook.rows import TABLES, Entries, Transaction
 from seawall.catalog.views import Document, Execution, Recovery, RunStatus, Verification
 from seawall.errors import CatalogError, LeaseLost, RecordMissing, SeawallError, UsageError
+from seawall.process import is_gone
 
 Leased: TypeAlias = Execution | Recovery | Verification
 LEASED: tuple[type[Execution], type[Recovery], type[Verification]] = (Execution, Recovery, Verification)
@@ -26,6 +28,9 @@ DETAILS: dict[type, str] = {
 }  # fmt: skip
 RUNNING_CONDITION = "status IN ('pending', 'running')"
 LAPSED_CONDITION = f"{RUNNING_CONDITION} AND lease_expires_at < :now"
+# What no run of Prefect does: how those end, the keeper has to ask Prefect first.
+BY_HAND = "AND flow_run_id IS NULL"
+_PROCESS = "process"
 _LAPSED = "lease_lapsed_at"
 _REPORTED_LATE = "reported_after_lease_lapsed_at"
 
@@ -55,6 +60,54 @@ class LeaseEntries(Entries):
         """
         with self._writes() as rows:
             return tuple(key for table in LEASED for key in give_up_all(rows, table, aware(now)))
+
+    def reconcile_killed(self, now: datetime) -> tuple[UUID, ...]:
+        """Mark as failed what no flow run does and whose process is provably gone from this host; the ids."""
+        with self._writes() as rows:
+            return tuple(key for table in LEASED for key in give_up_killed(rows, table, aware(now), BY_HAND))
+
+    def end_run(
+        self, flow_run_id: UUID, *, status: RunStatus, now: datetime, error: SeawallError | None = None
+    ) -> tuple[UUID, ...]:
+        """End, without success, all that a flow run still has at work by its rows; the ids.
+
+        Raises:
+            UsageError: `status` is not an end, or it is a success.
+        """
+        if not status.is_final or status is RunStatus.COMPLETED:
+            raise UsageError(f"a run that does not report cannot end as {status}")
+        found: list[UUID] = []
+        with self._writes() as rows:
+            for table in LEASED:
+                rest = f"WHERE flow_run_id = :run AND {RUNNING_CONDITION}"
+                for row in rows.all(table, rest, lock=True, run=flow_run_id):
+                    rows.update(table, row.id, **ended(row, status, now, None, error))
+                    found.append(row.id)
+        return tuple(found)
+
+
+def worked_by(process: str) -> dict[str, object]:
+    """What a row's details say of the process that does the work."""
+    return {_PROCESS: process} if process else {}
+
+
+def is_killed(row: Leased) -> bool:
+    """Whether the process that does the work is provably gone from this host."""
+    return is_gone(str(getattr(row, DETAILS[type(row)]).get(_PROCESS, "")))
+
+
+def give_up_killed(rows: Transaction, table: type[Leased], now: datetime, rest: str, **values: object) -> list[UUID]:
+    """Mark as failed what runs by its row, and whose process is provably gone from this host; the ids.
+
+    Args:
+        rest: a further condition, such as `AND job_id = :job`.
+    """
+    running = rows.all(table, f"WHERE {RUNNING_CONDITION} {rest}", lock=True, **values)
+    killed = [row for row in running if is_killed(row)]
+    for row in killed:
+        why = "its process is gone from this host: it was killed, or the program broke down"
+        rows.update(table, row.id, **given_up(row, now, f"[worker-gone] {why}"))
+    return [row.id for row in killed]
 
 
 def give_up_all(rows: Transaction, table: type[Leased], now: datetime, rest: str = "", **values: object) -> list[UUID]:

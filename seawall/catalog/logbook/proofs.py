@@ -7,7 +7,7 @@ from uuid import UUID, uuid4
 
 from seawall.catalog.checks import aware
 from seawall.catalog.documents import as_document
-from seawall.catalog.logbook.leases import checked_lease, ended, has_ended
+from seawall.catalog.logbook.leases import BY_HAND, checked_lease, ended, give_up_killed, has_ended, worked_by
 from seawall.catalog.logbook.rows import Entries, Transaction, inserted
 from seawall.catalog.views import (
     BackupFile,
@@ -31,8 +31,12 @@ class ProofEntries(Entries):
         lease: timedelta,
         flow_run_id: UUID | None = None,
         host: str = "",
+        process: str = "",
     ) -> UUID:
         """Record that a backup set begins to be verified.
+
+        Args:
+            process: which process does it on `host` (`process.identity`).
 
         Raises:
             RecordMissing: there is no such file.
@@ -44,7 +48,7 @@ class ProofEntries(Entries):
             verification_start=aware(now),
             verification_end=None,
             status=RunStatus.RUNNING,
-            verification_results={},
+            verification_results=worked_by(process),
             error_message=None,
             created_at=now,
             flow_run_id=flow_run_id,
@@ -52,6 +56,7 @@ class ProofEntries(Entries):
             host=host or None,
         )
         with self._writes() as rows:
+            give_up_killed(rows, Verification, aware(now), BY_HAND)
             rows.found(BackupFile, backup_file_id, "backup file")
             inserted(row, rows.insert(row))
         return row.id
@@ -96,6 +101,7 @@ class ProofEntries(Entries):
         lease: timedelta,
         flow_run_id: UUID | None = None,
         host: str = "",
+        process: str = "",
     ) -> UUID:
         """Record that a recovery begins.
 
@@ -103,6 +109,7 @@ class ProofEntries(Entries):
             backup_file_id: the set it starts from, None if the catalog does not know it.
             target_timestamp: where it shall stop, if that is a time.
             initiated_by: the user who asked for it.
+            process: which process does it on `host` (`process.identity`).
 
         Raises:
             RecordMissing: there is no such file or user.
@@ -115,7 +122,7 @@ class ProofEntries(Entries):
             recovery_start=aware(now),
             recovery_end=None,
             status=RunStatus.RUNNING,
-            recovery_details=as_document(details or {}),
+            recovery_details=as_document(details or {}) | worked_by(process),
             initiated_by=initiated_by,
             error_message=None,
             created_at=now,
@@ -124,6 +131,7 @@ class ProofEntries(Entries):
             host=host or None,
         )
         with self._writes() as rows:
+            give_up_killed(rows, Recovery, aware(now), BY_HAND)
             if backup_file_id is not None:
                 rows.found(BackupFile, backup_file_id, "backup file")
             if initiated_by is not None and not rows.execute("SELECT 1 FROM users WHERE id = :id", id=initiated_by):
