@@ -163,6 +163,10 @@ def prove(context: Context, source: str, label: BackupLabel, up_to: Proof) -> tu
     workers = processors.wanted(asked)
 
     def row(catalog: Logbook) -> VerificationRecord | None:
+        if context.reading.gone is not None:
+            # What the catalog says of a backup is about the primary, which is proved first when it is back.
+            where = " and ".join(context.reading.locations)
+            raise SeawallError(f"it proves the copies in {where}, not the primary location", hint="")
         file = catalog.find_backup_file(repository.id, source, label)
         return None if file is None else VerificationRecord.up_to(file.id, up_to)
 

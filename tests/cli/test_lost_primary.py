@@ -169,3 +169,21 @@ def test_a_bucket_that_vanished_is_read_elsewhere_and_a_new_one_is_filled(
     assert done.code == 0, done.out
     now = seawall("list", "--config", config, "--json")
     assert (now.code, labels(now), now.json["read_from"]) == (0, before, ["primary"])
+
+
+def test_a_copy_is_proved_object_by_object_without_the_primary(seawall: Run, site: Path) -> None:
+    (site.parent / "repository").rename(site.parent / "gone")
+    done = seawall("verify", "shop", "--location", "offsite", "--heal", "--config", site, "--json")
+    (offsite,) = done.json["locations"]
+    assert offsite["objects"] == 9, "bundles, documents and WAL of three backups"
+    # The segments of these backups are none of PostgreSQL's, and nothing else is wrong.
+    assert [name for name in offsite["wrong"] if "/wal/" not in name] == []
+
+
+def test_a_proof_of_the_copies_is_not_recorded_as_one_of_the_primary(seawall: Run, site: Path) -> None:
+    (site.parent / "repository").rename(site.parent / "gone")
+    done = seawall("verify", "shop", "--up-to", "hash-good", "--config", site, "--json")
+    assert (done.code, done.json["verdicts"][0]["good"]) == (81, True)
+    (record,) = done.json["records"]
+    assert record["recorded"] is False
+    assert "the copies in offsite and vault" in record["why"]
