@@ -29,8 +29,9 @@ from seawall.errors import (
     StorageUnreachable,
     UsageError,
 )
+from seawall.model import LockMode
 from seawall.settings import RepositorySettings
-from seawall.storage import open_storage
+from seawall.storage import open_driver, open_storage
 from seawall.storage.base import LARGEST_PIECE_BYTES, Replayable, Storage, checked_object_name, read
 from seawall.storage.draft import by_claim, by_rename
 from seawall.storage.faulty import OPERATIONS, Fault, Faulty, Locking, Trouble
@@ -38,6 +39,7 @@ from seawall.storage.lagging import Lagging
 from seawall.storage.local import LocalStorage
 from seawall.storage.memory import MemoryStorage
 from seawall.storage.wrappers import Limited, Retrying, RetryPolicy, Throttled, TokenBucket
+from tests.contract import azure_locks
 from tools.storage_servers import Servers
 
 Make = Callable[[Path], Storage]
@@ -122,9 +124,28 @@ def _troubled(kind: str) -> MakeRemote:
     )
 
 
+def _late(kind: str) -> MakeRemote:
+    return lambda servers: _lagging(servers[kind].storage())
+
+
+def _locking(kind: str) -> MakeRemote:
+    """Where the service itself locks each object that comes; its bucket is told to, as its owner would."""
+
+    def make(servers: Servers) -> Storage:
+        if kind == "azure":
+            inner: Storage = azure_locks.storage(servers[kind].settings(), azure_locks.Locking(), LockMode.COMPLIANCE)
+            return Locking(inner, timedelta(hours=1))
+        place: RepositorySettings = servers[kind].settings(lock=True)
+        return Locking(open_driver(place.url, place), timedelta(hours=1))
+
+    return make
+
+
 KINDS = ("s3", "azure", "gs", "sftp")
 DRIVERS = {kind: _driver(kind) for kind in KINDS}
-REMOTE = DRIVERS | {f"troubled {kind}": _troubled(kind) for kind in KINDS}
+# SFTP knows no locks.
+AGAIN = {f"lagging {kind}": _late(kind) for kind in KINDS} | {f"locked {kind}": _locking(kind) for kind in KINDS[:3]}
+REMOTE = DRIVERS | {f"troubled {kind}": _troubled(kind) for kind in KINDS} | AGAIN
 
 
 def _made(name: str, request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Storage]:
@@ -141,7 +162,11 @@ def _made(name: str, request: pytest.FixtureRequest, tmp_path: Path) -> Iterator
 _LOCAL = [pytest.param(name, id=name) for name in STORAGES]
 
 
-@pytest.fixture(params=[*_LOCAL, *(pytest.param(name, id=name, marks=pytest.mark.servers) for name in REMOTE)])
+def _marks(name: str) -> list[pytest.MarkDecorator]:
+    return [pytest.mark.servers, *([pytest.mark.repeats] if name in AGAIN else [])]
+
+
+@pytest.fixture(params=[*_LOCAL, *(pytest.param(name, id=name, marks=_marks(name)) for name in REMOTE)])
 def storage(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Storage]:
     if reasons := _reasons(request.param, request.function.__name__):
         request.applymarker(pytest.mark.xfail(strict=True, reason="; ".join(reasons)))
