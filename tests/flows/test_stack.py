@@ -397,6 +397,41 @@ def test_a_worker_killed_with_its_run_leaves_a_failed_execution_and_no_process(p
     assert prefect_stack.ended(prefect_stack.start(again)).state.type.value == "COMPLETED"
 
 
+# Keeper first: it is what puts the story right; then also what it asks, and whoever would have told that.
+@pytest.mark.repeats
+@pytest.mark.parametrize("struck", [("keeper",), ("server",), ("keeper", "server"), ("keeper", "server", "worker")])
+def test_a_run_killed_with_the_stack_around_it_is_over_when_that_is_back_and_runs_again(
+    prefect_stack, wait_for, struck
+):
+    job = prefect_stack.job()
+    parameters = prefect_stack.parameters(job, seconds=120)
+    run = prefect_stack.start(parameters)
+    begun = prefect_stack.noted(parameters, "begun")
+    children = [prefect_stack.stack.child(name) for name in struck]
+    for pid in (*(child.pid for child in children), begun["pid"]):
+        os.kill(pid, signal.SIGKILL)
+    try:
+        for child in children:
+            wait_for(lambda child=child: child.exit_code is not None)
+        if "keeper" in struck:
+            assert socket.gethostname() in {one.host for one in prefect_stack.catalog.keepers()}, "it is to be missed"
+            assert prefect_stack.settings.keeper_beat.exists()
+    finally:
+        for name in sorted(struck, key=("server", "worker", "keeper").index):
+            prefect_stack.stack.child(name).kill()
+            prefect_stack.stack.restart(name)
+            wait_for(lambda: answers(prefect_stack.stack.api_url))
+    assert prefect_stack.ended(run, 200).state.type.value == "CRASHED", prefect_stack.story(run)
+    ended = prefect_stack.execution(job)
+    assert ended.status is RunStatus.FAILED
+    assert "its process is gone" in ended.error_message, "nobody waited for the lease"
+    wait_for(lambda: not alive(begun["child"]))
+    again = prefect_stack.parameters(job)
+    assert prefect_stack.ended(prefect_stack.start(again), 200).state.type.value == "COMPLETED"
+    assert prefect_stack.execution(job).status is RunStatus.COMPLETED
+    assert not prefect_stack.catalog.has_open_alert("keeper-silent", subject=socket.gethostname())
+
+
 def test_a_run_of_another_host_is_judged_by_its_lease_alone(prefect_stack, wait_for):
     client, catalog = prefect_stack.client, prefect_stack.catalog
     deployment = client.read_deployment_by_name("backup/backup")
