@@ -250,7 +250,10 @@ class PrivilegeMissing(ClusterError):
 class ClusterMismatch(ClusterError):
     code = "cluster-mismatch"
     exit_code = 53
-    default_hint = "This is another cluster than the one the source was made for. Use another source name for it."
+    default_hint = (
+        "This is another cluster than the one the source was made for. Use another source name for it, also after "
+        "pg_upgrade (docs/how-to/upgrade-postgresql.md)."
+    )
 
 
 class ServerFailed(ClusterError):
