@@ -265,21 +265,38 @@ def _closing(storage: Storage) -> Iterator[Storage]:
 def nearest(settings: Settings, observe: Observer, ring: KeyRing | None = None) -> Nearest:
     """All configured locations as one storage to read from, the primary first, offsite before secondary offsite.
 
+    One that does not answer, or holds another repository than those before it, is left out with a notice.
+
     Raises:
-        StorageError: not one of them could be opened.
+        StorageError: not one of them could be read.
     """
     found: list[Copy] = []
     failures: list[SeawallError] = []
+    first: Repository | None = None
     for name in in_order(settings):
         try:
-            found.append(Copy(name, opened(settings, name, observe)))
+            storage = opened(settings, name, observe)
+            repository = _known_repository(storage)
+            first = first or repository
+            if first is not None and repository is not None:
+                refuse_other(first, repository)
         except SeawallError as error:
             failures.append(error)
-            text = f"location {name} cannot be opened and is left out: {error.message}"
+            text = f"location {name} cannot be read and is left out: {error.message}"
             observe.hear(Noticed("medium", "location-silent", text))
+        else:
+            found.append(Copy(name, storage))
     if not found:
         raise failures[0]
     return Nearest(found, Evidence([copy.storage for copy in found], ring), observe)
+
+
+def _known_repository(storage: Storage) -> Repository | None:
+    """The repository that lies there; None where none can be told, as what is read there is proved all the same."""
+    try:
+        return Repository.open(storage)
+    except (NotARepository, Damaged):
+        return None
 
 
 def others(settings: Settings, observe: Observer, ring: KeyRing | None = None) -> Nearest | None:

@@ -9,6 +9,8 @@ from typing import Any
 
 import pytest
 
+from seawall import locations
+from seawall.events import Event, Noticed, Observer
 from seawall.keys import KeyRing
 from seawall.model import Compression, SealingMode
 from seawall.repository import Repository, Sealing
@@ -187,3 +189,21 @@ def test_a_proof_of_the_copies_is_not_recorded_as_one_of_the_primary(seawall: Ru
     (record,) = done.json["records"]
     assert record["recorded"] is False
     assert "the copies in offsite and vault" in record["why"]
+
+
+def test_a_location_that_holds_another_repository_is_never_restored_from(site: Path, seawall: Run) -> None:
+    offsite = site.parent / "offsite"
+    shutil.rmtree(offsite)
+    offsite.mkdir()
+    other = Repository.create(open_storage(RepositorySettings(url=str(offsite))), now=NOW)
+    sealing = Sealing(SealingMode.NONE, Compression.NONE, 0, (), KeyRing(site.parent / "ring"))
+    a_backup(other.source("shop"), sealing, 4, 7)
+    heard: list[Event] = []
+    found = locations.nearest(load(site), Observer(heard.append))
+    assert found.names == ("primary", "vault")
+    own, foreign = Repository.open(found).source("shop").labels(), other.source("shop").labels()
+    assert len(own) == 3
+    assert not set(own) & set(foreign)
+    said = [event.message for event in heard if isinstance(event, Noticed)]
+    assert len(said) == 1
+    assert f"offsite cannot be read and is left out: {other.storage.url} is repository {other.id}" in said[0]
