@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import stat
 import subprocess
@@ -15,10 +16,11 @@ import sqlalchemy as sa
 from alembic.config import Config
 from alembic.script import ScriptDirectory
 
-from seawall.catalog import Catalog, JobType, Logbook, schema
+from seawall.catalog import Catalog, JobType, LocationType, Logbook, schema
 from seawall.catalog.database import Database, engine_url
 from seawall.catalog.place import Place
 from seawall.catalog.revisions import MIGRATIONS, VERSION_TABLE, known_revisions
+from seawall.catalog.views import ObjectProof
 from seawall.errors import (
     CatalogError,
     CatalogMissing,
@@ -328,7 +330,11 @@ def test_a_migration_can_be_drafted_and_finds_nothing_to_change(catalog: Catalog
 def test_a_role_that_owns_nothing_can_do_the_daily_work_but_not_switch_triggers_off(server, migrated: str, now) -> None:
     database = server.new_database(migrated)
     server.execute("DO $$ BEGIN CREATE ROLE daily LOGIN; EXCEPTION WHEN duplicate_object THEN NULL; END $$")
-    server.execute("GRANT SELECT, INSERT, UPDATE ON ALL TABLES IN SCHEMA public TO daily", database)
+    page = (Path(schema.__file__).parents[2] / "docs" / "reference" / "catalog.md").read_text(encoding="utf-8")
+    granted = re.findall(r"^GRANT .* TO seawall;$", page, re.MULTILINE)
+    assert len(granted) == 2
+    for statement in granted:
+        server.execute(statement.replace("TO seawall", "TO daily"), database)
     url = server.url(database).replace("postgres@", "daily@")
     with Catalog.open(url) as catalog:
         assert catalog.check() == ()
@@ -338,5 +344,15 @@ def test_a_role_that_owns_nothing_can_do_the_daily_work_but_not_switch_triggers_
         assert catalog.reconcile(now + timedelta(hours=1)) == (run,)
         catalog.audit("daily", "x", "y", {}, now)
         assert catalog.verify_audit().good
+        catalog.ensure_storage_location("vault", LocationType.LOCAL, connection_config={"url": "/vault"}, now=now)
+        for repeated in (1, 2):
+            catalog.record_proofs(job, "vault", [ObjectProof("bundles/1", "hash-good", now)])
+            catalog.record_copies(job, "shop", "vault", ["a"], now=now)
+            catalog.record_measurement(
+                "vault", used_bytes=repeated, object_count=1, capacity_bytes=None, details={}, measured_at=now
+            )
+        catalog.forget_proofs(job, "vault", ["bundles/1"])
+        with pytest.raises(CatalogError, match="permission denied"), catalog._database.writing() as session:
+            session.connection().exec_driver_sql("DELETE FROM backup_executions")
         with pytest.raises(CatalogError, match="must be owner"), catalog._database.writing() as session:
             session.connection().exec_driver_sql("ALTER TABLE audit DISABLE TRIGGER USER")
