@@ -14,11 +14,12 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-from campaigns import agents, damage, faults, fuzz, kill, live, power, sample, scenes, script, victims
+from campaigns import agents, damage, faults, fuzz, kill, live, network, power, sample, scenes, script, victims
 from campaigns.sample import QuickRing
 from seawall.errors import SeawallError
 from seawall.model import Compression, CopyMode, SealingMode
 from seawall.postgres.binaries import Account
+from tools.storage_servers import Servers
 
 # What is damaged in mode openpgp goes through gpg, which takes some tens of milliseconds each time.
 _SHARE = {SealingMode.NONE: 0.45, SealingMode.AES_256_GCM: 0.45, SealingMode.OPENPGP: 0.1}
@@ -192,6 +193,13 @@ def run_faults(place: Path, options: argparse.Namespace) -> Figures:
     return {"trials": dict(tally.trials), "faults": tally.wrong}
 
 
+def run_network(place: Path, options: argparse.Namespace) -> Figures:
+    with QuickRing(place / "ring") as ring, Servers(place) as servers:
+        tally = network.run(ring, servers["s3"], options.seed, options.points)
+    tally.print()
+    return {"trials": dict(tally.trials), "faults": tally.wrong}
+
+
 def run_fuzz(place: Path, options: argparse.Namespace) -> Figures:
     with QuickRing(place / "ring") as ring:
         tally = fuzz.run(ring, options.seed, options.trials)
@@ -207,6 +215,7 @@ _CAMPAIGNS: dict[str, Callable[[Path, argparse.Namespace], Figures]] = {
     "runs": run_runs,
     "power": run_power,
     "faults": run_faults,
+    "network": run_network,
     "fuzz": run_fuzz,
 }
 

@@ -47,17 +47,20 @@ class Stage:
 
     made: Sample
     ring: KeyRing
-    storage: MemoryStorage = field(init=False)
+    storage: Storage = field(init=False)
     moment: datetime = LATER
     faulty: Storage = field(init=False)
 
     def __post_init__(self) -> None:
-        self.storage = MemoryStorage(clock=lambda: self.moment)
+        self.storage = self._place()
         for stat in self.made.storage.list():
             self.moment = stat.modified_at
             self.storage.put(stat.name, self.made.storage.get(stat.name))
         self.moment = LATER
         self.faulty = self.storage
+
+    def _place(self) -> Storage:
+        return MemoryStorage(clock=lambda: self.moment)
 
     @property
     def repository(self) -> Repository:
@@ -267,15 +270,15 @@ def run(ring: KeyRing, seed: int, modes: Iterable[SealingMode] = (SealingMode.NO
     for mode in modes:
         made = sample.make(ring, mode, Compression.LZ4, seed)
         for name, verb in VERBS.items():
-            calls = _calls(Stage(made, ring), verb)
+            asked = calls(Stage(made, ring), verb)
             for case in CASES:
-                for number in range(1, _matching(calls, case) + 1):
+                for number in range(1, _matching(asked, case) + 1):
                     if randomness.random() < share:
                         _trial(Stage(made, ring), name, case, number, tally)
     return tally
 
 
-def _calls(stage: Stage, verb: Verb) -> list[str]:
+def calls(stage: Stage, verb: Verb) -> list[str]:
     """The operations that a verb asks of the storage, in order."""
     faulty = Faulty(stage.storage)
     stage.faulty = faulty
@@ -303,10 +306,10 @@ def _trial(stage: Stage, name: str, case: Case, number: int, tally: Tally) -> No
         end = type(error).__name__
         tally.wrong.append(f"{name}, call {number} {case.name}: {end}: {error}")
     tally.ends[case.name, end] += 1
-    tally.wrong += [f"{name}, call {number} {case.name}: {fault}" for fault in _look(stage, listed, name, verb)]
+    tally.wrong += [f"{name}, call {number} {case.name}: {fault}" for fault in look(stage, listed, name, verb)]
 
 
-def _look(stage: Stage, listed: tuple[BackupLabel, ...], name: str, verb: Verb) -> Iterator[str]:
+def look(stage: Stage, listed: tuple[BackupLabel, ...], name: str, verb: Verb) -> Iterator[str]:
     yield from _whole(stage, listed)
     # Five minutes end a lease that nobody released; a clock that had jumped back is right again.
     stage.moment = max(stage.moment, LATER) + timedelta(days=1, minutes=10)

@@ -18,8 +18,8 @@ from seawall.storage.base import Storage, read
 from seawall.storage.sftp_session import Lost, Session
 from seawall.storage.ssh import Ending
 from seawall.storage.wrappers import Retrying, RetryPolicy
-from tests.contract.toxic import Toxic, toxic_proxy
 from tools.storage_servers import Servers, sftp_server
+from tools.toxic import Toxic, toxic_proxy
 
 pytestmark = pytest.mark.servers
 MIB = 1 << 20

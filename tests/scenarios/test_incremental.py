@@ -20,6 +20,7 @@ from seawall.events import Began, Event, Noticed, Observer
 from seawall.keys import KeyRing
 from seawall.model import BackupKind, CopyMode, Head, Health, Proof, RecoveryTarget, SealingMode, TargetKind
 from seawall.storage.base import read
+from tests.scenarios.test_forced_full import stopped
 
 if TYPE_CHECKING:
     Site = Any
@@ -431,3 +432,31 @@ def test_another_sealing_mode_makes_the_next_backup_full(site18: Site, sealed_wi
     assert head.kind is FULL
     assert "sealed in mode aes-256-gcm" in head.reason
     assert site18.backup(INCREMENTAL, sealing=sealed_with(SealingMode.NONE)).kind is INCREMENTAL
+
+
+@pytest.mark.repeats
+@pytest.mark.parametrize(("major", "seed"), [(15, 101), (17, 102), (18, 103), (18, 104)])
+def test_every_backup_of_a_random_chain_is_the_cluster_by_pages_and_by_rows(sites: Any, major: int, seed: int) -> None:
+    chance = random.Random(seed)
+    # By seed the server tells what changed (17 and later), or the files are compared.
+    with sites.site(major) as site:
+        if major >= 17 and seed % 2 == 0:
+            # Hints that no WAL tells of are in no summary either, and this test compares every byte.
+            site.query("ALTER SYSTEM SET summarize_wal = on", "ALTER SYSTEM SET wal_log_hints = on")
+            stopped(site)
+        chain, workload = Chain(site), Workload(site, seed)
+        chain.backup(FULL, mode=chance.choice([DIRECT, STREAM]))
+        switched_before = chance.randrange(1, 5)
+        for number in range(1, 6):
+            workload.live(8)
+            if number == switched_before:
+                switch_checksums(site)
+            moment = chain.backup(chance.choice([INCREMENTAL, DIFFERENTIAL]), mode=chance.choice([DIRECT, STREAM]))
+            assert (moment.head.kind is FULL) == (number == switched_before), moment.head.reason
+        for moment in chain.moments:
+            chain.check(moment, start=True)
+
+
+def switch_checksums(site: Site) -> None:
+    switch = "--disable" if site.value("SHOW data_checksums") == "on" else "--enable"
+    stopped(site, site.binaries.path("pg_checksums"), switch, "-D", site.data)

@@ -22,6 +22,7 @@ class Toxic:
         delay_seconds: before each piece of 16 KiB or less goes on.
         refuse: every new connection is closed at once.
         lose_answers: how many connections are reset when the server says something next.
+        hangs: how many pieces are held back until `heal`, and then go on: what was given up arrives late.
     """
 
     cut_after: int | None = None
@@ -29,15 +30,27 @@ class Toxic:
     delay_seconds: float = 0.0
     refuse: bool = False
     lose_answers: int = 0
+    hangs: int = 0
     connections: int = 0
     was_cut: int = 0
     passed: int = 0
     _lock: threading.Lock = field(default_factory=threading.Lock)
+    _healed: threading.Event = field(default_factory=threading.Event)
+
+    def heal(self) -> None:
+        """Let everything pass from now on, also what was held back."""
+        with self._lock:
+            self.cut_after, self.delay_seconds, self.refuse, self.lose_answers, self.hangs = None, 0.0, False, 0, 0
+            self._healed.set()
+            self._healed = threading.Event()
 
     def pass_on(self, amount: int, so_far: int, *, is_answer: bool) -> bool:
         """Whether a piece may go on; it is counted."""
         if self.delay_seconds:
             time.sleep(self.delay_seconds)
+        held = self._held()
+        if held:
+            held.wait()
         with self._lock:
             self.passed += amount
             if is_answer and self.lose_answers:
@@ -49,6 +62,13 @@ class Toxic:
                 return False
         return True
 
+    def _held(self) -> threading.Event | None:
+        with self._lock:
+            if not self.hangs:
+                return None
+            self.hangs -= 1
+            return self._healed
+
 
 @contextlib.contextmanager
 def toxic_proxy(port: int) -> Iterator[tuple[int, Toxic]]:
@@ -56,7 +76,10 @@ def toxic_proxy(port: int) -> Iterator[tuple[int, Toxic]]:
     toxic = Toxic()
     with socket.create_server(("127.0.0.1", 0)) as listener:
         threading.Thread(target=_accept, args=(listener, port, toxic), daemon=True).start()
-        yield int(listener.getsockname()[1]), toxic
+        try:
+            yield int(listener.getsockname()[1]), toxic
+        finally:
+            toxic.heal()
         toxic.refuse = True
         # A thread that waits in accept() is woken by nothing but a connection.
         with contextlib.suppress(OSError):
