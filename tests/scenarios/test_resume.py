@@ -149,13 +149,13 @@ def _plan(site: Site, mode: CopyMode) -> backup.BackupPlan:
 
 
 def test_garbage_goes_after_its_grace_and_what_the_resumed_backup_uses_stays(site: Site) -> None:
-    attempt = _kill(site, bundles=5)
+    attempt = _kill(site, bundles=3)
     spare = attempt.objects[0].name
     site.area.storage.put(f"{spare}0", [b"".join(site.area.storage.get(spare))])
     taken = _take(site)
     folder = site.area.layout.backup(attempt.label)
     used = _foreign(taken, attempt)
-    assert len(used) == 5
+    assert len(used) == 3
     _age(site, attempt.label, timedelta(hours=25))
     done = retention.collect(site.repository, "shop", actor="scenario", now=site.now(), observe=silent())
     assert {stat.name for stat in site.storage.list(folder)} == used

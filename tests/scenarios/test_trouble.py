@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from deployments.processes import is_alive
+from seawall.backup import load
 from seawall.errors import (
     ArchiveTimeout,
     Cancelled,
@@ -353,7 +354,11 @@ class Hanging(Wrapper):
 
 
 @pytest.mark.parametrize(("mode", "others"), [(CopyMode.DIRECT, 5), (CopyMode.STREAM, 1)])
-def test_one_put_that_hangs_does_not_hold_the_rest(site: Site, mode: CopyMode, others: int) -> None:
+def test_one_put_that_hangs_does_not_hold_the_rest(
+    site: Site, mode: CopyMode, others: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # So that the small cluster has as many objects.
+    monkeypatch.setattr(load, "_LEAST_BYTES", 4 * 1024 * 1024)
     storage = Hanging(LocalStorage(site.home / "repository"), others)
     head = _with_storage(site, storage).backup(mode=mode, workers=0, resume=False)
     assert site.verify(head.label).reached is Proof.WAL_CONTINUOUS
