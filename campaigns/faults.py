@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import random
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any
@@ -250,15 +250,16 @@ CASES = (
 class Tally:
     """Trials by verb and case, with how each ended, and what was wrong."""
 
+    cases: Sequence[str]
     trials: Counter[str] = field(default_factory=Counter)
     ends: Counter[tuple[str, str]] = field(default_factory=Counter)
     wrong: list[str] = field(default_factory=list)
 
     def print(self) -> None:
         print(f"\n{'':<26}{'trials':>8}  how the verb ended")
-        for case in CASES:
-            ends = {end: count for (name, end), count in sorted(self.ends.items()) if name == case.name}
-            print(f"{case.name:<26}{sum(ends.values()):>8}  {', '.join(f'{k} {v}' for k, v in ends.items())}")
+        for case in self.cases:
+            ends = {end: count for (name, end), count in sorted(self.ends.items()) if name == case}
+            print(f"{case:<26}{sum(ends.values()):>8}  {', '.join(f'{k} {v}' for k, v in ends.items())}")
         print(f"{sum(self.trials.values())} trials: " + ", ".join(f"{k} {v}" for k, v in self.trials.items()))
         for line in self.wrong:
             print(f"  {line}")
@@ -266,7 +267,7 @@ class Tally:
 
 def run(ring: KeyRing, seed: int, modes: Iterable[SealingMode] = (SealingMode.NONE,), share: float = 1.0) -> Tally:
     """The campaign; a share of the calls that is less than all is drawn at random."""
-    tally, randomness = Tally(), random.Random(seed)
+    tally, randomness = Tally([case.name for case in CASES]), random.Random(seed)
     for mode in modes:
         made = sample.make(ring, mode, Compression.LZ4, seed)
         for name, verb in VERBS.items():

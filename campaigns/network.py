@@ -8,13 +8,12 @@ well. What hangs is not lost: it goes on to the server as soon as the trial is o
 from __future__ import annotations
 
 import random
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 
 from campaigns import sample
-from campaigns.faults import VERBS, Stage, calls, look
+from campaigns.faults import VERBS, Stage, Tally, calls, look
 from seawall.errors import SeawallError, StorageUnreachable
 from seawall.keys import KeyRing
 from seawall.model import Compression, SealingMode
@@ -111,26 +110,9 @@ class S3Stage(Stage):
         self.storage.close()
 
 
-@dataclass
-class Tally:
-    """How the verbs ended, by case, and what was wrong."""
-
-    trials: Counter[str] = field(default_factory=Counter)
-    ends: Counter[tuple[str, str]] = field(default_factory=Counter)
-    wrong: list[str] = field(default_factory=list)
-
-    def print(self) -> None:
-        for case in CASES:
-            ends = {end: count for (name, end), count in sorted(self.ends.items()) if name == case}
-            print(f"{case:<26}{sum(ends.values()):>8}  {', '.join(f'{k} {v}' for k, v in ends.items())}")
-        print(f"{sum(self.trials.values())} trials: " + ", ".join(f"{k} {v}" for k, v in self.trials.items()))
-        for line in self.wrong:
-            print(f"  {line}")
-
-
 def run(ring: KeyRing, server: S3Server, seed: int, trials: int) -> Tally:
     """So many trials, drawn from every call of every verb in every case; each case gets as many."""
-    tally, randomness = Tally(), random.Random(seed)
+    tally, randomness = Tally(list(CASES)), random.Random(seed)
     made = sample.make(ring, SealingMode.AES_256_GCM, Compression.LZ4, seed)
     points = [
         (name, number + 1) for name, verb in VERBS.items() for number in range(len(calls(Stage(made, ring), verb)))

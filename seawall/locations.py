@@ -5,14 +5,15 @@ from __future__ import annotations
 import os
 import secrets
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from seawall import throttle
 from seawall.capacity import Capacity
 from seawall.errors import (
+    Cancelled,
     ClusterMismatch,
     Damaged,
     NotARepository,
@@ -270,25 +271,51 @@ def nearest(settings: Settings, observe: Observer, ring: KeyRing | None = None) 
     Raises:
         StorageError: not one of them could be read.
     """
+    found, failures = _copies(settings, in_order(settings), observe, repository_in=_known_repository)
+    if not found:
+        raise failures[0]
+    return _as_one(found, observe, ring)
+
+
+def others(settings: Settings, observe: Observer, ring: KeyRing | None = None) -> Nearest | None:
+    """As `nearest`, for when the primary is gone: the other locations that answer and hold one repository's copies.
+
+    None where there are none. One that holds another repository than those before it is left out.
+    """
+    found, _ = _copies(settings, in_order(settings)[1:], observe, repository_in=Repository.open)
+    return _as_one(found, observe, ring) if found else None
+
+
+def _copies(
+    settings: Settings,
+    names: Sequence[str],
+    observe: Observer,
+    *,
+    repository_in: Callable[[Storage], Repository | None],
+) -> tuple[list[Copy], list[SeawallError]]:
+    """Those locations that can be read and hold one repository, and why the rest is left out."""
     found: list[Copy] = []
     failures: list[SeawallError] = []
     first: Repository | None = None
-    for name in in_order(settings):
+    for name in names:
         try:
-            storage = opened(settings, name, observe)
-            repository = _known_repository(storage)
-            first = first or repository
-            if first is not None and repository is not None:
-                refuse_other(first, repository)
+            with ExitStack() as unless_kept:
+                storage = opened(settings, name, observe)
+                unless_kept.callback(storage.close)
+                repository = repository_in(storage)
+                first = first or repository
+                if first is not None and repository is not None:
+                    refuse_other(first, repository)
+                unless_kept.pop_all()
+        except Cancelled:
+            raise
         except SeawallError as error:
             failures.append(error)
             text = f"location {name} cannot be read and is left out: {error.message}"
             observe.hear(Noticed("medium", "location-silent", text))
         else:
             found.append(Copy(name, storage))
-    if not found:
-        raise failures[0]
-    return Nearest(found, Evidence([copy.storage for copy in found], ring), observe)
+    return found, failures
 
 
 def _known_repository(storage: Storage) -> Repository | None:
@@ -299,24 +326,8 @@ def _known_repository(storage: Storage) -> Repository | None:
         return None
 
 
-def others(settings: Settings, observe: Observer, ring: KeyRing | None = None) -> Nearest | None:
-    """As `nearest`, for when the primary is gone: the other locations that answer and hold one repository's copies.
-
-    None where there are none. One that holds another repository than those before it is left out.
-    """
-    found: list[Copy] = []
-    first: Repository | None = None
-    for name in in_order(settings)[1:]:
-        try:
-            repository = Repository.open(opened(settings, name, observe))
-            first = first or repository
-            refuse_other(first, repository)
-        except SeawallError as error:
-            text = f"location {name} cannot be read and is left out: {error.message}"
-            observe.hear(Noticed("medium", "location-silent", text))
-        else:
-            found.append(Copy(name, repository.storage))
-    return Nearest(found, Evidence([copy.storage for copy in found], ring), observe) if found else None
+def _as_one(copies: Sequence[Copy], observe: Observer, ring: KeyRing | None) -> Nearest:
+    return Nearest(copies, Evidence([copy.storage for copy in copies], ring), observe)
 
 
 def refuse_other(repository: Repository, other: Repository) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from seawall import locations
+from seawall.errors import Cancelled
 from seawall.events import Event, Noticed, Observer
 from seawall.keys import KeyRing
 from seawall.model import Compression, SealingMode
@@ -207,3 +208,13 @@ def test_a_location_that_holds_another_repository_is_never_restored_from(site: P
     said = [event.message for event in heard if isinstance(event, Noticed)]
     assert len(said) == 1
     assert f"offsite cannot be read and is left out: {other.storage.url} is repository {other.id}" in said[0]
+
+
+def test_who_cancels_while_locations_are_opened_is_heard(site: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def cancelled(*_: object) -> Any:
+        raise Cancelled("on request")
+
+    monkeypatch.setattr(locations, "opened", cancelled)
+    for reading in (locations.nearest, locations.others):
+        with pytest.raises(Cancelled):
+            reading(load(site), Observer())
