@@ -87,7 +87,10 @@ def _origin(options: argparse.Namespace, context: Context) -> Reading:
         )
     found = without_primary(context)
     if found is None:
-        raise UsageError("no other location can be read, from which the primary could be filled")
+        raise UsageError(
+            "no other location can be read, from which the primary could be filled",
+            hint="Name one that holds a copy in [locations.NAME] (docs/how-to/locations.md).",
+        )
     return found
 
 
