@@ -80,8 +80,17 @@ def collect(
     with area.lease(actor, CLEANUP) as held:
         remover = _Remover(area, audit or AuditLog(repository.storage), held, actor=actor, now=now)
         done = _Collection(area, remover, origin, now=now, observe=observe, grace=grace).run()
-    swept = area.storage.sweep(grace) + _sweep_probes(area.storage, grace)
+    swept = _sweep_uploads(area.storage, grace, observe) + _sweep_probes(area.storage, grace)
     return Collected(done.sets, done.objects, done.freed_bytes, done.left, swept)
+
+
+def _sweep_uploads(storage: Storage, older_than: timedelta, observe: Observer) -> int:
+    """Remove what broken uploads left; rights that are missing for that alone are told, as all else was cleaned up."""
+    try:
+        return storage.sweep(older_than)
+    except StorageDenied as error:
+        observe.hear(Noticed("medium", "not-swept", f"what broken uploads left stays: {error.message}"))
+        return 0
 
 
 def _sweep_probes(storage: Storage, older_than: timedelta) -> int:

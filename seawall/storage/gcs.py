@@ -54,7 +54,9 @@ from seawall.storage.objects import Fetched
 from seawall.storage.retry import RetryPolicy, Sleep
 
 _ENDPOINT = "https://storage.googleapis.com"
-_SCOPE = "https://www.googleapis.com/auth/devstorage.read_write"
+# The one for reading and writing does not reach a change of an object's retention or hold (JSON API, `objects.patch`), so
+# nothing could be locked for longer. What an account may do is the business of its roles.
+_SCOPE = "https://www.googleapis.com/auth/devstorage.full_control"
 _TIMEOUT_SECONDS = (10, 60)
 _POOL = 32
 

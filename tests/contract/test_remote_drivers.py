@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import importlib.resources
 import ipaddress
 import json
 import socket
@@ -18,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import asyncssh
+import googleapiclient
 import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
@@ -207,6 +209,15 @@ def service_account(place: Path, port: int) -> Path:
         "token_uri": f"https://127.0.0.1:{port}/token",
     }  # fmt: skip
     return closed(place / "account.json", json.dumps(about))
+
+
+def test_the_scope_that_google_is_asked_for_reaches_every_request_of_the_driver() -> None:
+    """By Google's own description of its API; the emulator admits whatever comes."""
+    described = importlib.resources.files(googleapiclient) / "discovery_cache/documents/storage.v1.json"
+    methods = json.loads(described.read_text(encoding="utf-8"))["resources"]
+    for group, wanted in {"objects": ("get", "insert", "list", "patch", "delete"), "buckets": ("get", "patch")}.items():
+        for method in wanted:
+            assert gcs._SCOPE in methods[group]["methods"][method]["scopes"], f"{group}.{method}"
 
 
 @pytest.mark.servers

@@ -20,7 +20,7 @@ from blocks.repository import BackupRepository
 from blocks.site import BlockNames, settings_for
 from seawall import locations, retention
 from seawall.errors import ObjectMissing, StorageDenied
-from seawall.events import Observer, silent
+from seawall.events import Event, Noticed, Observer, silent
 from seawall.health import host
 from seawall.health.result import Status
 from seawall.lockprobe import LockState, probe_location
@@ -30,6 +30,7 @@ from seawall.settings import PRIMARY, RepositorySettings, SealingSettings, Setti
 from seawall.storage import open_storage
 from seawall.storage.base import read
 from seawall.storage.memory import MemoryStorage
+from seawall.storage.wrappers import Wrapper
 from seawall.wal import Lsn, Segment
 from tasks.opening import opened
 from tools.storage_servers import free_port, process, secret_file
@@ -42,6 +43,17 @@ def documented() -> list[dict[str, Any]]:
     """The policies of the page, in its order: who writes, what may be removed by it, who deletes."""
     text = (ROOT / "docs/how-to/s3.md").read_text(encoding="utf-8")
     return [found for found in map(json.loads, re.findall(r"```json\n(.*?)```", text, re.S)) if "Statement" in found]
+
+
+def test_a_condition_on_the_prefix_stands_only_where_aws_knows_it() -> None:
+    """The service authorization reference of S3 names the key for these actions; for others it would never hold."""
+    knows = {"s3:ListBucket", "s3:ListBucketVersions"}
+    under_condition = [
+        one["Action"] for policy in documented() for one in policy["Statement"] if "s3:prefix" in str(one.get("Condition"))
+    ]
+    assert under_condition
+    for actions in under_condition:
+        assert set([actions] if isinstance(actions, str) else actions) <= knows
 
 
 @pytest.fixture
@@ -160,6 +172,28 @@ def test_probes_that_a_writer_left_go_a_day_later_with_a_cleanup() -> None:
         clock[0] += timedelta(days=days)
         retention.collect(repository, "shop", actor="test", now=clock[0], observe=silent())
         assert len(list(storage.list("probes/"))) == left
+
+
+def test_an_account_that_may_not_look_for_broken_uploads_cleans_up_all_else_and_says_so() -> None:
+    heard: list[Event] = []
+    now = datetime(2026, 11, 23, tzinfo=UTC)
+    storage = MemoryStorage(clock=lambda: now)
+    repository = Repository.create(Unswept(storage), now=now)
+    storage.put("probes/0123", [b"probe"])
+    done = retention.collect(
+        repository, "shop", actor="test", now=now, observe=Observer(heard.append), grace=timedelta(days=1)
+    )
+    assert done.swept == 0
+    now += timedelta(days=2)
+    assert retention.collect(repository, "shop", actor="test", now=now, observe=Observer(heard.append)).swept == 1
+    assert [one.message for one in heard if isinstance(one, Noticed)] == [
+        "what broken uploads left stays: not allowed to list uploads"
+    ] * 2
+
+
+class Unswept(Wrapper):
+    def sweep(self, older_than: timedelta) -> int:
+        raise StorageDenied("not allowed to list uploads")
 
 
 def test_the_credentials_that_delete_are_the_only_ones_where_no_others_are_named(tmp_path: Path) -> None:
