@@ -6,6 +6,7 @@ python -m tools.gcs_server PORT
 - A resumable upload whose `X-Goog-Hash` does not fit what arrived is refused.
 - A session that has received nothing says so by answering without `Range`.
 - A range that begins behind the object's end is answered with 416.
+- What is not there is told in JSON, and in plain words where bytes themselves were asked for.
 - A bucket made with `enableObjectRetention` locks objects: a retention that has not passed, or a hold, forbids to
   delete and to replace; a retention in the mode Locked is never made shorter, an Unlocked one only with
   `overrideUnlockedRetention` ("Object Retention Lock", "Object holds").
@@ -108,6 +109,18 @@ def _never_shorter(handler: _Handler) -> _Handler:
     return checked
 
 
+def _explaining(close: _Handler) -> _Handler:
+    def closed(response: Any) -> None:
+        if response.status is HTTPStatus.NOT_FOUND and not response._content:
+            if response._handler.path.startswith("/download/"):
+                response.write("No such object")
+            else:
+                _refuse(response, HTTPStatus.NOT_FOUND, "notFound")
+        close(response)
+
+    return closed
+
+
 def _is_kept(storage: Any, bucket: str, name: str) -> bool:
     found = storage.get_file_obj(bucket, name) if _there(storage, bucket, name) else {}
     until = (found.get("retention") or {}).get("retainUntilTime")
@@ -138,9 +151,10 @@ def serve(port: int) -> None:
     buckets.insert = _with_retention(buckets.insert)
     objects._resumable_incomplete = _incomplete(objects._resumable_incomplete)
     # Its table of routes takes the handlers when it is imported.
-    from gcp_storage_emulator.server import create_server  # noqa: PLC0415 - see the line above
+    from gcp_storage_emulator import server  # noqa: PLC0415 - see the line above
 
-    create_server("127.0.0.1", port, in_memory=True).run()
+    server.Response.close = _explaining(server.Response.close)
+    server.create_server("127.0.0.1", port, in_memory=True).run()
 
 
 if __name__ == "__main__":

@@ -48,6 +48,23 @@ def explained(status: int, message: str, *, hint: str | None = None) -> StorageE
     return error
 
 
+def foreign(what: str, service: str, why: object = "") -> StorageUnreachable:
+    """The error for an answer that the service did not give, but a proxy, a web page or another server in its place.
+
+    Such an answer proves nothing: above all, not that an object is absent.
+
+    Args:
+        what: what was tried, and where.
+        service: whose answer was expected.
+        why: what is wrong with it.
+    """
+    said = " ".join(str(why).split())[:200]
+    return StorageUnreachable(
+        f"{what}: what answers there does not speak as {service} does" + (f" ({said})" if said else ""),
+        hint="Check endpoint, and what stands in between, such as a proxy, a gateway or a console's web page.",
+    )
+
+
 def server_time(date: str | None, url: str) -> datetime:
     """The moment of a `Date` header (RFC 9110, section 6.6.1), whole seconds.
 

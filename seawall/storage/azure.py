@@ -65,7 +65,7 @@ from seawall.storage.access import (
     secured_endpoint,
     split,
 )
-from seawall.storage.answers import explained, server_time
+from seawall.storage.answers import explained, foreign, server_time
 from seawall.storage.base import Capabilities, Stat
 from seawall.storage.immutability import Retention
 from seawall.storage.locking import Attack, LockingStorage, can_lock_now, refuse_locked
@@ -230,6 +230,7 @@ class AzureContainer:
             try:
                 with self._translated("look at", "the container"):
                     found = self._client.get_container_properties()
+                    _ = found.last_modified.astimezone(UTC)  # another server's answer has none
             except (StorageUnreachable, NotARepository):
                 raise
             except StorageError:
@@ -317,6 +318,7 @@ class AzureContainer:
     def _properties(self, name: str, **version: str) -> BlobProperties:
         with self._translated("look at", name):
             found: BlobProperties = self._blob(name).get_blob_properties(**version)
+            _ = found.last_modified.astimezone(UTC)  # another server's answer has none
             return found
 
     @contextlib.contextmanager
@@ -333,6 +335,9 @@ class AzureContainer:
             raise StorageUnreachable(f"{what}: {error}", hint=hint) from error
         except AzureError as error:
             raise StorageDenied(f"{what}: {error}", hint="See docs/how-to/azure.md.") from error
+        # What the vendor's library comes upon in the answers of others.
+        except (AttributeError, LookupError, TypeError, ValueError) as error:
+            raise foreign(what, "Azure", f"{type(error).__name__}: {error}") from error
 
 
 class AzureStorage(LockingStorage):
@@ -389,9 +394,13 @@ def _explained(error: HttpResponseError, what: str) -> SeawallError:
     message = f"{what}: {code} {said}".rstrip() + (f" (request {request})" if request else "")
     if code in _BY_CODE:
         return _BY_CODE[code](message)
+    status = error.status_code or 0
+    if (status == 404 or status < 400) and not code:
+        # The service names what is missing, in a header, also where the answer has no body.
+        return foreign(what, "Azure", f"{status} {said}")
     if isinstance(error, ClientAuthenticationError):
         return StorageDenied(message, hint="Check credentials_file, its role and its date of expiry.")
-    return explained(error.status_code or 0, message)
+    return explained(status, message)
 
 
 def _code(error: HttpResponseError) -> str:

@@ -46,7 +46,7 @@ from seawall.errors import (
 from seawall.model import LockMode
 from seawall.settings import RepositorySettings
 from seawall.storage.access import Place, bucket_place, certificates, credentials, secured_endpoint
-from seawall.storage.answers import explained, server_time
+from seawall.storage.answers import explained, foreign, server_time
 from seawall.storage.base import Capabilities, Stat
 from seawall.storage.immutability import Retention
 from seawall.storage.locking import Attack, LockingStorage, can_lock_now, refuse_locked
@@ -54,8 +54,8 @@ from seawall.storage.objects import Fetched
 from seawall.storage.retry import RetryPolicy, Sleep
 
 _ENDPOINT = "https://storage.googleapis.com"
-# The one for reading and writing does not reach a change of an object's retention or hold (JSON API, `objects.patch`), so
-# nothing could be locked for longer. What an account may do is the business of its roles.
+# The one for reading and writing does not reach a change of an object's retention or hold (JSON API, `objects.patch`),
+# so nothing could be locked for longer. What an account may do is the business of its roles.
 _SCOPE = "https://www.googleapis.com/auth/devstorage.full_control"
 _TIMEOUT_SECONDS = (10, 60)
 _POOL = 32
@@ -167,6 +167,8 @@ class GcsBucket:
             params={"uploadType": "resumable", "name": key, "ifGenerationMatch": "0"},
             json={"name": key, **self._lock},
         )
+        if "Location" not in answer.headers:
+            raise foreign(f"cannot write {name} in {self.url}", "Google", "an upload without a place")
         return GcsUpload(self, name, answer.headers["Location"])
 
     def fetch(self, name: str, begin: int, end: int) -> Fetched:
@@ -182,10 +184,17 @@ class GcsBucket:
             )
         except _BeyondEnd:
             return Fetched(b"", self.look(name).size_bytes)
+        except _Unproved:
+            # Where bytes are asked for, what is missing is said in words that anybody could have written.
+            self._resource(name)
+            raise
         except ObjectMissing:
             self._refuse_missing_bucket()
             raise
-        return Fetched(answer.content, int(answer.headers["Content-Range"].rpartition("/")[2]))
+        size = answer.headers.get("Content-Range", "").rpartition("/")[2]
+        if not size.isdigit():
+            raise foreign(f"cannot read {name} in {self.url}", "Google", "no range came")
+        return Fetched(answer.content, int(size))
 
     def look(self, name: str) -> Stat:
         return self._stat(name, self._resource(name))
@@ -215,12 +224,14 @@ class GcsBucket:
             self._refuse_missing_bucket()
 
     def _delete(self, name: str, **which: str) -> None:
-        self.ask("delete", name, "DELETE", f"{self._base}/o/{self._key(name)}", params=which)
+        answer = self.ask("delete", name, "DELETE", f"{self._base}/o/{self._key(name)}", params=which)
+        if answer.content:
+            raise foreign(f"cannot delete {name} in {self.url}", "Google", "words where none belong")
 
     def can_lock(self) -> bool:
         if self._lockable is None:
             try:
-                answer = self.ask("look at", "the bucket", "GET", self._base, params={"fields": "objectRetention"})
+                found = self._told("look at", "the bucket", "bucket", self._base, fields="objectRetention")
             except ObjectMissing as error:
                 raise self._no_bucket() from error
             except StorageUnreachable:
@@ -228,7 +239,7 @@ class GcsBucket:
             except StorageError:
                 self._lockable = False
             else:
-                self._lockable = (answer.json().get("objectRetention") or {}).get("mode") == "Enabled"
+                self._lockable = (found.get("objectRetention") or {}).get("mode") == "Enabled"
         return self._lockable
 
     def retention(self, name: str) -> Retention:
@@ -288,7 +299,7 @@ class GcsBucket:
     def lifecycle(self) -> dict[str, Any]:
         """The bucket's lifecycle configuration."""
         try:
-            found = self.ask("look at", "the lifecycle rules", "GET", self._base, params={"fields": "lifecycle"}).json()
+            found = self._told("look at", "the lifecycle rules", "bucket", self._base, fields="lifecycle")
         except ObjectMissing as error:
             raise self._no_bucket() from error
         return {"lifecycle": found.get("lifecycle") or {"rule": []}}
@@ -299,6 +310,7 @@ class GcsBucket:
 
     def now(self) -> datetime:
         answer = self.ask("look at", "the bucket", "GET", f"{self._base}/o", params=self._first())
+        _spoken(answer, "objects", f"cannot look at the bucket in {self.url}")
         return server_time(answer.headers.get("Date"), self.url)
 
     def sweep(self, older_than: timedelta) -> int:  # noqa: ARG002 - the contract's signature
@@ -328,6 +340,8 @@ class GcsBucket:
             raise StorageUnreachable(f"{what}: {error}", hint=hint) from error
         if answer.status_code == 416:
             raise _BeyondEnd
+        if 300 <= answer.status_code < 400 and answer.status_code != 308:
+            raise foreign(what, "Google", f"status {answer.status_code}, a redirection")
         # 308 is "resume incomplete": a part was taken and more is expected.
         if not (answer.ok or answer.status_code == 308):
             raise _explained(answer, what)
@@ -342,12 +356,20 @@ class GcsBucket:
     def _resource(self, name: str, fields: str = _FIELDS, **which: str) -> Mapping[str, Any]:
         url = f"{self._base}/o/{self._key(name)}"
         try:
-            answer = self.ask("look at", name, "GET", url, params={"fields": fields, **which})
+            return self._told("look at", name, "object", url, fields=fields, **which)
         except ObjectMissing:
             self._refuse_missing_bucket()
             raise
-        found: Mapping[str, Any] = answer.json()
-        return found
+
+    def _told(self, action: str, name: str, kind: str, url: str, **asked: str) -> Mapping[str, Any]:
+        """What the service tells of something; it always says of what kind that is.
+
+        Args:
+            asked: the parameters; of the `fields` that are named here, `kind` comes along.
+        """
+        asked["fields"] = f"kind,{asked['fields']}"
+        answer = self.ask(action, name, "GET", url, params=asked)
+        return _spoken(answer, kind, f"cannot {action} {name or 'objects'} in {self.url}")
 
     def _pages(self, prefix: str, fields: str, **more: str) -> Iterator[Mapping[str, Any]]:
         asked = {"prefix": self._place.prefix + prefix, "fields": f"nextPageToken,{fields}", **more}
@@ -360,10 +382,9 @@ class GcsBucket:
 
     def _listed(self, prefix: str, asked: Mapping[str, str]) -> Mapping[str, Any]:
         try:
-            found: Mapping[str, Any] = self.ask("list", prefix, "GET", f"{self._base}/o", params=asked).json()
+            return self._told("list", prefix, "objects", f"{self._base}/o", **asked)
         except ObjectMissing as error:
             raise self._no_bucket() from error
-        return found
 
     def _refuse_missing_bucket(self) -> None:
         """The answer about an object does not say whether it is that or the bucket that is missing."""
@@ -375,7 +396,7 @@ class GcsBucket:
         return NotARepository(f"there is no bucket {self._place.bucket}", hint="Create it, or correct the URL.")
 
     def _first(self) -> dict[str, str]:
-        return {"prefix": self._place.prefix, "maxResults": "1", "fields": "items(name)"}
+        return {"prefix": self._place.prefix, "maxResults": "1", "fields": "kind,items(name)"}
 
     def _key(self, name: str) -> str:
         return quote(self._place.prefix + name, safe="")
@@ -416,9 +437,12 @@ class GcsUpload:
         arrived = self._arrived() if self.uncertain == number else begin
         self.uncertain = number
         while arrived < begin + len(part):
+            if arrived < begin:
+                raise StorageError(f"{self.name} in {self.bucket.url}: the service lost what it had taken")
             span = f"bytes {arrived}-{begin + len(part) - 1}/*"
-            answer = self._put(content[arrived - begin :], span)
-            arrived = _received(answer)
+            before, arrived = arrived, _received(self._put(content[arrived - begin :], span))
+            if arrived == before:
+                raise StorageUnreachable(f"{self.name} in {self.bucket.url}: the service took nothing of a part")
         self.uncertain = 0
 
     def finish(self) -> None:
@@ -453,9 +477,28 @@ class _BeyondEnd(Exception):
     """A range that begins behind the object's last byte; never leaves this module."""
 
 
+class _Unproved(StorageUnreachable):
+    """Something is not there, by an answer that is not in the service's own form."""
+
+
 def _received(answer: requests.Response) -> int:
     """How many bytes of a session the service has (header `Range: bytes=0-LAST`; none for nothing)."""
     return int(answer.headers["Range"].rpartition("-")[2]) + 1 if "Range" in answer.headers else 0
+
+
+def _spoken(answer: requests.Response, kind: str, what: str) -> Mapping[str, Any]:
+    """What a successful answer tells.
+
+    Raises:
+        StorageUnreachable: it is not the service's.
+    """
+    try:
+        found: Mapping[str, Any] = answer.json()
+        if found["kind"] == f"storage#{kind}":
+            return found
+    except (ValueError, LookupError, TypeError):
+        pass
+    raise foreign(what, "Google", f"not a word of {kind}")
 
 
 def _explained(answer: requests.Response, what: str) -> SeawallError:
@@ -464,6 +507,9 @@ def _explained(answer: requests.Response, what: str) -> SeawallError:
         said, reason = str(error.get("message", "")), str((error.get("errors") or [{}])[0].get("reason", ""))
     except (ValueError, KeyError, TypeError, AttributeError):
         said, reason = answer.reason or "", ""
+        if answer.status_code == 404:
+            unproved = foreign(what, "Google", f"404 {said}")
+            return _Unproved(unproved.message, hint=unproved.hint)
     message = f"{what}: {answer.status_code} {reason} {said}".replace("  ", " ").rstrip()
     if reason in _LOCKED or (answer.status_code == 403 and "hold" in said.lower()):
         return ObjectLocked(message)

@@ -22,6 +22,7 @@ from typing import Any
 
 import boto3
 import botocore.exceptions
+import botocore.parsers
 import urllib3.exceptions
 from botocore.config import Config
 
@@ -40,7 +41,7 @@ from seawall.errors import (
 from seawall.model import LockMode
 from seawall.settings import RepositorySettings
 from seawall.storage.access import Place, bucket_place, certificates, credentials, secured_endpoint
-from seawall.storage.answers import explained, server_time
+from seawall.storage.answers import explained, foreign, server_time
 from seawall.storage.base import Capabilities, Stat
 from seawall.storage.immutability import Retention
 from seawall.storage.locking import Attack, LockingStorage, can_lock_now, refuse_locked
@@ -132,7 +133,6 @@ class S3Bucket:
         self._client = client
         self._mode = mode
         self._lock = {} if until is None else {"ObjectLockMode": mode.name, "ObjectLockRetainUntilDate": until}
-        self._seen = False
         self._lockable: bool | None = None
 
     def locking(self, until: datetime) -> S3Bucket:
@@ -171,7 +171,7 @@ class S3Bucket:
     def begin(self, name: str) -> S3Upload:
         with self._translated("write", name):
             answer = self._client.create_multipart_upload(**self._where(name), ChecksumAlgorithm="SHA256", **self._lock)
-        return S3Upload(self, name, {**self._where(name), "UploadId": answer["UploadId"]})
+            return S3Upload(self, name, {**self._where(name), "UploadId": answer["UploadId"]})
 
     def fetch(self, name: str, begin: int, end: int) -> Fetched:
         try:
@@ -194,10 +194,11 @@ class S3Bucket:
         """
         try:
             with self._translated("look at", name):
-                return dict(self._client.head_object(**self._where(name), ChecksumMode="ENABLED", **more))
-        except ObjectMissing:
-            # The answer to HEAD has no body that would say whether it is the object or the bucket that is missing.
-            self._refuse_missing_bucket()
+                found = dict(self._client.head_object(**self._where(name), ChecksumMode="ENABLED", **more))
+                return found | {key: found[key] for key in ("LastModified", "ContentLength")}
+        except _Unproved:
+            # The answer to HEAD has no body that would say what is missing, or that it is S3 that says so.
+            self._prove_missing(name, **more)
             raise
 
     def walk(self, prefix: str) -> Iterator[Stat]:
@@ -287,7 +288,10 @@ class S3Bucket:
         # The newer version would hide the object until somebody looks for versions; who may not delete leaves it there.
         with contextlib.suppress(StorageDenied):
             self.remove_version(name, newer)
-        self.head(name, VersionId=version)
+        try:
+            self.head(name, VersionId=version)
+        except ObjectMissing:
+            return
         raise ObjectLocked(f"the version of {name} that was locked is as it was")
 
     def _version(self, name: str, version: str | None) -> dict[str, Any]:
@@ -298,9 +302,9 @@ class S3Bucket:
         try:
             with self._translated("look at", "the lifecycle rules"):
                 found = self._client.get_bucket_lifecycle_configuration(Bucket=self._place.bucket)
+                return {"Rules": found["Rules"]}
         except ObjectMissing:
             return {"Rules": []}
-        return {"Rules": found["Rules"]}
 
     def set_lifecycle(self, document: Mapping[str, Any]) -> None:
         """Replace the bucket's lifecycle configuration."""
@@ -312,6 +316,7 @@ class S3Bucket:
     def now(self) -> datetime:
         with self._translated("look at", "the bucket"):
             answer = self._client.list_objects_v2(Bucket=self._place.bucket, Prefix=self._place.prefix, MaxKeys=1)
+            _refuse_no_list(answer)
         return server_time(answer["ResponseMetadata"]["HTTPHeaders"].get("date"), self.url)
 
     def sweep(self, older_than: timedelta) -> int:
@@ -340,35 +345,33 @@ class S3Bucket:
             Bucket=self._place.bucket, Prefix=self._place.prefix + prefix, **more
         )
         with self._translated("list", prefix):
-            yield from pages
+            for page in pages:
+                _refuse_no_list(page)
+                yield page
 
     def can_lock(self) -> bool:
         if self._lockable is None:
             try:
                 with self._translated("look at", "the bucket"):
                     found = self._client.get_object_lock_configuration(Bucket=self._place.bucket)
+                    lockable = found["ObjectLockConfiguration"].get("ObjectLockEnabled") == "Enabled"
             except (StorageUnreachable, NotARepository):
                 raise
             except StorageError:
                 self._lockable = False
             else:
-                self._lockable = found["ObjectLockConfiguration"].get("ObjectLockEnabled") == "Enabled"
+                self._lockable = lockable
         return self._lockable
 
-    def _refuse_missing_bucket(self) -> None:
-        if self._seen:
-            return
-        try:
-            with self._translated("look at", "the bucket"):
-                self._client.head_bucket(Bucket=self._place.bucket)
-        except ObjectMissing as error:
-            raise NotARepository(
-                f"there is no bucket {self._place.bucket}", hint="Create it, or correct the URL."
-            ) from error
-        except StorageDenied:
-            # Who may read objects need not be allowed to look at the bucket; that it answers proves it there.
-            pass
-        self._seen = True
+    def _prove_missing(self, name: str, **more: str) -> None:
+        """Ask once more, in a way whose answer says what is missing.
+
+        Raises:
+            ObjectMissing: proved absent.
+            NotARepository: there is no such bucket.
+        """
+        with contextlib.suppress(_BeyondEnd), self._translated("look at", name):
+            self._client.get_object(**self._where(name), Range="bytes=0-0", **more)["Body"].close()
 
     @contextlib.contextmanager
     def _translated(self, action: str, name: str) -> Iterator[None]:
@@ -396,6 +399,9 @@ class S3Bucket:
             raise StorageUnreachable(f"{what}: {error}") from error
         except botocore.exceptions.BotoCoreError as error:
             raise StorageDenied(f"{what}: {error}", hint="See docs/how-to/s3.md.") from error
+        # What the vendor's library comes upon in the answers of others; from a redirection it never finds back.
+        except (botocore.parsers.ResponseParserError, LookupError, TypeError, ValueError, RecursionError) as error:
+            raise foreign(what, "S3", f"{type(error).__name__}: {error}") from error
 
 
 class S3Storage(LockingStorage):
@@ -420,7 +426,7 @@ class S3Upload:
             answer = self.bucket._client.upload_part(
                 **self.where, PartNumber=number, Body=part, ChecksumSHA256=base64.b64encode(digest).decode()
             )
-        self.parts[number] = (answer["ETag"], digest)
+            self.parts[number] = (answer["ETag"], digest)
 
     def finish(self) -> None:
         parts = [
@@ -446,6 +452,10 @@ class _BeyondEnd(Exception):
     """A range that begins behind the object's last byte; never leaves this module."""
 
 
+class _Unproved(StorageUnreachable):
+    """Something is not there, by an answer that does not say what, or that is none of S3's."""
+
+
 def _explained(error: botocore.exceptions.ClientError, what: str, bucket: str) -> SeawallError:
     answer = error.response
     code, said = answer.get("Error", {}).get("Code", ""), answer.get("Error", {}).get("Message", "")
@@ -458,8 +468,9 @@ def _explained(error: botocore.exceptions.ClientError, what: str, bucket: str) -
     for codes, kind in ((_BUSY, StorageBusy), (_FULL, StorageFull), (_PASSING, StorageUnreachable)):
         if code in codes:
             return kind(message, hint=hint)
-    if code == "NoSuchUpload":
-        return ObjectMissing(message)
+    if not hint and (300 <= status < 400 or (status == 404 and (not code or code.isdigit()))):
+        unproved = foreign(what, "S3", f"{status} {said}")
+        return _Unproved(unproved.message, hint=unproved.hint)
     if "ObjectLockConfiguration" in said or "Object Lock" in said:
         return StorageDenied(message, hint=S3Bucket.lock_hint)
     if code in _KEYS or (status == 403 and hint):
@@ -483,6 +494,16 @@ def _keys(text: str | None) -> dict[str, str]:
     if not {"aws_access_key_id", "aws_secret_access_key"} <= found.keys():
         raise SettingsError("credentials_file has no aws_access_key_id and aws_secret_access_key below [default]")
     return found
+
+
+def _refuse_no_list(page: Mapping[str, Any]) -> None:
+    """Stop at an answer of another server, which looks like an empty list to the vendor's library.
+
+    Raises:
+        LookupError: it names no bucket.
+    """
+    if not page.get("Name") and not page.get("Bucket"):
+        raise LookupError("a list that names no bucket")
 
 
 def _retention(found: dict[str, Any]) -> Retention:

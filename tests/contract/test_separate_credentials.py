@@ -49,7 +49,10 @@ def test_a_condition_on_the_prefix_stands_only_where_aws_knows_it() -> None:
     """The service authorization reference of S3 names the key for these actions; for others it would never hold."""
     knows = {"s3:ListBucket", "s3:ListBucketVersions"}
     under_condition = [
-        one["Action"] for policy in documented() for one in policy["Statement"] if "s3:prefix" in str(one.get("Condition"))
+        one["Action"]
+        for policy in documented()
+        for one in policy["Statement"]
+        if "s3:prefix" in str(one.get("Condition"))
     ]
     assert under_condition
     for actions in under_condition:
