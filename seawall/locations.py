@@ -17,6 +17,7 @@ from seawall.errors import (
     ClusterMismatch,
     Damaged,
     NotARepository,
+    ObjectExists,
     SeawallError,
     SettingsError,
     StorageDenied,
@@ -29,7 +30,7 @@ from seawall.repository import Repository
 from seawall.repository.evidence import Evidence
 from seawall.settings import PRIMARY, LocationRole, LocationSettings, RepositorySettings, Settings
 from seawall.storage import open_storage
-from seawall.storage.base import Storage, read
+from seawall.storage.base import Capabilities, Storage, read
 from seawall.storage.local import folder_of
 from seawall.storage.wrappers import cancellable_sleep
 from seawall.usage import Usage
@@ -53,7 +54,7 @@ class LocationReport:
     Args:
         problem: what is wrong with it; empty if nothing is.
         repository_id: of the repository that lies there; empty if none does yet.
-        locks: whether it locks objects, by its service's word.
+        capabilities: what it can do, by its driver's and its service's word; None while that is not known.
         kept: why the probe could not be deleted, empty where it was: it is locked, or this account may not delete, as
             is wanted where another one cleans up.
         write_seconds, read_seconds, delete_seconds: of one probe of 64 KiB; 0 where it was not come so far.
@@ -72,7 +73,7 @@ class LocationReport:
     write_seconds: float = 0.0
     read_seconds: float = 0.0
     delete_seconds: float = 0.0
-    locks: bool = False
+    capabilities: Capabilities | None = None
     kept: str = ""
     free_bytes: int | None = None
     findings: tuple[LocationFinding, ...] = ()
@@ -83,6 +84,10 @@ class LocationReport:
     @property
     def good(self) -> bool:
         return not self.problem
+
+    @property
+    def locks(self) -> bool:
+        return self.capabilities is not None and self.capabilities.object_lock
 
 
 def opened(settings: Settings, name: str, observe: Observer, *, deleting: bool = False) -> Storage:
@@ -124,12 +129,20 @@ def check(location: LocationSettings, settings: Settings, observe: Observer) -> 
                 write_seconds=written,
                 read_seconds=came_back,
                 delete_seconds=gone,
-                locks=storage.capabilities.object_lock,
+                capabilities=storage.capabilities,
                 kept=kept,
                 free_bytes=storage.free_bytes(),
+                findings=_unsafe(storage.capabilities),
             )
     except SeawallError as error:
         return LocationReport(location.name, location.role, where, problem=error.message, error=error)
+
+
+def _unsafe(can: Capabilities) -> tuple[LocationFinding, ...]:
+    if not can.unsafe:
+        return ()
+    text = f"it does not offer {', '.join(can.unsafe)}: let only one host write there"
+    return (LocationFinding("medium", "capabilities", text),)
 
 
 def _open(location: LocationSettings, settings: Settings, observe: Observer) -> Storage:
@@ -155,6 +168,7 @@ def _probe(storage: Storage) -> tuple[float, float, float, str]:
             raise StorageError(
                 f"the probe {name} is stored but not listed", hint="The storage's listing is not prompt."
             )
+        refuse_overwriting(storage, name, data)
     finally:
         kept = ""
         begin = time.monotonic()
@@ -167,6 +181,21 @@ def _probe(storage: Storage) -> tuple[float, float, float, str]:
     if not kept and next(iter(storage.list(name)), None) is not None:
         raise StorageError(f"the probe {name} was deleted but is still listed", hint="Retention cannot work so.")
     return written, came_back, 0.0 if kept else gone, kept
+
+
+def refuse_overwriting(storage: Storage, name: str, data: bytes) -> None:
+    """Go on only where a second put of an object is refused, whatever the driver says of its service.
+
+    Raises:
+        StorageError: it was not.
+    """
+    try:
+        storage.put(name, [data])
+    except ObjectExists:
+        return
+    raise StorageError(
+        f"the storage overwrote the probe {name}", hint="Two writers would destroy each other's objects."
+    )
 
 
 def _timed(act: Callable[[], object]) -> float:

@@ -134,7 +134,7 @@ def mirror_source(
             with closing(locations.opened(settings, name, observe)) as storage:
                 if begin:
                     mirror.begin(repository, storage)
-                useless = _unwanted(settings, repository, source, name, now)
+                useless = unwanted_in(settings, repository, source, name, now)
                 unwanted[name] = useless.sets
                 locker = _locker(settings, repository, source, name, storage, now=now, observe=observe)
                 room = room_in(storage, settings.location(name).storage.quota_bytes)
@@ -160,7 +160,7 @@ def mirror_source(
     # They are left alone, and what they have counts all the same.
     for name in [name for name in policy.locations if only and name not in only]:
         if (there := _seen(settings, repository, source, name, observe)) is not None:
-            held[name], unwanted[name] = there, _unwanted(settings, repository, source, name, now).sets
+            held[name], unwanted[name] = there, unwanted_in(settings, repository, source, name, now).sets
     # Last: the copies must not wait for what may take long the first time.
     primary = (
         None if only or from_copies else secure_primary(settings, repository, source, None, now=now, observe=observe)
@@ -237,7 +237,7 @@ def lock_arrivals(
     return report
 
 
-def _unwanted(settings: Settings, repository: Repository, source: str, location: str, now: datetime) -> Unwanted:
+def unwanted_in(settings: Settings, repository: Repository, source: str, location: str, now: datetime) -> Unwanted:
     """What the location's own retention would let go again at once."""
     if source not in settings.sources:
         return Unwanted()

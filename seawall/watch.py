@@ -101,7 +101,7 @@ def check(
     report = locations.check(settings.location(name), settings, observe)
     if not report.good:
         return report
-    findings = role_findings(settings, name) + lock_findings(settings, name, report)
+    findings = [*report.findings, *role_findings(settings, name), *lock_findings(settings, name, report)]
     try:
         with closing(locations.opened(settings, name, observe)) as storage:
             seen, said = _lifecycle(settings, name, storage)

@@ -86,7 +86,8 @@ def _add(options: argparse.Namespace, context: Context) -> int:
     _save(file, text)
     record = told(context, f"location {name}", lambda _: _keep(context, report))
     note = f'let a source use it: mirrors = ["{name}"] in [sources.NAME] of {file}'
-    report = replace(report, findings=(*watch.role_findings(wanted, name), *watch.lock_findings(wanted, name, report)))
+    said = (*report.findings, *watch.role_findings(wanted, name), *watch.lock_findings(wanted, name, report))
+    report = replace(report, findings=said)
     context.console.result({"location": _value(report), **record}, [*_lines(report), note])
     return 0
 
@@ -296,6 +297,7 @@ def _value(report: LocationReport) -> dict[str, Any]:
         "read_seconds": round(report.read_seconds, 4),
         "delete_seconds": round(report.delete_seconds, 4),
         "locks": report.locks,
+        "capabilities": None if report.capabilities is None else asdict(report.capabilities),
         "can_delete": None if report.error else not report.kept,
         "free_bytes": report.free_bytes,
         "used_bytes": None if report.usage is None else report.usage.used_bytes,
@@ -315,7 +317,11 @@ def _line(report: LocationReport) -> str:
     free = "" if report.free_bytes is None else f", {size(report.free_bytes)} free"
     used = "" if report.usage is None else f", {size(report.usage.used_bytes)} used"
     what = f"repository {report.repository_id}" if report.repository_id else "empty so far"
+    missing = (
+        [] if report.capabilities is None else [one for one in report.capabilities.without if one != "object lock"]
+    )
     locks = "locks objects" if report.locks else "locks nothing"
+    locks += f"; without {', '.join(missing)}" if missing else ""
     kept = f"; cannot delete, as wanted where another account cleans up ({report.kept})" if report.kept else ""
     return f"{report.name}: good; {report.role.value}; {times}{used}{free}; {locks}{kept}; {what}"
 

@@ -100,11 +100,19 @@ def _show(names: list[str], only: list[str], context: Context, source: Reading) 
     from seawall import locations, mirror, upkeep
     from seawall.repository.evidence import Evidence
 
-    found, lines = [], []
+    found, lines, here = [], [], source.repository
     for name in names:
         for location in only or upkeep.policy_of(context.settings, name).locations:
+            useless = upkeep.unwanted_in(context.settings, here, name, location, context.now())
             with closing(locations.opened(context.settings, location, context.observer)) as storage:
-                plan = mirror.survey(source.repository, name, storage, Evidence([source.repository.storage]))
+                plan = mirror.survey(
+                    here,
+                    name,
+                    storage,
+                    Evidence([here.storage]),
+                    unwanted=useless.sets,
+                    unwanted_wal=useless.segments,
+                )
             count = len({one for group in plan.groups for one in group.names})
             found.append({"source": name, "location": location, "objects": count, "stored_bytes": plan.total_bytes})
             lines.append(f"{name} to {location}: {count} objects are missing, {size(plan.total_bytes)}")

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from datetime import datetime, timedelta
 from pathlib import Path
 
-from seawall import keepers
+from seawall import keepers, locations
 from seawall.audit import AuditEnd, AuditLog
 from seawall.catalog import Catalog, Logbook, anchors
 from seawall.errors import (
@@ -16,7 +16,6 @@ from seawall.errors import (
     Damaged,
     KeyMissing,
     KeyUnusable,
-    ObjectExists,
     ObjectLocked,
     SettingsError,
     StorageDenied,
@@ -119,7 +118,7 @@ def storage_keeps(storage: Storage, *, others_delete: bool = False) -> Finding:
             raise StorageError(
                 f"the probe {name} is stored but not listed", hint="The storage's listing is not prompt."
             )
-        _refuse_overwriting(storage, name, data)
+        locations.refuse_overwriting(storage, name, data)
     finally:
         kept = _removed_or_kept(storage, name)
     done = f"a probe of {_PROBE_BYTES} bytes was written, read back, not overwritten"
@@ -146,32 +145,13 @@ def _removed_or_kept(storage: Storage, name: str) -> str:
     return ""
 
 
-def _refuse_overwriting(storage: Storage, name: str, data: bytes) -> None:
-    try:
-        storage.put(name, [data])
-    except ObjectExists:
-        return
-    raise StorageError(
-        f"the storage overwrote the probe {name}", hint="Two writers would destroy each other's objects."
-    )
-
-
 def capabilities(storage: Storage) -> Finding:
     """What the driver can do; what data depends on is a warning when it is missing."""
     can = storage.capabilities
-    needed = {"create-only writes": can.create_only, "consistent listing": can.consistent_list}
-    missing = [name for name, there in needed.items() if not there]
-    wanted = {
-        "object lock": can.object_lock,
-        "free space": can.free_space,
-        "checksums of what arrives": can.checksums,
-    }
-    without = [name for name, there in wanted.items() if not there]
-    sentence = f"without {', '.join(without)}" if without else "everything that Seawall makes use of"
-    if missing:
+    if can.unsafe:
         hint = "Let only one host write into this repository."
-        return warning(f"the storage does not offer {', '.join(missing)}", hint)
-    return good(sentence)
+        return warning(f"the storage does not offer {', '.join(can.unsafe)}", hint)
+    return good(f"without {', '.join(can.without)}" if can.without else "everything that Seawall makes use of")
 
 
 def clocks_agree(what: str, ask: Callable[[], datetime], now: Callable[[], datetime]) -> Finding:

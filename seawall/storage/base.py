@@ -68,6 +68,22 @@ class Capabilities:
     checksums: bool = False
     folders: bool = True
 
+    @property
+    def unsafe(self) -> tuple[str, ...]:
+        """What is missing of that on which data depends, in words."""
+        needed = {"create-only writes": self.create_only, "consistent listing": self.consistent_list}
+        return tuple(name for name, there in needed.items() if not there)
+
+    @property
+    def without(self) -> tuple[str, ...]:
+        """What is missing of that which Seawall makes use of where it is there."""
+        wanted = {
+            "object lock": self.object_lock,
+            "free space": self.free_space,
+            "checksums of what arrives": self.checksums,
+        }
+        return tuple(name for name, there in wanted.items() if not there)
+
 
 @dataclass(frozen=True, slots=True)
 class Replayable:

@@ -13,8 +13,10 @@ from typing import Any
 
 import pytest
 
+from seawall import locations
 from seawall.errors import ObjectMissing, SeawallError, StorageUnreachable
-from seawall.settings import RepositorySettings
+from seawall.events import Observer
+from seawall.settings import LocationSettings, RepositorySettings, Settings
 from seawall.storage import open_driver, open_storage
 from seawall.storage.base import Storage, read
 from seawall.storage.immutability import lockable
@@ -55,6 +57,7 @@ class Answering(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     said: tuple[int, dict[str, str], str] | None
     behind: int
+    swallows = ""
 
     def answer(self) -> None:
         body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
@@ -66,7 +69,8 @@ class Answering(BaseHTTPRequestHandler):
 
     def _pass_on(self, body: bytes) -> None:
         there = http.client.HTTPConnection("127.0.0.1", self.behind, timeout=60)
-        there.request(self.command, self.path, body, dict(self.headers))
+        told = {name: value for name, value in self.headers.items() if name != self.swallows}
+        there.request(self.command, self.path, body, told)
         answer = there.getresponse()
         content = answer.read()
         own = {"Content-Length": str(len(content))} if self.command != "HEAD" else {}
@@ -186,3 +190,17 @@ def test_what_is_absent_is_proved_by_the_service_and_not_by_a_gateway_that_lost_
         gateway.passes_to(servers[kind].port)
         assert read(storage, "here") == b"1"
         storage.close()
+
+
+@pytest.mark.servers
+def test_a_service_that_overwrites_whatever_it_was_told_is_refused_as_a_location(servers: Servers) -> None:
+    with impostor() as gateway:
+        gateway.passes_to(servers["s3"].port)
+        place = servers["s3"].settings(port=gateway.port)
+        location = LocationSettings("vault", storage=place)
+        sound = locations.check(location, Settings(), Observer())
+        assert sound.good and sound.capabilities is not None and sound.capabilities.create_only
+        gateway.handler.swallows = "If-None-Match"
+        found = locations.check(location, Settings(), Observer())
+        assert "overwrote the probe" in found.problem
+        assert list(open_driver(place.url, place).list("probes/")) == []

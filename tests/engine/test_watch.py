@@ -23,6 +23,7 @@ from seawall.repository import Repository
 from seawall.retention.copies import clean_copy
 from seawall.settings import LocationRole, LocationSettings, Locking, RepositorySettings, Settings, parse
 from seawall.storage.local import LocalStorage
+from seawall.storage.memory import MemoryStorage
 from seawall.upkeep import mirror_source
 from seawall.watch import (
     DAILY,
@@ -109,7 +110,9 @@ def test_a_location_that_would_lock_for_years_says_so_before_it_does(site: tuple
     def said(**place: Any) -> str:
         storage = RepositorySettings(url="memory:reach", **place)
         changed = replace(settings, locations={"vault": LocationSettings("vault", storage=storage)})
-        report = LocationReport("vault", LocationRole.OFFSITE, "memory:reach", locks=True)
+        report = LocationReport(
+            "vault", LocationRole.OFFSITE, "memory:reach", capabilities=MemoryStorage().capabilities
+        )
         return " ".join(one.message for one in lock_findings(changed, "vault", report))
 
     assert "locked here for up to 2562 days" in said()
