@@ -11,6 +11,7 @@ import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import import_module
+from pathlib import Path
 from typing import Any, ClassVar
 
 from prefect.blocks.core import Block
@@ -75,6 +76,17 @@ def _aws(block: Any) -> Credentials:
             "the AWS credentials block has no access key",
             hint="For a profile, a role or an instance's own credentials leave `credentials` of the repository empty.",
         )
+    if block.assume_role_arn:
+        raise SettingsError(
+            f"the AWS credentials block assumes the role {block.assume_role_arn}, whose keys expire during a run",
+            hint="Put the role into a profile of the worker's account (role_arn, source_profile), which boto3 renews, "
+            "and leave `credentials` of the repository empty.",
+        )
+    if block.aws_client_parameters.verify is False:
+        raise SettingsError(
+            "the AWS credentials block turns the check of certificates off, which Seawall never does",
+            hint="Name the certificate of your own authority: verify_cert_path there, or ca_file of the repository.",
+        )
     lines = [
         "[default]",
         f"aws_access_key_id = {block.aws_access_key_id}",
@@ -106,11 +118,18 @@ def _gcp(block: Any) -> Credentials:
     if block.service_account_info is not None:
         return Credentials(SecretStr(json.dumps(block.service_account_info.get_secret_value())))
     if block.service_account_file is not None:
-        return Credentials(SecretStr(block.service_account_file.read_text(encoding="utf-8")))
+        return Credentials(SecretStr(_read(block.service_account_file)))
     raise SettingsError(
         "the GCP credentials block has no service account",
         hint="For the host's own account leave `credentials` of the repository empty.",
     )
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise SettingsError(f"the service account's file {path} cannot be read on this host: {error}") from error
 
 
 def _sftp(block: Any) -> Credentials:

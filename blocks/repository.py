@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import ClassVar
 
@@ -11,7 +12,9 @@ from pydantic import Field
 from blocks.credentials import Credentials
 from seawall.errors import SettingsError
 from seawall.model import LockMode
-from seawall.settings import RepositorySettings
+from seawall.settings import Confirm, Locking, RepositorySettings
+
+_LEFT_OPEN = ("lock", "lock_mode", "lock_at_most_days", "quota_bytes", "confirm")
 
 
 class BackupRepository(Block):
@@ -31,7 +34,21 @@ class BackupRepository(Block):
     region: str = Field(default="", description="of an S3 bucket")
     ca_file: str = Field(default="", description="certificates of an authority of your own, on the worker's host")
     known_hosts_file: str = Field(default="", description="public keys of SFTP servers, on the worker's host")
-    lock_mode: LockMode = Field(default=LockMode.COMPLIANCE, description="how objects are locked where they are")
+    lock: Locking | None = Field(default=None, description="auto or off; as the settings file says where omitted")
+    lock_mode: LockMode | None = Field(
+        default=None, description="how objects are locked where they are; as the settings file says where omitted"
+    )
+    lock_at_most_days: int | None = Field(
+        default=None, ge=0, description="how far locks reach, 0 for all; as the settings file says where omitted"
+    )
+    quota_bytes: int | None = Field(
+        default=None,
+        ge=0,
+        description="how much may lie there, 0 for no limit; as the settings file says where omitted",
+    )
+    confirm: Confirm | None = Field(
+        default=None, description="size or hash of what was written; as the settings file says where omitted"
+    )
     bandwidth_bytes_per_second: int = Field(default=0, ge=0, description="0 for no limit")
     concurrency: int = Field(default=8, ge=1)
     attempts: int = Field(default=5, ge=1)
@@ -51,6 +68,7 @@ def scheme_of(block: BackupRepository) -> str:
 def repository_settings(
     block: BackupRepository,
     *,
+    before: RepositorySettings | None = None,
     credentials: Credentials | None = None,
     file: Path | None = None,
     deleting_file: Path | None = None,
@@ -58,6 +76,8 @@ def repository_settings(
     """The engine's settings of the repository that a block describes.
 
     Args:
+        before: what the settings file says of the place: it holds for all that a block has no field for, or leaves
+            open. A limit on locks that was lost on the way could not be made good.
         credentials: what the credentials block says, if one is named.
         file: where its text was written.
         deleting_file: where that of the credentials that may delete was written, for work that needs them.
@@ -67,7 +87,8 @@ def repository_settings(
     """
     scheme_of(block)
     said = credentials
-    return RepositorySettings(
+    return replace(
+        before or RepositorySettings(),
         url=block.url,
         endpoint=block.endpoint or (said.endpoint if said else ""),
         region=block.region or (said.region if said else ""),
@@ -75,10 +96,10 @@ def repository_settings(
         deleting_credentials_file=deleting_file,
         ca_file=_path(block.ca_file or (said.ca_file if said else ""), "ca_file"),
         known_hosts_file=_path(block.known_hosts_file, "known_hosts_file"),
-        lock_mode=block.lock_mode,
         bandwidth_bytes_per_second=block.bandwidth_bytes_per_second,
         concurrency=block.concurrency,
         attempts=block.attempts,
+        **{name: said for name in _LEFT_OPEN if (said := getattr(block, name)) is not None},
     )
 
 

@@ -1,7 +1,8 @@
 """From a settings file and blocks to the engine's settings.
 
 The file says what belongs to the host (catalog, working directory) and may say everything. A block that is named
-takes the place of the file's section. Secrets of blocks are written to files with mode 0600 below the working
+takes the place of the file's section; of a repository's or a location's, what it has no field for or leaves open stays
+as the file says. Secrets of blocks are written to files with mode 0600 below the working
 directory, because the engine takes secrets by reference only.
 """
 
@@ -19,8 +20,9 @@ from blocks.credentials import Credentials, credentials_of, kind_of
 from blocks.loading import loaded
 from blocks.repository import BackupRepository, repository_settings, scheme_of
 from blocks.sealing import SealingKeys, sealing_settings
+from seawall.errors import SettingsError
 from seawall.model import checked_name
-from seawall.settings import RepositorySettings, SealingSettings, Settings, SourceSettings, load
+from seawall.settings import PRIMARY, RepositorySettings, SealingSettings, Settings, SourceSettings, load
 
 
 class BlockNames(BaseModel):
@@ -29,6 +31,9 @@ class BlockNames(BaseModel):
     cluster: str = Field(default="", description="a Seawall PostgreSQL cluster")
     repository: str = Field(default="", description="a Seawall repository")
     sealing: str = Field(default="", description="Seawall sealing keys")
+    locations: dict[str, str] = Field(
+        default_factory=dict, description="a location's name, and a Seawall repository that says how it is reached"
+    )
 
 
 def settings_for(
@@ -48,12 +53,23 @@ def settings_for(
     settings = load(Path(settings_file) if settings_file else None)
     names = blocks or BlockNames()
     secrets = settings.server.work_directory / "secrets"
+
+    def place(block: str, before: RepositorySettings) -> RepositorySettings:
+        return _repository(block, before, secrets, deleting=deleting)
+
     return with_blocks(
         settings,
         source=_cluster(names.cluster, source, secrets) if names.cluster else None,
-        repository=_repository(names.repository, secrets, deleting=deleting) if names.repository else None,
+        repository=place(names.repository, settings.repository) if names.repository else None,
         sealing=_sealing(names.sealing, secrets) if names.sealing else None,
+        locations={name: place(block, _copy(settings, name)) for name, block in names.locations.items()},
     )
+
+
+def _copy(settings: Settings, name: str) -> RepositorySettings:
+    if name == PRIMARY:
+        raise SettingsError("the primary location is named as `repository` among the blocks, not as a location")
+    return settings.location(name).storage
 
 
 def with_blocks(
@@ -62,14 +78,19 @@ def with_blocks(
     source: SourceSettings | None = None,
     repository: RepositorySettings | None = None,
     sealing: SealingSettings | None = None,
+    locations: Mapping[str, RepositorySettings] | None = None,
 ) -> Settings:
     """Settings in which what blocks say takes the place of what the file said."""
     sources: Mapping[str, SourceSettings] = settings.sources
     if source is not None:
         sources = {**settings.sources, source.name: source}
+    places = dict(settings.locations)
+    for name, storage in (locations or {}).items():
+        places[name] = replace(places[name], storage=storage)
     return replace(
         settings,
         sources=sources,
+        locations=places,
         repository=repository or settings.repository,
         sealing=sealing or settings.sealing,
     )
@@ -84,14 +105,14 @@ def _cluster(name: str, source: str, secrets: Path) -> SourceSettings:
     return source_settings(block, source, passfile=passfile)
 
 
-def _repository(name: str, secrets: Path, *, deleting: bool) -> RepositorySettings:
+def _repository(name: str, before: RepositorySettings, secrets: Path, *, deleting: bool) -> RepositorySettings:
     block = loaded(BackupRepository, name)
     found = file = deleting_file = None
     if block.credentials:
         found, file = _credentials(block, block.credentials, secrets)
     if block.deleting_credentials and deleting:
         _, deleting_file = _credentials(block, block.deleting_credentials, secrets)
-    return repository_settings(block, credentials=found, file=file, deleting_file=deleting_file)
+    return repository_settings(block, before=before, credentials=found, file=file, deleting_file=deleting_file)
 
 
 def _credentials(block: BackupRepository, name: str, secrets: Path) -> tuple[Credentials, Path]:

@@ -21,8 +21,9 @@ from blocks.sealing import SealingKeys, sealing_settings
 from blocks.site import BlockNames, secret_file, settings_for, with_blocks
 from seawall.catalog import Severity
 from seawall.errors import NameRefused, SettingsError
-from seawall.model import CopyMode
-from seawall.settings import RepositorySettings, Settings, SourceSettings
+from seawall.limits import LimitWindow
+from seawall.model import CopyMode, LockMode
+from seawall.settings import Confirm, Locking, RepositorySettings, Settings, SourceSettings
 from seawall.storage import open_driver
 from tools import debian
 
@@ -126,13 +127,22 @@ def test_the_engine_reads_the_file_that_a_credentials_block_becomes(tmp_path, sc
     ("scheme", "block"),
     [
         ("s3", AwsCredentials(profile_name="default")),
+        (
+            "s3",
+            AwsCredentials(aws_access_key_id="a", aws_secret_access_key="b", assume_role_arn="arn:aws:iam::1:role/r"),
+        ),
+        (
+            "s3",
+            AwsCredentials(aws_access_key_id="a", aws_secret_access_key="b", aws_client_parameters={"verify": False}),
+        ),
         ("azure", AzureBlobStorageCredentials(account_url="https://a.blob.core.windows.net")),
         ("sftp", SftpKey()),
     ],
 )
-def test_a_credentials_block_without_a_secret_of_its_own_is_refused(scheme, block):
-    with pytest.raises(SettingsError):
+def test_a_credentials_block_that_holds_no_secret_or_asks_for_what_is_not_done_is_refused(scheme, block):
+    with pytest.raises(SettingsError) as caught:
         credentials_of(scheme, block)
+    assert "credentials" in caught.value.message or "private key" in caught.value.message
 
 
 def test_a_sealing_block_becomes_settings():
@@ -150,6 +160,34 @@ def test_what_a_block_says_takes_the_place_of_the_files_section_only():
     assert after.sources["two"].conninfo == "host=elsewhere"
     assert after.sources["one"] is before.sources["one"]
     assert after.repository is before.repository
+
+
+def test_what_a_repository_block_leaves_open_stays_as_the_file_says_it():
+    """A limit on locks above all: what is locked for years cannot be unlocked."""
+    before = RepositorySettings(
+        url="/old",
+        region="eu-central-1",
+        lock_at_most_days=30,
+        lock_mode=LockMode.GOVERNANCE,
+        lock=Locking.OFF,
+        quota_bytes=10,
+        prices="ours",
+        cold_classes=("none",),
+        confirm=Confirm.HASH,
+        limits=(LimitWindow(bytes_per_second=1),),
+    )
+    after = repository_settings(BackupRepository(url="/new"), before=before)
+    assert after == replace(before, url="/new", region="")
+    said = BackupRepository(url="/new", lock="auto", lock_mode="compliance", lock_at_most_days=0, quota_bytes=0)
+    after = repository_settings(said, before=before)
+    assert (after.lock, after.lock_mode, after.lock_at_most_days) == (Locking.AUTO, LockMode.COMPLIANCE, 0)
+    assert (after.quota_bytes, after.confirm) == (0, Confirm.HASH)
+
+
+def test_a_block_is_no_location_that_the_file_does_not_know(site):
+    for name in ("primary", "offsite"):
+        with pytest.raises(SettingsError, match=name):
+            settings_for("", str(site[0]), BlockNames(locations={name: "offsite"}))
 
 
 @pytest.fixture
