@@ -525,6 +525,10 @@ def _texts(value: Any) -> tuple[str, ...]:
     return tuple(value.split(",")) if isinstance(value, str) else tuple(str(v) for v in value)
 
 
+# Dates end with the year 9999, and begin with 1.
+_MOST = {"_hours": 876_600, "_days": 36_525, "_months": 1_200, "_years": 100}
+
+
 def _count(value: object, key: str) -> int:
     if "_bytes" in key:
         return limits.amount(value)
@@ -533,6 +537,9 @@ def _count(value: object, key: str) -> int:
     text = str(value).strip()
     if not text.isdecimal():
         raise ValueError("a whole number of at least 0 is wanted")
+    most = next((number for suffix, number in _MOST.items() if key.endswith(suffix)), None)
+    if most is not None and int(text) > most:
+        raise ValueError(f"at most {most}, a hundred years, are possible")
     return int(text)
 
 

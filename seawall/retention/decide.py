@@ -6,7 +6,7 @@ Order is by stop time, never by name or LSN alone: numbers may start again, time
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from itertools import pairwise
@@ -19,6 +19,8 @@ from seawall.retention.unneeded import WalRange, unneeded_wal, window_bases
 CLOCK_TOLERANCE = timedelta(minutes=5)
 # A source that was backed up each day and then not for a week has another trouble than too many backups.
 _LEAST_REST = timedelta(days=7)
+# So many spans say how often sets come.
+_LOOKED_AT = 9
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +80,7 @@ def plan(
 
     Raises:
         ClockWentBackwards: a set stopped after `now`; no age can be trusted.
-        RetentionRefused: the plan would let go what must stay, or the newest set is suspiciously old.
+        RetentionRefused: the plan would let go what must stay, or sets stopped coming, up to now or a week ago.
     """
     ordered = sorted(heads, key=lambda head: head.stopped_at)
     unreadable = unreadable or {}
@@ -99,8 +101,9 @@ def plan(
     wal = () if unreadable else tuple(unneeded_wal(kept, holds, policy.window, now, wal_names, waiting=waiting))
     made = RetentionPlan(source, now, _in_time(keep), _in_time(gone), wal, policy.window)
     refuse_unsafe(made, ordered, holds)
-    if made.expire and not at_rest:
-        _refuse_rest(ordered, now)
+    # WAL from before the only set is of no use, whatever the time.
+    if (made.expire or (made.wal and len(ordered) > 1)) and not at_rest:
+        _refuse_jump(ordered, now)
     return made
 
 
@@ -224,18 +227,36 @@ def _refuse_future(ordered: Sequence[Head], now: datetime) -> None:
         raise ClockWentBackwards(f"backup {ordered[-1].label} stopped after {now.isoformat()}, which should be now")
 
 
-def _refuse_rest(ordered: Sequence[Head], now: datetime) -> None:
+def _refuse_jump(ordered: Sequence[Head], now: datetime) -> None:
     """Stop when the newest set is much older than sets of this source used to be when the next one came.
 
-    Either the clock jumped ahead, and every age is wrong; or backups fail, and what there is must last.
+    Either the clock jumped ahead, and every age is wrong; or backups fail, and what there is must last. A backup that
+    is taken after such a rest proves neither: it has the time of the same clock. So a week is left to notice it.
     """
-    stops = [head.stopped_at for head in ordered[-10:]]
-    usual = max((later - earlier for earlier, later in pairwise(stops)), default=timedelta(0))
-    if stops and now - stops[-1] > max(_LEAST_REST, 4 * usual):
+    for earlier, later in _rests([head.stopped_at for head in ordered], now):
+        rested = f"{(later - earlier).days} days"
+        if later == now:
+            raise RetentionRefused(
+                f"the newest backup stopped {rested} ago, and they used to come more often: the clock jumped, or "
+                "backups fail; nothing is let go"
+            )
         raise RetentionRefused(
-            f"the newest backup stopped {(now - stops[-1]).days} days ago, and they used to come within "
-            f"{usual.total_seconds() / 86400:.1f} days: the clock jumped, or backups fail; nothing is let go"
+            f"the backup that stopped at {later.isoformat()} came {rested} after the one before it, and they used to "
+            "come more often: the clock jumped, or backups failed; nothing is let go for a week",
+            hint="If this host's clock is right, `seawall expire --at-rest` does not wait.",
         )
+
+
+def _rests(stops: Sequence[datetime], now: datetime) -> Iterator[tuple[datetime, datetime]]:
+    """Spans without a backup that ended this week: longer than a week, and four times the longest before them."""
+    moments = [*stops, now]
+    for number, (earlier, later) in enumerate(pairwise(moments)):
+        before = moments[max(number - _LOOKED_AT, 0) : number + 1]
+        usual = max((two - one for one, two in pairwise(before)), default=timedelta(0))
+        # How often the first ones come is not known yet, unless none came any more.
+        is_known = len(before) > 1 or later == now
+        if is_known and later >= now - _LEAST_REST and later - earlier > max(_LEAST_REST, 4 * usual):
+            yield earlier, later
 
 
 def refuse_unsafe(made: RetentionPlan, heads: Sequence[Head], holds: Sequence[Hold]) -> None:

@@ -17,6 +17,9 @@ from seawall.errors import SettingsError, UsageError
 from seawall.model import BackupKind
 from seawall.settings import PRIMARY, RetentionSettings, Settings, SourceSettings
 
+# A century. Dates do not reach back for ever, and who writes more means for ever.
+_MOST_DAYS, _MOST_MONTHS = 36_525, 1_200
+
 
 @dataclass(frozen=True, slots=True)
 class RetentionPolicy:
@@ -33,7 +36,7 @@ class RetentionPolicy:
         time_zone: an IANA name; in which days, weeks and months begin.
 
     Raises:
-        UsageError: the policy is empty, or a span is negative.
+        UsageError: the policy is empty, or a span is negative or longer than a century.
     """
 
     window: timedelta
@@ -50,6 +53,8 @@ class RetentionPolicy:
         counts = (self.weekly_months, self.monthly_years, self.keep_last, self.minimum_redundancy)
         if min(spans) < timedelta(0) or min(counts) < 0:
             raise UsageError("a retention policy has a negative span or number")
+        if max(spans) > timedelta(days=_MOST_DAYS) or max(self.weekly_months, 12 * self.monthly_years) > _MOST_MONTHS:
+            raise UsageError("a retention policy has a span of more than a hundred years")
         if not any(spans) and not any(counts[:3]):
             raise UsageError(
                 "an empty retention policy would keep nothing", hint="Set retention_days or one of the rules."
@@ -61,10 +66,12 @@ class RetentionPolicy:
         """A policy of one number: every moment of so many days stays restorable, and every backup of them stays.
 
         Raises:
-            UsageError: fewer than one day; a policy that keeps nothing is never meant.
+            UsageError: fewer than one day, because a policy that keeps nothing is never meant; or more than a century.
         """
         if days < 1:
             raise UsageError(f"a retention of {days} days would keep nothing", hint="Set retention_days to 1 or more.")
+        if days > _MOST_DAYS:
+            raise UsageError(f"a retention of {days} days is longer than the most, {_MOST_DAYS} days")
         span = timedelta(days=days)
         return cls(span, dict.fromkeys(BackupKind, span))
 
@@ -72,7 +79,7 @@ class RetentionPolicy:
         """This policy with another window and another span of dailies; weeklies and monthlies stay as they are.
 
         Raises:
-            UsageError: fewer than one day.
+            UsageError: fewer than one day, or more than a century.
         """
         short = RetentionPolicy.of_days(days)
         return replace(self, window=short.window, daily=short.window)

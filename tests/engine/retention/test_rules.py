@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
+from typing import Any
 from zoneinfo import ZoneInfo
 
 import pytest
@@ -13,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from seawall import retention, settings
-from seawall.errors import RetentionRefused, SettingsError, UsageError
+from seawall.errors import ClockWentBackwards, RetentionRefused, SettingsError, UsageError
 from seawall.events import silent
 from seawall.model import BackupKind, BackupLabel, Head, Health, Hold
 from seawall.retention import Decision, RetentionPlan, RetentionPolicy, policy_for
@@ -230,6 +231,52 @@ class TestRefusals:
                 retention.plan("shop", heads, (), policy, now=NOW + later)
         assert retention.plan("shop", heads, (), policy, now=NOW + timedelta(days=20), at_rest=True).expire
 
+    def test_a_clock_that_jumped_before_a_backup_was_taken(self, make_head: MakeHead) -> None:
+        """Then the newest backup is new, and all others are of long ago."""
+        heads = [make_head(NOW - timedelta(days=n)) for n in range(40, 0, -1)]
+        policy = RetentionPolicy.of_days(30)
+        for jump in (timedelta(days=20), timedelta(days=4000)):
+            late = [*heads, make_head(NOW + jump)]
+            for since in (timedelta(hours=2), timedelta(days=6)):
+                with pytest.raises(RetentionRefused, match="nothing is let go for a week"):
+                    retention.plan("shop", late, (), policy, now=NOW + jump + since)
+            assert retention.plan("shop", late, (), policy, now=NOW + jump, at_rest=True).expire
+            # An outage that is over: who resumes has a week to look at the clock.
+            resumed = [*late, *(make_head(NOW + jump + timedelta(days=n)) for n in range(1, 8))]
+            assert retention.plan("shop", resumed, (), policy, now=NOW + jump + timedelta(days=7, hours=1)).expire
+
+    def test_a_clock_that_jumped_where_only_wal_would_go(self, make_head: MakeHead) -> None:
+        heads = [make_head(NOW - timedelta(days=7 * n), segment=100 - 10 * n) for n in range(5, -1, -1)]
+        names = [Segment(1, n).name for n in range(110)]
+        policy = replace(RetentionPolicy.of_days(30), weekly_months=12, keep_last=6)
+        for jump in (timedelta(days=60), timedelta(days=300)):
+            with pytest.raises(RetentionRefused, match="the clock jumped"):
+                retention.plan("shop", heads, (), policy, now=NOW + jump, wal_names=names)
+        only = retention.plan("shop", heads[:1], (), policy, now=NOW, wal_names=names)
+        assert [(wal.first, wal.count) for wal in only.wal] == [(names[0], 50)], "before the only backup is nothing"
+
+    def test_a_clock_that_jumped_back(self, make_head: MakeHead) -> None:
+        heads = [make_head(NOW - timedelta(days=n)) for n in range(40, 0, -1)]
+        for back in (timedelta(days=2), timedelta(days=400)):
+            with pytest.raises(ClockWentBackwards, match="should be now"):
+                retention.plan("shop", heads, (), RetentionPolicy.of_days(30), now=NOW - back)
+
+    @pytest.mark.parametrize("rhythm", [timedelta(hours=1), timedelta(days=1), timedelta(days=7), timedelta(days=31)])
+    def test_no_rhythm_of_backups_is_taken_for_a_jump(self, make_head: MakeHead, rhythm: timedelta) -> None:
+        heads: list[Head] = []
+        policy = RetentionPolicy(timedelta(days=1))
+        for number in range(20):
+            heads.append(make_head(NOW + number * rhythm + timedelta(minutes=number % 7)))
+            for part in (0.1, 0.99):
+                retention.plan("shop", heads, (), policy, now=heads[-1].stopped_at + part * rhythm)
+
+    @pytest.mark.parametrize(
+        "rules", [{"monthly_years": 3000}, {"weekly_months": 10**9}, {"daily": timedelta(days=10**6)}]
+    )
+    def test_spans_that_dates_cannot_express(self, rules: dict[str, Any]) -> None:
+        with pytest.raises(UsageError, match="hundred years"):
+            RetentionPolicy(timedelta(days=1), **rules)
+
     @pytest.mark.parametrize("which", ["everything", "the last good full", "held", "window"])
     def test_a_plan_that_lets_go_what_must_stay(self, make_head: MakeHead, which: str) -> None:
         old, good, newest = (
@@ -328,6 +375,8 @@ class TestSettings:
             ("[sources.shop.retention]\nweekly_months = -1", "at least 0"),
             ("[sources.shop.retention.locations.moon]\ndaily_days = 3", "moon"),
             ("[sources.shop]\nretention = 7", "must be a section"),
+            ("[sources.shop]\nretention_days = 40000", "at most 36525"),
+            ("[retention]\nmonthly_years = 9999", "at most 100"),
         ],
     )
     def test_what_makes_no_sense_is_refused(self, text: str, said: str) -> None:
