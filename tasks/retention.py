@@ -48,7 +48,13 @@ def clean(settings: Settings, source: str, job_id: UUID, *, dry_run: bool) -> Fa
             )
             marked = 0 if dry_run else retention.expire(repository, plan, actor=around.actor, now=now)
             collected = retention.collect(
-                repository, source, actor=around.actor, now=now, observe=around.observe, dry_run=dry_run
+                repository,
+                source,
+                actor=around.actor,
+                now=now,
+                observe=around.observe,
+                dry_run=dry_run,
+                policy=policy,
             )
             if not dry_run:
                 record_collected(around.catalog, repository, source, collected.sets, actor=around.actor, now=around.now)

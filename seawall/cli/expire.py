@@ -10,6 +10,7 @@ from seawall.cli import simulation
 from seawall.cli.console import size
 from seawall.cli.context import Context
 from seawall.errors import SettingsError, UsageError
+from seawall.events import Observer
 from seawall.model import BackupLabel
 from seawall.retention import Collected, RetentionPlan, RetentionPolicy
 from seawall.settings import PRIMARY, SourceSettings
@@ -83,20 +84,32 @@ def _withdrawn(context: Context, source: str, label: BackupLabel) -> dict[str, A
 
 
 def _expire(context: Context, name: str, options: argparse.Namespace) -> dict[str, Any]:
-    area, now = context.repository.source(name), context.now()
+    area, now, policy = context.repository.source(name), context.now(), _policy(context, name, options.days)
     plan = retention.plan_for(
         area,
-        _policy(context, name, options.days),
+        policy,
         now=now,
         at_rest=options.at_rest,
         awaited=lambda heads: retention.awaited(context.settings, name, heads, now=now, observe=context.observer),
     )
     if options.dry_run:
-        collected = retention.collect(
-            context.deletable, name, actor=context.actor, now=now, observe=context.observer, dry_run=True
-        )
+        collected = _collect(context, name, policy, context.observer, dry_run=True)
         return _outcome(name, plan, collected, marked=0, dry_run=True)
-    return _done(context, name, plan)
+    return _done(context, name, plan, policy)
+
+
+def _collect(
+    context: Context, name: str, policy: RetentionPolicy, observe: Observer, *, dry_run: bool = False
+) -> Collected:
+    return retention.collect(
+        context.deletable,
+        name,
+        actor=context.actor,
+        now=context.now(),
+        observe=observe,
+        dry_run=dry_run,
+        policy=policy,
+    )
 
 
 def _expire_copy(context: Context, name: str, options: argparse.Namespace) -> dict[str, Any]:
@@ -113,7 +126,7 @@ def _expire_copy(context: Context, name: str, options: argparse.Namespace) -> di
     return _outcome(name, done.plan, done.collected, marked=done.marked, dry_run=options.dry_run)
 
 
-def _done(context: Context, name: str, plan: RetentionPlan) -> dict[str, Any]:
+def _done(context: Context, name: str, plan: RetentionPlan, policy: RetentionPolicy) -> dict[str, Any]:
     """Mark and remove, and record it as a run of the site's job."""
     from seawall.catalog.facts import retention_facts
     from seawall.catalog.recording import ExecutionRecord, Result, record_collected, retention_job
@@ -125,7 +138,7 @@ def _done(context: Context, name: str, plan: RetentionPlan) -> dict[str, Any]:
     actor, now = context.actor, context.now()
     with recorded(context, "retention-cleanup", name, row) as record:
         marked = retention.expire(context.deletable, plan, actor=actor, now=now)
-        collected = retention.collect(context.deletable, name, actor=actor, now=now, observe=record.observe)
+        collected = _collect(context, name, policy, record.observe)
         record.result = Result(retention_facts(plan, collected, marked))
         record.tell(
             lambda catalog, _: record_collected(

@@ -37,10 +37,15 @@ def run(options: argparse.Namespace, context: Context) -> int:
 
 
 def _place(options: argparse.Namespace, context: Context) -> None:
-    if not options.label or not options.reason:
+    if not options.label or not (options.reason or "").strip():
         raise UsageError("a hold needs --label and --reason", hint="Somebody will ask why this backup is still there.")
     source, label, now = context.stored_source(options.source), BackupLabel.parse(options.label), context.now()
     area, until = context.repository.source(source), _moment(options.until)
+    if until is not None and until <= now:
+        raise UsageError(
+            f"a hold until {until.isoformat()} is over already, and would keep nothing",
+            hint=f"It is {now.isoformat()}.",
+        )
     if label not in area.labels(with_expired=True):
         raise BackupMissing(f"{source} has no backup {label}")
     # Later timelines have larger names, so the largest name is the newest segment of the newest timeline.

@@ -1,16 +1,17 @@
 """The second of two steps: remove for good what was marked long enough ago, and what was never a backup.
 
-Everything is looked at again before anything goes: holds, and object by object what other sets refer to. A set that
-was let go loses its manifest first; bundles of it that an incremental refers to stay, and its data key with them, until
-no set that is still there names them. The source's lease is held all the while, so no backup can begin to refer to an
-object that is about to go, and a cleanup that lost its lease stops. What cannot be read is taken for needed.
+Everything is looked at again before anything goes: holds, what the policy says now of all that is there
+(`second_look`), and object by object what other sets refer to. A set that was let go loses its manifest first; bundles
+of it that an incremental refers to stay, and its data key with them, until no set that is still there names them. The
+source's lease is held all the while, so no backup can begin to refer to an object that is about to go, and a cleanup
+that lost its lease stops. What cannot be read is taken for needed.
 
 Not guaranteed: that anything goes at once. What is locked, held or needed is told, and looked at again next time.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
@@ -23,6 +24,8 @@ from seawall.repository import Lease, Repository, SourceArea, documents
 from seawall.repository.layout import REPAIRS
 from seawall.repository.lease import CLEANUP
 from seawall.retention.marks import compare_clocks
+from seawall.retention.policy import RetentionPolicy
+from seawall.retention.second_look import SecondLook, holds_on, look_again
 from seawall.retention.unneeded import Needed
 from seawall.storage.base import Stat, Storage
 from seawall.storage.immutability import lockable
@@ -55,6 +58,7 @@ def collect(
     dry_run: bool = False,
     audit: AuditLog | None = None,
     origin: SourceArea | None = None,
+    policy: RetentionPolicy | None = None,
 ) -> Collected:
     """Remove what was marked at least `grace` ago, and sets never committed that are as old.
 
@@ -63,11 +67,12 @@ def collect(
     Args:
         audit: where it is recorded, that of the primary location when this is another one; else the repository's own.
         origin: the same source in the primary location when this is another one. What its sets refer to stays here:
-            a mirror may be bringing them at this moment.
+            a mirror may be bringing them at this moment. Its holds are in force here too.
+        policy: by which what was marked is judged again; see `second_look.look_again`.
 
     Raises:
         UsageError: a grace below 24 hours.
-        ClockWentBackwards: this host's clock and the storage's disagree.
+        ClockWentBackwards: this host's clock and the storage's disagree, or a set stopped in the future.
         LeaseHeld: a backup runs; it may refer to what would go.
         LeaseLost: this cleanup was paused for so long that a backup may have begun; the rest waits for the next one.
     """
@@ -75,11 +80,17 @@ def collect(
         raise UsageError(f"a grace of {grace} is below the least of 24 hours")
     compare_clocks(repository, now)
     area = repository.source(source)
+
+    def look() -> SecondLook:
+        return look_again(area, holds_on(area, origin, now), policy, now=now)
+
     if dry_run:
-        return _Collection(area, _Dry(), origin, now=now, observe=observe, grace=grace).run()
+        return _Collection(area, _Dry(), origin, look, now=now, observe=observe, grace=grace).run()
     with area.lease(actor, CLEANUP) as held:
         remover = _Remover(area, audit or AuditLog(repository.storage), held, actor=actor, now=now)
-        done = _Collection(area, remover, origin, now=now, observe=observe, grace=grace).run()
+        done = _Collection(area, remover, origin, look, now=now, observe=observe, grace=grace).run()
+        if done.objects:
+            remover.conclude(done)
     swept = _sweep_uploads(area.storage, grace, observe) + _sweep_probes(area.storage, grace)
     return Collected(done.sets, done.objects, done.freed_bytes, done.left, swept)
 
@@ -124,6 +135,13 @@ class _Remover:
         details = {**details, "location": self._area.storage.url}
         self._audit.append(self._actor, action, f"{self._area.name} {subject}", details, now=self._now)
 
+    def conclude(self, done: Collected) -> None:
+        """Record what came of it; what was announced and has no such record behind it was interrupted."""
+        numbers = {"objects": done.objects, "freed_bytes": done.freed_bytes, "left": len(done.left)}
+        details = {name: str(number) for name, number in numbers.items()}
+        details |= {"sets": " ".join(done.sets), "location": self._area.storage.url}
+        self._audit.append(self._actor, "collected", self._area.name, details, now=self._now)
+
     def remove(self, name: str) -> None:
         self._deletions += 1
         if self._deletions % _DELETIONS_PER_CHECK == 0:
@@ -139,6 +157,7 @@ class _Collection:
         area: SourceArea,
         remover: _Dry | _Remover,
         origin: SourceArea | None,
+        look: Callable[[], SecondLook],
         *,
         now: datetime,
         observe: Observer,
@@ -148,7 +167,7 @@ class _Collection:
         self._now, self._observe, self._grace = now, observe, grace
         self._coming = frozenset() if origin is None else frozenset(origin.labels())
         self._references = _References(area, origin)
-        self._holds = area.holds(now)
+        self._holds, self._look, self._second = holds_on(area, origin, now), look, SecondLook()
         stored = area.storage.list(f"{REPAIRS}{area.layout.root}")
         self._repaired = frozenset(stat.name.removeprefix(REPAIRS) for stat in stored)
         locks = lockable(area.storage)
@@ -160,6 +179,8 @@ class _Collection:
 
     def run(self) -> Collected:
         ripe = dict(self._ripe_marks())
+        if ripe:
+            self._second = self._look()
         # Newest first: a dependent's references are gone before it is asked what its base is still needed for.
         for label, mark in sorted(_sets_of(ripe), key=lambda pair: pair[0].begun_at, reverse=True):
             self._collect_set(label, mark)
@@ -195,9 +216,11 @@ class _Collection:
     # ---- sets
 
     def _collect_set(self, label: BackupLabel, mark: str) -> None:
-        # The second look: a hold may have come.
+        # The second look: a hold may have come, and what was to stand instead of it may be gone.
         if any(hold.label == label for hold in self._holds):
             self._left[str(label)] = "a hold was placed on it"
+        elif label in self._second.staying:
+            self._left[str(label)] = f"it stays after all: {self._second.staying[label]}"
         elif self._remove(label, "collect"):
             # The mark goes only with the last object: without it, what a lock kept would be listed again.
             self._delete(mark)
@@ -278,20 +301,24 @@ class _Collection:
             self._left[mark] = "no backup is there to judge it by"
             return
         needed, size = Needed([*heads, *self._area.unfinished()], self._holds), heads[-1].segment_bytes
-        names = [
-            name
+        unneeded = [
+            (segment, name)
             for segment, name in self._area.wal.objects(int(first[:8], 16))
             if first <= segment <= last and not needed.covers(Segment.parse(segment, size))
         ]
+        names = [name for segment, name in unneeded if self._second.frees(segment)]
+        stay = len(unneeded) - len(names)
+        if stay:
+            self._left[mark] = f"{stay} of its {len(unneeded)} objects stay after all: the policy needs that WAL now"
         locked = {name: why for name in names if (why := self._locked(name))}
         if locked:
             # One line for all: thousands of segments may wait for their dates.
             self._left[mark] = f"{len(locked)} of its {len(names)} objects stay; the last {locked[max(locked)]}"
         names = [name for name in names if name not in locked]
-        if not names and locked:
+        if not names and (locked or stay):
             return
         self._remover.announce("collect-wal", f"{first}..{last}", {"objects": str(len(names))})
-        gone = self._delete_all(names) and not locked
+        gone = self._delete_all(names) and not (locked or stay)
         if gone and self._collect_lists(int(first[:8], 16), first, last):
             self._delete(mark)
 

@@ -128,11 +128,19 @@ def clean_copy(
         copy = Repository.open(storage)
         if copy.id != primary.id:
             raise ClusterMismatch(f"{storage.url} is repository {copy.id}, not a copy of {primary.id}")
-        made = plan_for(copy.source(source), policy_for(settings, source, location), now=now)
+        policy, origin = policy_for(settings, source, location), primary.source(source)
         audit = AuditLog(primary.storage)
-        marked = 0 if dry_run else expire(copy, made, actor=actor, now=now, audit=audit)
-        origin = primary.source(source)
+        made = plan_for(copy.source(source), policy, now=now, origin=origin)
+        marked = 0 if dry_run else expire(copy, made, actor=actor, now=now, audit=audit, origin=origin)
         collected = collect(
-            copy, source, actor=actor, now=now, observe=observe, dry_run=dry_run, audit=audit, origin=origin
+            copy,
+            source,
+            actor=actor,
+            now=now,
+            observe=observe,
+            dry_run=dry_run,
+            audit=audit,
+            origin=origin,
+            policy=policy,
         )
     return Cleaned(made, marked, collected)

@@ -17,6 +17,7 @@ from seawall.repository import Repository, SourceArea, documents
 from seawall.repository.lease import CLEANUP
 from seawall.retention.decide import CLOCK_TOLERANCE, RetentionPlan, plan, refuse_unsafe
 from seawall.retention.policy import RetentionPolicy
+from seawall.retention.second_look import holds_on
 
 
 def plan_for(
@@ -26,11 +27,13 @@ def plan_for(
     now: datetime,
     at_rest: bool = False,
     awaited: Callable[[Sequence[Head]], Mapping[BackupLabel, Sequence[str]]] | None = None,
+    origin: SourceArea | None = None,
 ) -> RetentionPlan:
     """What a policy means for a source as it lies in the storage now; reads only. See `decide.plan`.
 
     Args:
         awaited: which of the listed sets other locations still wait for (`copies.awaited`).
+        origin: the source in the primary location when this is another one; holds there are in force here too.
 
     Raises:
         ClockWentBackwards, RetentionRefused: nothing should be let go.
@@ -39,7 +42,7 @@ def plan_for(
     return plan(
         area.name,
         heads,
-        area.holds(now),
+        holds_on(area, origin, now),
         policy,
         now=now,
         wal_names=area.wal.segments(),
@@ -51,12 +54,19 @@ def plan_for(
 
 
 def expire(
-    repository: Repository, plan_: RetentionPlan, *, actor: str, now: datetime, audit: AuditLog | None = None
+    repository: Repository,
+    plan_: RetentionPlan,
+    *,
+    actor: str,
+    now: datetime,
+    audit: AuditLog | None = None,
+    origin: SourceArea | None = None,
 ) -> int:
     """Mark what a plan lets go; returns how many marks are new.
 
     Args:
         audit: where it is recorded, that of the primary location when this is another one; else the repository's own.
+        origin: the source in the primary location when this is another one; holds there are in force here too.
 
     Raises:
         ClockWentBackwards: this host's clock and the storage's disagree.
@@ -69,7 +79,7 @@ def expire(
     area = repository.source(plan_.source)
     with area.lease(actor, CLEANUP) as held:
         heads, _ = area.readable_heads()
-        refuse_unsafe(plan_, heads, area.holds(now))
+        refuse_unsafe(plan_, heads, holds_on(area, origin, now))
         held.check()
         return _mark_all(audit or AuditLog(repository.storage), area, plan_, actor, now)
 

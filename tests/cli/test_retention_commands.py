@@ -12,7 +12,7 @@ import pytest
 
 from seawall.keys import KeyRing
 from seawall.model import BackupKind, BackupLabel, ClusterIdentity, Compression, CopyMode, Head, SealingMode
-from seawall.repository import Repository, Sealing, SourceArea
+from seawall.repository import Repository, Sealing, SourceArea, documents
 from seawall.settings import load
 from seawall.storage import open_storage
 from seawall.wal import Lsn, Segment
@@ -118,6 +118,45 @@ def test_a_hold_keeps_its_backup_and_with_through_now_the_wal_behind_it(
     assert seawall("hold", "release", "shop", "--id", hold["id"], "--config", config, "--json").code == 0
     (shop,) = seawall("expire", "shop", "--dry-run", "--config", config, "--json").json["sources"]
     assert shop["wal"] != []
+
+
+def test_a_hold_that_would_keep_nothing_is_refused_and_leaves_no_trace(
+    past: tuple[Path, SourceArea, list[BackupLabel]], seawall: Run, tree: Callable[[Path], Any]
+) -> None:
+    config, area, labels = past
+    before = tree(config.parent)
+    for more, said in (
+        (("--reason", "audit", "--until", "2026-01-31T00:00:00Z"), "is over already"),
+        (("--reason", "audit", "--until", "2126-01-31"), "no offset"),
+        (("--reason", "  "), "--reason"),
+        ((), "--reason"),
+    ):
+        done = seawall("hold", "place", "shop", "--label", labels[0], *more, "--config", config, "--json")
+        assert done.code == 2
+        assert said in done.error["message"]
+    assert area.holds(NOW) == ()
+    assert tree(config.parent) == before
+
+
+def test_what_was_marked_by_a_slip_is_not_removed_by_a_cleanup_whose_policy_keeps_it(
+    past: tuple[Path, SourceArea, list[BackupLabel]], seawall: Run
+) -> None:
+    config, area, _ = past
+    what = ("expire", "shop", "--config", config, "--json")
+    marked = {item["label"] for item in seawall(*what, "--days", "1").json["sources"][0]["expire"]}
+    for stat in list(area.storage.list(area.layout.expired)):
+        mark = documents.get(area.storage, stat.name)
+        area.storage.delete(stat.name)
+        two_days = (NOW - timedelta(days=2)).isoformat()
+        documents.put(area.storage, stat.name, mark | {"marked_at": two_days})
+    (done,) = seawall(*what).json["sources"]
+    stayed = {label for label, why in done["left"].items() if "it stays after all: " in why}
+    assert stayed
+    assert stayed | set(done["collected"]) == marked
+    assert all(NOW - BackupLabel.parse(label).begun_at > timedelta(days=30) for label in done["collected"])
+    assert stayed <= {str(label) for label in area.labels(with_expired=True)}
+    (again,) = seawall(*what, "--days", "1").json["sources"]
+    assert set(again["collected"]) == stayed, "who means it says it again"
 
 
 def test_a_running_backup_keeps_a_cleanup_waiting_for_another_time(

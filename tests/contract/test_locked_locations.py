@@ -185,13 +185,14 @@ def test_copies_in_a_bucket_are_locked_by_the_service_and_a_cleanup_there_skips_
         settings_file.write('[sources.shop]\nmirrors = ["vault"]\n[sealing]\nmode = "none"\n')
     settings, now = load(file, {}), datetime.now(UTC)
     repository = Repository.open(LocalStorage(tmp_path / "repository"))
-    head = taken(repository, ring, now)
+    # The newest good backup would stay without any lock.
+    head, newest = taken(repository, ring, now - timedelta(hours=1)), taken(repository, ring, now)
     with Catalog.open(settings.catalog.url) as catalog:
         done = upkeep.mirror_source(
             settings, repository, "shop", ring, catalog, begin=True, now=now, observe=Observer()
         )
         assert not alerts(catalog)
-    assert done.locks["vault"].secured == (str(head.label),)
+    assert done.locks["vault"].secured == (str(head.label), str(newest.label))
     copy = Repository.open(open_storage(place))
     layout, locks = copy.source("shop").layout, lockable(copy.storage)
     assert locks is not None
@@ -207,7 +208,7 @@ def test_copies_in_a_bucket_are_locked_by_the_service_and_a_cleanup_there_skips_
     collected = retention.collect(copy, "shop", actor="test", now=datetime.now(UTC), observe=Observer())
     assert collected.sets == ()
     assert "is locked until" in collected.left[str(head.label)]
-    assert copy.source("shop").labels(with_expired=True) == (head.label,)
+    assert copy.source("shop").labels(with_expired=True) == (head.label, newest.label)
 
 
 @pytest.mark.servers
