@@ -38,6 +38,10 @@ from seawall.usage import Usage
 _PROBE_BYTES = 64 * 1024
 
 
+def _nobody_knows(_repository_id: str) -> bool:
+    return False
+
+
 @dataclass(frozen=True, slots=True)
 class LocationFinding:
     """Something about a location that works: how grave it is, a stable code, and a sentence."""
@@ -295,7 +299,7 @@ def _closing(storage: Storage) -> Iterator[Storage]:
 def nearest(settings: Settings, observe: Observer, ring: KeyRing | None = None) -> Nearest:
     """All configured locations as one storage to read from, the primary first, offsite before secondary offsite.
 
-    One that does not answer, or holds another repository than those before it, is left out with a notice.
+    One that does not answer, or holds another repository than the rest (see `others`), is left out with a notice.
 
     Raises:
         StorageError: not one of them could be read.
@@ -306,13 +310,31 @@ def nearest(settings: Settings, observe: Observer, ring: KeyRing | None = None) 
     return _as_one(found, observe, ring)
 
 
-def others(settings: Settings, observe: Observer, ring: KeyRing | None = None) -> Nearest | None:
+def others(
+    settings: Settings,
+    observe: Observer,
+    ring: KeyRing | None = None,
+    *,
+    knows: Callable[[str], bool] = _nobody_knows,
+) -> Nearest | None:
     """As `nearest`, for when the primary is gone: the other locations that answer and hold one repository's copies.
 
-    None where there are none. One that holds another repository than those before it is left out.
+    None where there are none. Where they hold different ones, the one counts that somebody knows, else that which lies
+    in more locations, else that which has more of the configured sources; the rest is left out.
+
+    Args:
+        knows: whether the repository of that id was seen before, such as by the catalog.
     """
-    found, _ = _copies(settings, in_order(settings)[1:], observe, repository_in=Repository.open)
+    found, _ = _copies(settings, in_order(settings)[1:], observe, repository_in=Repository.open, knows=knows)
     return _as_one(found, observe, ring) if found else None
+
+
+@dataclass(frozen=True, slots=True)
+class _Seen:
+    """A location that answers, and the repository there; None where it cannot be told."""
+
+    copy: Copy
+    repository: Repository | None
 
 
 def _copies(
@@ -321,30 +343,67 @@ def _copies(
     observe: Observer,
     *,
     repository_in: Callable[[Storage], Repository | None],
+    knows: Callable[[str], bool] = _nobody_knows,
 ) -> tuple[list[Copy], list[SeawallError]]:
     """Those locations that can be read and hold one repository, and why the rest is left out."""
-    found: list[Copy] = []
+    seen: list[_Seen] = []
     failures: list[SeawallError] = []
-    first: Repository | None = None
-    for name in names:
-        try:
-            with ExitStack() as unless_kept:
-                storage = opened(settings, name, observe)
-                unless_kept.callback(storage.close)
-                repository = repository_in(storage)
-                first = first or repository
-                if first is not None and repository is not None:
-                    refuse_other(first, repository)
-                unless_kept.pop_all()
-        except Cancelled:
-            raise
-        except SeawallError as error:
-            failures.append(error)
-            text = f"location {name} cannot be read and is left out: {error.message}"
-            observe.hear(Noticed("medium", "location-silent", text))
-        else:
-            found.append(Copy(name, storage))
-    return found, failures
+
+    def leave_out(name: str, error: SeawallError) -> None:
+        failures.append(error)
+        text = f"location {name} cannot be read and is left out: {error.message}"
+        observe.hear(Noticed("medium", "location-silent", text))
+
+    with ExitStack() as unless_kept:
+        for name in names:
+            try:
+                seen.append(_seen(settings, name, observe, repository_in))
+                unless_kept.callback(seen[-1].copy.storage.close)
+            except Cancelled:
+                raise
+            except SeawallError as error:
+                leave_out(name, error)
+        ours = _ours(settings, seen, knows)
+        kept = [one for one in seen if ours is None or one.repository is None or one.repository.id == ours.id]
+        unless_kept.pop_all()
+    for one in seen:
+        if one not in kept and ours is not None and one.repository is not None:
+            one.copy.storage.close()
+            leave_out(one.copy.name, other_repository(ours, one.repository))
+    return [one.copy for one in kept], failures
+
+
+def _seen(
+    settings: Settings, name: str, observe: Observer, repository_in: Callable[[Storage], Repository | None]
+) -> _Seen:
+    with ExitStack() as unless_kept:
+        storage = opened(settings, name, observe)
+        unless_kept.callback(storage.close)
+        found = _Seen(Copy(name, storage), repository_in(storage))
+        unless_kept.pop_all()
+    return found
+
+
+def _ours(settings: Settings, seen: Sequence[_Seen], knows: Callable[[str], bool]) -> Repository | None:
+    """The repository that the settings are about, of those that lie in locations."""
+    told = [(one.copy.name, one.repository) for one in seen if one.repository is not None]
+    first = next(iter(told), None)
+    if first is None or first[0] == PRIMARY or len({repository.id for _, repository in told}) == 1:
+        return None if first is None else first[1]
+
+    def standing(repository: Repository) -> tuple[bool, int, int]:
+        copies = sum(other.id == repository.id for _, other in told)
+        return knows(repository.id), copies, len(settings.sources.keys() & _sources_of(repository))
+
+    # The first of those that stand equal.
+    return max((repository for _, repository in told), key=standing)
+
+
+def _sources_of(repository: Repository) -> frozenset[str]:
+    try:
+        return frozenset(repository.sources())
+    except StorageError:
+        return frozenset()
 
 
 def _known_repository(storage: Storage) -> Repository | None:
@@ -366,10 +425,15 @@ def refuse_other(repository: Repository, other: Repository) -> None:
         ClusterMismatch: they do not.
     """
     if other.id != repository.id:
-        raise ClusterMismatch(
-            f"{other.storage.url} is repository {other.id}, not a copy of {repository.id}",
-            hint="A location mirrors one repository; give this one a place of its own.",
-        )
+        raise other_repository(repository, other)
+
+
+def other_repository(repository: Repository, other: Repository) -> ClusterMismatch:
+    """The error of a place that holds another repository than it should."""
+    return ClusterMismatch(
+        f"{other.storage.url} is repository {other.id}, not a copy of {repository.id}",
+        hint="A location mirrors one repository; give this one a place of its own.",
+    )
 
 
 def in_order(settings: Settings) -> tuple[str, ...]:

@@ -30,6 +30,7 @@ from datetime import datetime, timedelta
 from functools import partial
 from typing import TypeVar
 
+from seawall.audit import PREFIXES as AUDIT
 from seawall.errors import ClockWentBackwards, Damaged, NameRefused, ObjectMissing, SeawallError, StorageDenied
 from seawall.events import Observer
 from seawall.model import BackupLabel, Head, Hold, SealingMode
@@ -74,7 +75,7 @@ class LockDates:
             return None
         if name.startswith((layout.backups, layout.keys)) and (label := _label(name, layout)) is not None:
             return self.sets.get(label)
-        kept_with_wal = (layout.wal, layout.wal_lists, layout.keys, "audit/")
+        kept_with_wal = (layout.wal, layout.wal_lists, layout.keys, *AUDIT)
         if name.startswith(kept_with_wal) and not name.startswith(layout.histories):
             return self.wal
         # Identity, histories, script, holds: whoever restores the last set needs them.
@@ -360,7 +361,8 @@ class _Pass:
         segments = [stat for stat in self.area.storage.list(layout.wal) if not stat.name.startswith(layout.histories)]
         self._lock_wal_keys(self._lock_in_order(segments, now))
         self._lock_in_order(self.area.storage.list(layout.wal_lists), now)
-        self._lock_in_order(self.area.storage.list("audit/"), now)
+        for prefix in AUDIT:
+            self._lock_in_order(self.area.storage.list(prefix), now)
 
     def _lock_in_order(self, stats: Iterable[Stat], now: datetime) -> list[Stat]:
         """Lock what is not, the oldest first and in groups; what was locked, in that order."""

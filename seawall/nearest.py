@@ -80,6 +80,11 @@ class Nearest:
         """Of the locations, the nearest first."""
         return tuple(copy.name for copy in self._copies)
 
+    def without(self, name: str) -> Nearest | None:
+        """The copies in other locations than this one, None where there are none; they are closed with all of them."""
+        rest = [copy for copy in self._copies if copy.name != name]
+        return Nearest(rest, Evidence([copy.storage for copy in rest]), self._observe) if rest else None
+
     @property
     def url(self) -> str:
         return " or ".join(copy.storage.url for copy in self._copies)

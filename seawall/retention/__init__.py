@@ -9,7 +9,7 @@ set consistent, and WAL inside the point-in-time window. Order is by stop time, 
 """
 
 from seawall.retention.collect import MINIMUM_GRACE, Collected, collect
-from seawall.retention.copies import Cleaned, awaited, clean_copy, unwanted
+from seawall.retention.copies import Cleaned, awaited, clean_copy, clean_copy_alone, unwanted
 from seawall.retention.decide import Decision, RetentionPlan, plan
 from seawall.retention.marks import expire, plan_for, unexpire
 from seawall.retention.policy import RetentionPolicy, policy_for, policy_of
@@ -25,6 +25,7 @@ __all__ = [
     "WalRange",
     "awaited",
     "clean_copy",
+    "clean_copy_alone",
     "collect",
     "expire",
     "plan",

@@ -6,6 +6,9 @@ of it that an incremental refers to stay, and its data key with them, until no s
 source's lease is held all the while, so no backup can begin to refer to an object that is about to go, and a cleanup
 that lost its lease stops. What cannot be read is taken for needed.
 
+Where the primary location does not answer, nobody knows what was held or begun there. Then a copy loses for good only
+sets that another location still lists, and no WAL: the rest waits for the primary.
+
 Not guaranteed: that anything goes at once. What is locked, held or needed is told, and looked at again next time.
 """
 
@@ -59,6 +62,7 @@ def collect(
     audit: AuditLog | None = None,
     origin: SourceArea | None = None,
     policy: RetentionPolicy | None = None,
+    alone: bool = False,
 ) -> Collected:
     """Remove what was marked at least `grace` ago, and sets never committed that are as old.
 
@@ -69,6 +73,7 @@ def collect(
         origin: the same source in the primary location when this is another one. What its sets refer to stays here:
             a mirror may be bringing them at this moment. Its holds are in force here too.
         policy: by which what was marked is judged again; see `second_look.look_again`.
+        alone: the primary location does not answer, and `origin` is the other locations that do; None for none.
 
     Raises:
         UsageError: a grace below 24 hours.
@@ -85,10 +90,10 @@ def collect(
         return look_again(area, holds_on(area, origin, now), policy, now=now)
 
     if dry_run:
-        return _Collection(area, _Dry(), origin, look, now=now, observe=observe, grace=grace).run()
+        return _Collection(area, _Dry(), origin, look, alone=alone, now=now, observe=observe, grace=grace).run()
     with area.lease(actor, CLEANUP) as held:
         remover = _Remover(area, audit or AuditLog(repository.storage), held, actor=actor, now=now)
-        done = _Collection(area, remover, origin, look, now=now, observe=observe, grace=grace).run()
+        done = _Collection(area, remover, origin, look, alone=alone, now=now, observe=observe, grace=grace).run()
         if done.objects:
             remover.conclude(done)
     swept = _sweep_uploads(area.storage, grace, observe) + _sweep_probes(area.storage, grace)
@@ -159,11 +164,12 @@ class _Collection:
         origin: SourceArea | None,
         look: Callable[[], SecondLook],
         *,
+        alone: bool,
         now: datetime,
         observe: Observer,
         grace: timedelta,
     ) -> None:
-        self._area, self._remover = area, remover
+        self._area, self._remover, self._alone = area, remover, alone
         self._now, self._observe, self._grace = now, observe, grace
         self._coming = frozenset() if origin is None else frozenset(origin.labels())
         self._references = _References(area, origin)
@@ -184,6 +190,10 @@ class _Collection:
         # Newest first: a dependent's references are gone before it is asked what its base is still needed for.
         for label, mark in sorted(_sets_of(ripe), key=lambda pair: pair[0].begun_at, reverse=True):
             self._collect_set(label, mark)
+        if self._alone:
+            waiting = (mark for mark, content in ripe.items() if "label" not in content)
+            self._left |= dict.fromkeys(waiting, "the primary location does not answer")
+            return self._collected()
         self._collect_uncommitted()
         self._collect_keys()
         # WAL last: it is judged by the sets that are still there.
@@ -192,6 +202,9 @@ class _Collection:
                 with self._telling(mark):
                     self._collect_wal(str(content["first"]), str(content["last"]), mark)
         self._collect_tails()
+        return self._collected()
+
+    def _collected(self) -> Collected:
         return Collected(tuple(self._sets), self._objects, self._freed, self._left)
 
     def _ripe_marks(self) -> Iterator[tuple[str, dict[str, object]]]:
@@ -221,6 +234,8 @@ class _Collection:
             self._left[str(label)] = "a hold was placed on it"
         elif label in self._second.staying:
             self._left[str(label)] = f"it stays after all: {self._second.staying[label]}"
+        elif self._alone and label not in self._coming:
+            self._left[str(label)] = "the primary location does not answer, and no other location lists it"
         elif self._remove(label, "collect"):
             # The mark goes only with the last object: without it, what a lock kept would be listed again.
             self._delete(mark)

@@ -3,21 +3,25 @@
 A backup stays here until each location that would keep it longer has it: else a short retention here and a mirror that
 fails for as long would lose what the long retention there promised. What a location would let go again at once is not
 brought there. A cleanup there keeps whatever the primary's sets refer to, because a mirror may be bringing them.
+
+Where the primary does not answer, copies are cleaned all the same, recorded in their own locations and more carefully:
+see `collect`. The next cleanup with the primary carries the records into its audit, and finishes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
-from contextlib import closing
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 
 from seawall import locations
-from seawall.audit import AuditLog
-from seawall.errors import ClusterMismatch, NotARepository, StorageError
+from seawall.audit import AuditApart, AuditLog, carry
+from seawall.errors import NotARepository, StorageError
 from seawall.events import Noticed, Observer
 from seawall.model import BackupLabel, Head
+from seawall.nearest import Nearest
 from seawall.repository import Repository, SourceArea
 from seawall.retention.collect import Collected, collect
 from seawall.retention.decide import RetentionPlan, plan
@@ -116,31 +120,82 @@ def clean_copy(
 ) -> Cleaned:
     """Both steps of retention for a source's copies in another location, recorded in the primary's audit.
 
+    What was recorded in the location while the primary did not answer is carried into that audit first.
+
     Raises:
         NotARepository, ClusterMismatch: no copy of the primary lies there.
         SettingsError: it is the same place as another location.
+        Damaged: one of the two audits is broken.
         ClockWentBackwards, LeaseHeld, LeaseLost, RetentionRefused: nothing, or no more, is let go.
         StorageError: a location does not answer.
     """
+    with _copy(settings, location, observe) as copy:
+        locations.refuse_other(primary, copy)
+        if not dry_run:
+            carry(copy.storage, primary.storage, now=now)
+        cleaning = _Cleaning(settings, source, location, AuditLog(primary.storage), primary.source(source))
+        return cleaning.run(copy, actor=actor, now=now, observe=observe, dry_run=dry_run)
+
+
+def clean_copy_alone(
+    settings: Settings,
+    others: Nearest,
+    source: str,
+    location: str,
+    *,
+    actor: str,
+    now: datetime,
+    observe: Observer,
+    dry_run: bool = False,
+) -> Cleaned:
+    """As `clean_copy`, while the primary does not answer: recorded in the location itself.
+
+    Marks are made as ever, since they can be taken back. For good, only those sets go that a further location lists.
+
+    Args:
+        others: the locations that answer and hold one repository (`locations.others`).
+
+    Raises:
+        NotARepository: the location is none of them.
+        SettingsError, Damaged, ClockWentBackwards, LeaseHeld, LeaseLost, RetentionRefused, StorageError: see there.
+    """
+    if location not in others.names:
+        raise NotARepository(
+            f"location {location} does not answer, or holds another repository than {' and '.join(others.names)}",
+            hint="`seawall location check` says what is wrong with it.",
+        )
+    further = others.without(location)
+    origin = None if further is None else Repository.open(further).source(source)
+    with _copy(settings, location, observe) as copy:
+        cleaning = _Cleaning(settings, source, location, AuditApart(copy.storage), origin, alone=True)
+        return cleaning.run(copy, actor=actor, now=now, observe=observe, dry_run=dry_run)
+
+
+@contextmanager
+def _copy(settings: Settings, location: str, observe: Observer) -> Iterator[Repository]:
     # Its rules may keep less than those of the place that it is as well.
     locations.refuse_overlap(settings, location)
     with closing(locations.opened(settings, location, observe, deleting=True)) as storage:
-        copy = Repository.open(storage)
-        if copy.id != primary.id:
-            raise ClusterMismatch(f"{storage.url} is repository {copy.id}, not a copy of {primary.id}")
-        policy, origin = policy_for(settings, source, location), primary.source(source)
-        audit = AuditLog(primary.storage)
-        made = plan_for(copy.source(source), policy, now=now, origin=origin)
-        marked = 0 if dry_run else expire(copy, made, actor=actor, now=now, audit=audit, origin=origin)
+        yield Repository.open(storage)
+
+
+@dataclass(frozen=True, slots=True)
+class _Cleaning:
+    """Both steps in one location; `origin` and `alone` as in `collect`."""
+
+    settings: Settings
+    source: str
+    location: str
+    audit: AuditLog
+    origin: SourceArea | None
+    alone: bool = False
+
+    def run(self, copy: Repository, *, actor: str, now: datetime, observe: Observer, dry_run: bool) -> Cleaned:
+        policy = policy_for(self.settings, self.source, self.location)
+        made = plan_for(copy.source(self.source), policy, now=now, origin=self.origin)
+        marked = 0 if dry_run else expire(copy, made, actor=actor, now=now, audit=self.audit, origin=self.origin)
         collected = collect(
-            copy,
-            source,
-            actor=actor,
-            now=now,
-            observe=observe,
-            dry_run=dry_run,
-            audit=audit,
-            origin=origin,
-            policy=policy,
-        )
-    return Cleaned(made, marked, collected)
+            copy, self.source, actor=actor, now=now, observe=observe, dry_run=dry_run, audit=self.audit,
+            origin=self.origin, policy=policy, alone=self.alone,
+        )  # fmt: skip
+        return Cleaned(made, marked, collected)
