@@ -41,6 +41,6 @@ def mirror(
         names = [source] if source else upkeep.mirrored_or_locked(settings)
         if not names:
             return admission.nothing_to_do("no source has mirrors, and the primary location locks nothing")
-        return dict(upkeep.mirror(settings, names, job.id))
+        return admission.ended(upkeep.mirror(settings, names, job.id))
     except AlreadyRunning as error:
         return admission.nothing_to_do(error.message)

@@ -26,7 +26,8 @@ def retention_cleanup(
 ) -> dict[str, Any] | State[Any]:
     """Mark what policy lets go, and remove what was marked at least a day ago.
 
-    A source that fails does not keep the others from being cleaned; the run fails at its end then.
+    A source that fails does not keep the others from being cleaned; the run fails at its end then. A location that is
+    down is left for the next run; if that is the primary, copies are cleaned as far as is safe.
 
     Args:
         source: all configured ones if omitted.
@@ -50,4 +51,5 @@ def retention_cleanup(
             failures.append(error)
     if failures:
         raise failures[0]
-    return cleaned
+    lacking = [str(facts["partial"]) for facts in cleaned.values() if "partial" in facts]
+    return admission.ended(cleaned | ({"partial": "; ".join(lacking)} if lacking else {}))

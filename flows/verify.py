@@ -25,7 +25,7 @@ def verify(
     settings_file: str | None = None,
     blocks: BlockNames | None = None,
 ) -> dict[str, Any] | State[Any]:
-    """Read a backup back and prove what it holds.
+    """Read a backup back and prove what it holds; its copies, if the primary location is gone.
 
     Args:
         source: its name.
@@ -40,6 +40,6 @@ def verify(
         return refused
     chosen = BackupLabel.parse(label) if label else verify_task.least_proved(settings, source)
     try:
-        return dict(verify_task.check(settings, source, chosen, up_to, job_id))
+        return admission.ended(verify_task.check(settings, source, chosen, up_to, job_id, copies=True))
     except AlreadyRunning as error:
         return admission.nothing_to_do(error.message)

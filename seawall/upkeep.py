@@ -31,6 +31,7 @@ from seawall.errors import (
     VerificationFailed,
 )
 from seawall.events import Noticed, Observer
+from seawall.filling import filled
 from seawall.healing import HealReport
 from seawall.keys import KeyRing
 from seawall.locks import Locker, LockReport
@@ -105,6 +106,7 @@ def mirror_source(
     only: Sequence[str] = (),
     begin: bool = False,
     from_copies: bool = False,
+    actor: str = "",
     now: datetime,
     observe: Observer,
 ) -> Mirrored:
@@ -118,6 +120,7 @@ def mirror_source(
         only: of these locations alone.
         begin: whether an empty location becomes a copy; else it counts as down, because it may not be mounted.
         from_copies: the repository is read in other locations than the primary, which is gone or is to be filled.
+        actor: who fills the primary, for its audit and the catalog's; this process if omitted.
 
     Raises:
         Cancelled: on request.
@@ -152,6 +155,8 @@ def mirror_source(
                 if report is not None:
                     locked[name] = report
                 held[name] = frozenset(SourceArea(storage, source).labels())
+                if name == PRIMARY:
+                    filled(repository.storage, storage, reports[name], catalog, actor=actor or _holder(), now=now)
         except Cancelled:
             raise
         except SeawallError as error:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
+from typing import Any
 from uuid import UUID
 from zoneinfo import ZoneInfo
 
@@ -22,7 +23,7 @@ from prefect.client.schemas.filters import (
 )
 from prefect.client.schemas.objects import FlowRun, State, StateType
 from prefect.client.schemas.sorting import FlowRunSort
-from prefect.states import Cancelled, Scheduled
+from prefect.states import Cancelled, Completed, Scheduled
 
 from seawall.catalog import Catalog, Job
 from seawall.settings import Settings
@@ -147,6 +148,16 @@ def nothing_to_do(why: str) -> State[None]:
     """The state of a run that had nothing to do: not a failure, and not a success that could be counted."""
     run.run_log().warning("%s", why)
     return Cancelled(message=why)
+
+
+def ended(facts: Mapping[str, Any]) -> dict[str, Any] | State[Any]:
+    """How a flow ends that did its work: with what came of it, and not as if all were well where something is lacking.
+
+    Args:
+        facts: of its tasks; what is lacking is told under `partial`.
+    """
+    lacking = facts.get("partial")
+    return Completed(name="Partial", message=lacking, data=dict(facts)) if isinstance(lacking, str) else dict(facts)
 
 
 def _job(settings: Settings, job_id: UUID | None) -> tuple[Job | None, datetime | None]:

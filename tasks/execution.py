@@ -173,7 +173,7 @@ class _Work:
                 publisher.stop(completed=self._end is not None and self._end.status is RunStatus.COMPLETED)
         if self._failure is not None:
             raise self._reason(self._failure)
-        return dict(self._end.result.facts) if self._end is not None else {}
+        return dict(self._end.result.told) if self._end is not None else {}
 
     def _reason(self, failure: BaseException) -> BaseException:
         """Why it ended: a verb that was told to stop only knows that it was."""
@@ -191,7 +191,8 @@ class _Work:
     def _run_verb(self) -> End:
         try:
             with at_work(self._job_id):
-                return End(RunStatus.COMPLETED, self._verb(self._surroundings))
+                result = self._verb(self._surroundings)
+                return End(RunStatus.COMPLETED if result.lacking is None else RunStatus.PARTIAL, result)
         except Cancelled as error:
             self._failure = error
             # Who asked to stop knows why, but may still be asking Prefect.
@@ -233,11 +234,13 @@ class _Work:
         _persistently(lambda: self._alert(end, utc_now()))
         if end.error is not None:
             self._log.error("%s (%s)", end.error.message, end.error.hint)
+        elif end.result.lacking is not None:
+            self._log.warning("%s (%s)", end.result.lacking.message, end.result.lacking.hint)
 
     def _told(self, end: End) -> End:
         notices = [{"severity": n.severity, "code": n.code, "message": n.message} for n in self._progress.notices]
-        known = {**end.result.facts, "progress": dict(facts(self._progress.snapshot())), "notices": notices}
-        return End(end.status, Result(known, end.result.outcome), end.error)
+        known = {**end.result.told, "progress": dict(facts(self._progress.snapshot())), "notices": notices}
+        return End(end.status, Result(known, end.result.outcome), end.error or end.result.lacking)
 
     def _alert(self, end: End, now: datetime) -> None:
         catalog, subject = self._surroundings.catalog, self._subject

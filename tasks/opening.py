@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from datetime import datetime
 from typing import Any
 from uuid import UUID
 
@@ -16,11 +17,12 @@ from seawall.events import Observer
 from seawall.keys import KeyRing, open_ring
 from seawall.locations import nearest, others
 from seawall.model import BackupLabel
-from seawall.nearest import SILENT
+from seawall.nearest import SILENT, Nearest
 from seawall.repository import Repository
-from seawall.settings import Settings
+from seawall.settings import PRIMARY, Settings
 from seawall.storage import open_storage
 from seawall.throttle import location_bucket
+from seawall.watch import judge
 
 # Storage wrappers have tried each request again by then; a minute is for a server or network that restarts.
 RETRY_SECONDS = [60.0, 300.0]
@@ -57,9 +59,12 @@ def opened_copies(settings: Settings, observe: Observer, ring: KeyRing | None = 
 
 @contextmanager
 def opened_origin(
-    settings: Settings, observe: Observer, ring: KeyRing
+    settings: Settings, observe: Observer, ring: KeyRing | None, catalog: Catalog
 ) -> Iterator[tuple[Repository, SeawallError | None]]:
-    """The repository to take copies from, and why that is not the primary but the other locations as one, if so.
+    """The repository to read, and why that is not the primary but the other locations as one, if so.
+
+    Args:
+        catalog: tells which repository it is where locations hold different ones.
 
     Raises:
         SeawallError: why the primary cannot be opened, where no other location can stand in.
@@ -68,12 +73,27 @@ def opened_origin(
         try:
             found, gone = stack.enter_context(opened(settings)), None
         except SILENT as error:
-            storage = others(settings, observe, ring)
+            storage = others(settings, observe, ring, knows=known_to(catalog))
             if storage is None:
                 raise
             stack.callback(storage.close)
             found, gone = Repository.open(storage), error
         yield found, gone
+
+
+def known_to(catalog: Catalog) -> Callable[[str], bool]:
+    """Whether the catalog ever looked at the audit of the repository of an id, so that it is one of its own."""
+    return lambda repository_id: catalog.repository_anchor(repository_id) is not None
+
+
+def read_from(repository: Repository) -> tuple[str, ...]:
+    """The locations that a repository is read in."""
+    return repository.storage.names if isinstance(repository.storage, Nearest) else (PRIMARY,)
+
+
+def note_primary_down(catalog: Catalog, gone: SeawallError, now: datetime) -> None:
+    """Open the alert that the primary is down, which `location-health` resolves when it answers again."""
+    judge(catalog, "location-down", PRIMARY, gone.message, now)
 
 
 @contextmanager

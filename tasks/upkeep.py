@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from contextlib import closing
+from contextlib import ExitStack, closing
 from uuid import UUID
 
 from prefect import task
@@ -11,7 +11,7 @@ from prefect.cache_policies import NO_CACHE
 from seawall import keepers, lockprobe, processors, upkeep, watch
 from seawall.catalog.facts import Facts
 from seawall.catalog.recording import ExecutionRecord, Result
-from seawall.errors import NotARepository, SeawallError, StorageError
+from seawall.errors import NotARepository, Partial, SeawallError, StorageError
 from seawall.locations import in_order
 from seawall.model import Proof
 from seawall.proofs import Budget
@@ -20,7 +20,7 @@ from seawall.storage import open_storage
 from seawall.storage.immutability import shall_lock
 from seawall.upkeep import Mirrored, Proved
 from tasks.execution import Surroundings, execute
-from tasks.opening import can_help, opened_origin, ring_of
+from tasks.opening import can_help, note_primary_down, opened_origin, ring_of
 from tasks.verify import deepest
 
 
@@ -35,33 +35,43 @@ def mirrored_or_locked(settings: Settings) -> list[str]:
 def mirror(settings: Settings, sources: list[str], job_id: UUID | None) -> Facts:
     """Bring copies up to date in every location that sources name; the next run goes on where this one stopped.
 
+    Where the primary is gone, the others are brought up to date from each other; that is told under `partial`.
+
     Raises:
         Partial: a location did not answer, or something could not be copied; the backups themselves stand.
-        SeawallError: why the primary cannot be opened; the other locations were brought up to date from each other.
+        SeawallError: why the primary cannot be opened, where no other location can stand in.
     """
 
     def verb(around: Surroundings) -> Result:
-        with ring_of(settings) as ring, opened_origin(settings, around.observe, ring) as (repository, gone):
+        with ExitStack() as stack:
+            ring = stack.enter_context(ring_of(settings))
+            opening = opened_origin(settings, around.observe, ring, around.catalog)
+            repository, gone = stack.enter_context(opening)
+            if gone is not None:
+                note_primary_down(around.catalog, gone, around.now)
             results = [
                 upkeep.mirror_source(
-                    settings,
-                    repository,
-                    name,
-                    ring,
-                    around.catalog,
-                    from_copies=gone is not None,
-                    now=around.now,
-                    observe=around.observe,
+                    settings, repository, name, ring, around.catalog,
+                    from_copies=gone is not None, actor=around.actor, now=around.now, observe=around.observe,
                 )
                 for name in sources
-            ]
-        failure = upkeep.mirror_failure(results) or gone
+            ]  # fmt: skip
+        failure = upkeep.mirror_failure(results)
         if failure is not None:
             raise failure
-        return Result({one.source: _mirrored(one) for one in results})
+        return Result(
+            {one.source: _mirrored(one) for one in results}, lacking=None if gone is None else _among_copies(gone)
+        )
 
     record = None if job_id is None else ExecutionRecord(job_id)
     return execute(record, verb, settings=settings, title="mirror", subject=",".join(sources))
+
+
+def _among_copies(gone: SeawallError) -> Partial:
+    return Partial(
+        f"the primary location does not answer, copies were taken from the other locations alone: {gone.message}",
+        hint="What only the primary has comes when it answers again. If it is lost, see docs/how-to/locations.md.",
+    )
 
 
 def _mirrored(result: Mirrored) -> dict[str, object]:

@@ -27,7 +27,7 @@ from seawall.catalog.views import (
     Severity,
     VerificationType,
 )
-from seawall.errors import SeawallError, UsageError
+from seawall.errors import Partial, SeawallError, UsageError
 from seawall.events import Noticed, Observer
 from seawall.model import BackupKind, BackupLabel, Head, Proof, TargetKind
 from seawall.process import identity
@@ -57,10 +57,21 @@ SUSPECT = "suspect-backup"
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """What a verb achieved: plain JSON values for whoever asked and the catalog; `outcome` if it made a backup."""
+    """What a verb achieved: plain JSON values for whoever asked and the catalog.
+
+    Args:
+        outcome: if it made a backup.
+        lacking: what could not be done although the rest was, which is no failure of the verb; None for nothing.
+    """
 
     facts: Facts = field(default_factory=dict)
     outcome: BackupOutcome | None = None
+    lacking: Partial | None = None
+
+    @property
+    def told(self) -> Facts:
+        """The facts, and under `partial` what is lacking."""
+        return self.facts if self.lacking is None else {**self.facts, "partial": self.lacking.message}
 
 
 @dataclass(frozen=True, slots=True)

@@ -61,6 +61,7 @@ def run(options: argparse.Namespace, context: Context) -> int:
                 only=options.location,
                 begin=options.begin,
                 from_copies=from_copies,
+                actor=context.actor,
                 now=context.now(),
                 observe=context.observer,
             )

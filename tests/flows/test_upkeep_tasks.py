@@ -90,16 +90,20 @@ def test_what_cannot_be_copied_makes_the_run_partial_and_the_other_objects_arriv
     assert alerts(catalog) == set()
 
 
-def test_without_the_primary_copies_are_brought_up_to_date_from_each_other_and_the_run_fails(
+def test_without_the_primary_copies_are_brought_up_to_date_from_each_other_and_the_run_is_partial(
     site: tuple[Settings, Catalog], tmp_path: Path
 ) -> None:
     settings, catalog = site
     job = site_job(settings, None, JobType.MIRROR)
     (tmp_path / "repository").rename(tmp_path / "away")
     script = Repository.open(LocalStorage(tmp_path / "one")).install_recovery_script("print(1)")
+    assert "the primary location does not answer" in str(upkeep.mirror.fn(settings, ["shop"], job.id)["partial"])
+    assert (tmp_path / "two" / script).read_text() == "print(1)"
+    assert catalog.executions(job.id)[0].status is RunStatus.PARTIAL
+    for name in ("one", "two"):
+        (tmp_path / name).rename(tmp_path / f"{name} away")
     with pytest.raises(NotARepository):
         upkeep.mirror.fn(settings, ["shop"], job.id)
-    assert (tmp_path / "two" / script).read_text() == "print(1)"
     assert catalog.executions(job.id)[0].status is RunStatus.FAILED
 
 
