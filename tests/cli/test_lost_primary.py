@@ -10,6 +10,8 @@ from typing import Any
 import pytest
 
 from seawall import locations
+from seawall.audit import AuditLog
+from seawall.catalog import Catalog
 from seawall.errors import Cancelled
 from seawall.events import Event, Noticed, Observer
 from seawall.keys import KeyRing
@@ -125,6 +127,28 @@ def test_a_new_primary_is_filled_from_the_copies_and_used_as_before(seawall: Run
     assert {tuple(one["locations"]) for one in again.json["sources"][0]["backups"]} == {("offsite", "primary", "vault")}
 
 
+def test_that_a_primary_was_filled_is_in_its_audit_and_in_the_catalog(seawall: Run, site: Path) -> None:
+    old = AuditLog(open_storage(load(site).repository))
+    old.append("ada", "hold", "shop", {}, now=NOW)
+    assert seawall("mirror", "--config", site, "--json").code == 0
+    primary = site.parent / "repository"
+    shutil.rmtree(primary)
+    primary.mkdir()
+    with Catalog.open(load(site).catalog.url, create=True) as catalog:
+        done = seawall("mirror", "--location", "primary", "--begin", "--config", site, "--json")
+        assert done.code == 0, done.out
+        entry = next(one for one in catalog.audit_entries() if one.action == "primary.fill")
+    before, record = AuditLog(open_storage(load(site).repository)).records()
+    assert (before.action, record.action, record.subject) == ("hold", "fill-primary", "shop")
+    assert record.actor == entry.actor != ""
+    assert record.details["from"] == "offsite, vault"
+    assert record.details["location"].endswith("/repository")
+    assert (record.details["committed"], record.details["left"]) == ("3", "0")
+    again = seawall("mirror", "--location", "primary", "--config", site, "--json")
+    assert again.code == 0, again.out
+    assert len(list(AuditLog(open_storage(load(site).repository)).records())) == 2, "nothing came, nothing is recorded"
+
+
 def test_a_tail_that_only_the_primary_has_is_left_there_when_it_is_filled(seawall: Run, site: Path) -> None:
     area = Repository.open(open_storage(load(site).repository)).source("shop")
     segment = area.layout.segment("0000000100000000000000F0")
@@ -208,6 +232,41 @@ def test_a_location_that_holds_another_repository_is_never_restored_from(site: P
     said = [event.message for event in heard if isinstance(event, Noticed)]
     assert len(said) == 1
     assert f"offsite cannot be read and is left out: {other.storage.url} is repository {other.id}" in said[0]
+
+
+def foreign(folder: Path) -> Repository:
+    """Another repository where a copy was."""
+    shutil.rmtree(folder)
+    folder.mkdir()
+    return Repository.create(open_storage(RepositorySettings(url=str(folder))), now=NOW)
+
+
+def test_a_foreign_repository_in_the_first_location_does_not_stand_in_for_the_primary(seawall: Run, site: Path) -> None:
+    before = labels(seawall("list", "--config", site, "--json"))
+    (site.parent / "repository").rename(site.parent / "gone")
+    foreign(site.parent / "offsite")
+    found = seawall("list", "--config", site, "--json")
+    assert (labels(found), found.json["read_from"]) == (before, ["vault"])
+
+
+def test_of_repositories_with_the_same_sources_the_one_counts_that_is_known_or_lies_in_more_places(site: Path) -> None:
+    ours = Repository.open(open_storage(load(site).repository)).id
+    (site.parent / "repository").rename(site.parent / "gone")
+    other = foreign(site.parent / "offsite")
+    sealing = Sealing(SealingMode.NONE, Compression.NONE, 0, (), KeyRing(site.parent / "ring"))
+    a_backup(other.source("shop"), sealing, 4, 7)
+
+    def read(config: Path, known: str = "") -> tuple[str, ...]:
+        found = locations.others(load(config), Observer(), knows=lambda one: one == known)
+        assert found is not None
+        found.close()
+        return found.names
+
+    assert read(site, ours) == ("vault",)
+    assert read(site, other.id) == ("offsite",)
+    shutil.copytree(site.parent / "vault", site.parent / "third")
+    site.write_text(site.read_text() + f'\n[locations.third]\nurl = "{site.parent / "third"}"\n')
+    assert read(site) == ("third", "vault")
 
 
 def test_who_cancels_while_locations_are_opened_is_heard(site: Path, monkeypatch: pytest.MonkeyPatch) -> None:
