@@ -264,7 +264,7 @@ def test_without_the_primary_a_copy_lets_go_for_good_of_what_another_location_ke
     assert set(facts["locations"]["one"]["collected"]) == set(map(str, gone))
     assert site.area("two").labels() == site.labels
     actions = {one.action for one in AuditLog(site.storage("one"), APART).records()}
-    assert actions == {"expire", "expire-wal", "collect"}
+    assert actions == {"expire", "expire-wal", "collect", "collected"}
     assert site.area("one").wal.segments() == site.area("two").wal.segments(), "WAL waits for the primary"
 
 
