@@ -14,7 +14,7 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-from campaigns import agents, damage, faults, fuzz, kill, live, network, power, sample, scenes, script, victims
+from campaigns import agents, damage, faults, fuzz, kill, live, lives, network, power, sample, scenes, script, victims
 from campaigns.sample import QuickRing
 from seawall.errors import SeawallError
 from seawall.model import Compression, CopyMode, SealingMode
@@ -200,6 +200,14 @@ def run_network(place: Path, options: argparse.Namespace) -> Figures:
     return {"trials": dict(tally.trials), "faults": tally.wrong}
 
 
+def run_lives(place: Path, options: argparse.Namespace) -> Figures:
+    number = max(options.trials // 100, 1)
+    with QuickRing(place / "ring") as ring:
+        tally = lives.run(ring, place, options.seed, range(number))
+    tally.print()
+    return {"lives": tally.lives, "steps": sum(tally.ends.values()), "faults": tally.wrong}
+
+
 def run_fuzz(place: Path, options: argparse.Namespace) -> Figures:
     with QuickRing(place / "ring") as ring:
         tally = fuzz.run(ring, options.seed, options.trials)
@@ -216,6 +224,7 @@ _CAMPAIGNS: dict[str, Callable[[Path, argparse.Namespace], Figures]] = {
     "power": run_power,
     "faults": run_faults,
     "network": run_network,
+    "lives": run_lives,
     "fuzz": run_fuzz,
 }
 

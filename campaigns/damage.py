@@ -322,7 +322,9 @@ class Examiner:
             lay.lay(plan, area, self._ring, self._account, workers=1, observe=Observer())
             tree.reveal_control(place)
             seen.view[f"plan {label}"] = (plan.wal_end, plan.wal_last, plan.history)
-            (seen.restored if _files(place) == self._expected(label) else seen.wrong).append(f"restore {label}")
+            (seen.restored if files_laid(place) == as_laid(self.sample.expected[label]) else seen.wrong).append(
+                f"restore {label}"
+            )
         except SeawallError as error:
             seen.told.setdefault(f"restore {label}", error.code)
             seen.refused.append(f"restore {label}")
@@ -332,20 +334,18 @@ class Examiner:
             for left in self._into.glob("restored*"):
                 shutil.rmtree(left)
 
-    def _expected(self, label: BackupLabel) -> dict[str, bytes]:
-        spaces = "pg_tblspc/16400/"
-        return {
-            path.removeprefix(spaces) if path.startswith(spaces) else path: data
-            for path, data in self.sample.expected[label].items()
-        }
-
 
 def _documents(storage: MemoryStorage, prefix: str, suffix: str = ".json") -> dict[str, Any]:
     names = [stat.name for stat in storage.list(prefix) if stat.name.endswith(suffix)]
     return {name: documents.get(storage, name) for name in names}
 
 
-def _files(place: Path) -> dict[str, bytes]:
+def as_laid(content: Content) -> dict[str, bytes]:
+    """A backup's files by the paths at which `files_laid` finds them."""
+    return {path.removeprefix("pg_tblspc/16400/"): data for path, data in content.items()}
+
+
+def files_laid(place: Path) -> dict[str, bytes]:
     """What was laid down, its tablespace too, without what the restore itself adds."""
     own = {"backup_label", "tablespace_map", ".seawall-restore.json"}
     roots = [root for root in place.parent.glob("restored*") if root.is_dir()]

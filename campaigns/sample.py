@@ -27,6 +27,7 @@ from seawall.model import (
     ClusterIdentity,
     Compression,
     CopyMode,
+    Extent,
     FileEntry,
     Head,
     SealingMode,
@@ -265,11 +266,20 @@ def _with_kept(entry: FileEntry, data: bytes, prior: Taken) -> FileEntry:
     own = sum(extent.length for extent in entry.extents)
     if known is None or own == len(data):
         return entry
-    (old,) = known.extents
-    kept = len(data) - own
-    digest = combined(digests_of(data[:kept], old.run_bytes))
-    extent = old._replace(length=kept, blake3=digest)
-    return replace(entry, extents=(extent, *entry.extents))
+    return replace(entry, extents=(*_up_to(len(data) - own, known.extents, data), *entry.extents))
+
+
+def _up_to(kept: int, extents: Iterable[Extent], data: bytes) -> Iterator[Extent]:
+    """The extents of a file's first bytes, the last of them cut."""
+    at = 0
+    for old in extents:
+        length = min(old.length, kept - at)
+        if length <= 0:
+            return
+        whole = length == old.length
+        digest = old.blake3 if whole else combined(digests_of(data[at : at + length], old.run_bytes))
+        yield old._replace(length=length, blake3=digest)
+        at += length
 
 
 def _blocks(path: str, data: bytes) -> blocks.FileBlocks:

@@ -25,7 +25,7 @@ from seawall.errors import (
 )
 from seawall.events import Noticed, Observer
 from seawall.keys import KeyRing
-from seawall.nearest import Copy, Nearest
+from seawall.nearest import Copy, Nearest, telling
 from seawall.repository import Repository
 from seawall.repository.evidence import Evidence
 from seawall.settings import PRIMARY, LocationRole, LocationSettings, RepositorySettings, Settings
@@ -415,7 +415,7 @@ def _known_repository(storage: Storage) -> Repository | None:
 
 
 def _as_one(copies: Sequence[Copy], observe: Observer, ring: KeyRing | None) -> Nearest:
-    return Nearest(copies, Evidence([copy.storage for copy in copies], ring), observe)
+    return Nearest(copies, Evidence(telling(copies), ring), observe)
 
 
 def refuse_other(repository: Repository, other: Repository) -> None:

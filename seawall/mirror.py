@@ -44,7 +44,7 @@ from seawall.model import BackupLabel, Head
 from seawall.repository import Lease, Repository, identity
 from seawall.repository.evidence import Evidence
 from seawall.repository.identity import Identity
-from seawall.repository.layout import IDENTITY, SourceLayout, is_tail
+from seawall.repository.layout import IDENTITY, REPAIRS, SourceLayout, is_tail
 from seawall.repository.sealed import Counted
 from seawall.repository.wal_lists import spans
 from seawall.storage.base import Bytes, Replayable, Storage
@@ -260,13 +260,20 @@ def survey(
             # What it needs is not known, so nobody could say that it is whole there.
             continue
     root = area.layout.root
-    here = {stat.name: stat.size_bytes for stat in repository.storage.list(root)}
+    here = sizes(repository.storage, root)
     needed = {name for one in sets for name in own_wal(one.head)}
     for segment, name in area.wal.objects():
         if segment in unwanted_wal and segment not in needed:
             here.pop(name, None)
-    there = {stat.name: stat.size_bytes for stat in destination.list(root)}
+    there = sizes(destination, root)
     return plan(source, sets, here, there, _shared(repository.storage, destination))
+
+
+def sizes(storage: Storage, root: str) -> dict[str, int]:
+    """Objects with their sizes; of one that is damaged and locked, the size of what repaired it."""
+    found = {stat.name: stat.size_bytes for stat in storage.list(root)}
+    repaired = {stat.name.removeprefix(REPAIRS): stat.size_bytes for stat in storage.list(f"{REPAIRS}{root}")}
+    return found | {name: size for name, size in repaired.items() if name in found}
 
 
 def refuse_other_repository(repository: Repository, destination: Storage) -> None:

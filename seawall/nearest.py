@@ -18,7 +18,7 @@ import re
 import tempfile
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import IO, TypeVar
 
@@ -33,10 +33,12 @@ from seawall.errors import (
     StorageUnreachable,
 )
 from seawall.events import Noticed, Observer
+from seawall.keys import KeyRing
 from seawall.repository.evidence import Evidence
 from seawall.repository.layout import REPAIRS
 from seawall.settings import PRIMARY
 from seawall.storage.base import PIECE_BYTES, Bytes, Capabilities, Stat, Storage
+from seawall.storage.wrappers import Wrapper
 
 _T = TypeVar("_T")
 
@@ -162,7 +164,22 @@ class Nearest:
     def stat(self, name: str) -> Stat:
         if (mark := _MARK.fullmatch(name)) and not mark[2].startswith("wal-"):
             return self._mark(name, f"sources/{mark[1]}/backups/{mark[2]}/manifest")
-        return self._first(name, lambda storage: storage.stat(name))
+        return self._of_right_size(name) or self._first(name, lambda storage: storage.stat(name))
+
+    def _of_right_size(self, name: str) -> Stat | None:
+        """The nearest copy that is as large as it should be; None where nothing tells, or none is."""
+        size_bytes = self._evidence.size_bytes(name)
+        if size_bytes is None:
+            return None
+        for copy, stored_as in self._places(name):
+            try:
+                found = copy.storage.stat(stored_as)
+            except _TROUBLE as error:
+                self._wrong(copy, name, error)
+                continue
+            if found.size_bytes == size_bytes:
+                return replace(found, name=name)
+        return None
 
     def _mark(self, name: str, manifest: str) -> Stat:
         found: Stat | None = None
@@ -276,6 +293,39 @@ class Nearest:
                 f"{name} is in no location that answers, and {', '.join(lost) or 'none'} does not"
             )
         return ObjectMissing(f"{name} does not exist in {self.url}")
+
+
+def as_read(copy: Copy, ring: KeyRing | None, observe: Observer) -> Storage:
+    """One location as it is read: what is damaged and locked there is taken from what repaired it.
+
+    It is the location's own storage where nothing was repaired beside; else only the audit can be written through it.
+    """
+    if next(iter(copy.storage.list(REPAIRS)), None) is None:
+        return copy.storage
+    return Nearest([copy], Evidence(telling([copy]), ring), observe)
+
+
+def telling(copies: Iterable[Copy]) -> list[Storage]:
+    """What tells sound objects from others, for `Evidence`: the locations, and what repaired documents of theirs."""
+    storages = [copy.storage for copy in copies]
+    return [*storages, *(_Repairs(storage) for storage in storages)]
+
+
+class _Repairs(Wrapper):
+    """What lies under `repairs/`, under the names of the objects that it stands for; for reading."""
+
+    def get(self, name: str, offset: int = 0, length: int | None = None) -> Iterator[bytes]:
+        return self.inner.get(f"{REPAIRS}{name}", offset, length)
+
+    def stat(self, name: str) -> Stat:
+        return replace(self.inner.stat(f"{REPAIRS}{name}"), name=name)
+
+    def list(self, prefix: str = "") -> Iterator[Stat]:
+        for stat in self.inner.list(f"{REPAIRS}{prefix}"):
+            yield replace(stat, name=stat.name.removeprefix(REPAIRS))
+
+    def children(self, folder: str) -> tuple[str, ...]:
+        return self.inner.children(f"{REPAIRS}{folder}")
 
 
 def _into(file: IO[bytes], chunks: Iterable[bytes]) -> Iterator[bytes]:

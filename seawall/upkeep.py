@@ -16,7 +16,7 @@ from datetime import datetime, timedelta
 from functools import partial
 from typing import TYPE_CHECKING
 
-from seawall import healing, locations, locks, mirror, proofs, retention, traces
+from seawall import healing, locations, locks, losses, mirror, proofs, retention
 from seawall.audit import AuditLog
 from seawall.capacity import Room, room_in
 from seawall.catalog.views import ObjectProof, Severity
@@ -37,7 +37,7 @@ from seawall.keys import KeyRing
 from seawall.locks import Locker, LockReport
 from seawall.mirror import MirrorPolicy, MirrorReport, Protection
 from seawall.model import BackupLabel, Finding, Proof
-from seawall.nearest import Copy
+from seawall.nearest import Copy, as_read, telling
 from seawall.proofs import Budget, ProofReport
 from seawall.repository import Repository, SourceArea
 from seawall.repository.evidence import Evidence
@@ -56,9 +56,6 @@ _BLOCKED = 3
 
 if TYPE_CHECKING:
     from seawall.catalog import Catalog, Logbook
-
-# What another location may have, so that healing brings it back; nothing else than the audit knows of a mark.
-_COPIED_BACK = ("hold-lost", "release-lost", "identity-lost")
 
 Known = dict[str, tuple[Proof | None, datetime]]
 
@@ -275,9 +272,8 @@ def _mirror_to(
             chosen = replace(chosen, forget=())
         copied = locker.copied if isinstance(locker, Locker) else mirror.nobody_is_told
         early = _tried(locker.catch_up) if isinstance(locker, Locker) else LockReport()
-        report = mirror.run(
-            chosen, repository.storage, storage, evidence, observe=observe, held=held, copied=copied, room=room
-        )
+        origin = as_read(Copy(PRIMARY, repository.storage), ring, observe)
+        report = mirror.run(chosen, origin, storage, evidence, observe=observe, held=held, copied=copied, room=room)
         if not isinstance(locker, Locker):
             return report, locker
         locked = _secured(locker)
@@ -441,18 +437,20 @@ def prove(
     with closing(locations.opened(settings, location, observe)) as storage:
         repository = Repository.open(storage)
         area = repository.source(source)
+        readable = SourceArea(as_read(Copy(location, storage), ring, observe), source)
         known = known_proofs(catalog, repository.id, location)
-        objects = list(proofs.objects_of(area, known))
+        objects = list(proofs.objects_of(readable, known))
         chosen = proofs.plan(objects, budget, now)
-        report = proofs.run(chosen, area, ring, up_to=up_to, until=until, now=now, observe=observe, workers=workers)
+        report = proofs.run(chosen, readable, ring, up_to=up_to, until=until, now=now, observe=observe, workers=workers)
         if location == PRIMARY:
             # Mirrors are given the lists by the next copy.
             area.wal.lists.write(report.unlisted, How.OPENED)
-        missed = _missed(settings, area, location, now=now, observe=observe)
+        within = policy_of(settings, source).within
+        missed = losses.missed(settings, area, location, within=within, now=now, observe=observe)
         healed = HealReport()
         if heal and (missed or not report.good):
             with closing(locations.opened(settings, location, observe, deleting=True)) as at:
-                lost = [finding.subject for finding in missed if finding.code in _COPIED_BACK]
+                lost = [finding.subject for finding in missed if finding.code in losses.HEALABLE]
                 healed = _heal(
                     settings, area, Copy(location, at), report, ring, lost=lost, actor=actor, now=now, observe=observe
                 )
@@ -465,22 +463,10 @@ def prove(
     still = tuple(finding for finding in missed if finding.subject not in mended)
     result = Proved(source, location, report, chosen.left + report.skipped, healed, still)
     judge(catalog, "copy-damaged", f"{source} {location}", "" if result.good else _damage(result), now)
+    if location == PRIMARY and result.good:
+        # It is filled by hand and once; whatever was left then is there now, or not kept any more.
+        catalog.resolve_alerts("mirror-failed", subject=f"{source} {PRIMARY}", now=now)
     return result
-
-
-def _missed(settings: Settings, area: SourceArea, location: str, *, now: datetime, observe: Observer) -> list[Finding]:
-    """What the audit of the primary, and what lies here, tell of that is not here."""
-    if location == PRIMARY:
-        return traces.missed(area, now=now)
-    # What a mirror has time to bring is not lost yet.
-    until = now - policy_of(settings, area.name).within
-    try:
-        with closing(locations.opened(settings, PRIMARY, observe)) as primary:
-            return traces.missed(area, audit=AuditLog(primary), until=until, now=now)
-    except (StorageError, NotARepository) as error:
-        text = f"the audit cannot be asked what {area.name} in {location} lacks: {error.message}"
-        observe.hear(Noticed("medium", "audit-unread", text))
-        return []
 
 
 def known_proofs(catalog: Catalog, repository_id: str, location: str) -> Known:
@@ -534,7 +520,7 @@ def heal_objects(
         primary = next((copy for copy in copies if copy.name == PRIMARY), None)
         if primary is None:
             raise StorageError("nothing is healed: the primary location, where the audit lies, cannot be opened")
-        evidence = Evidence([copy.storage for copy in copies], ring)
+        evidence = Evidence(telling(copies), ring)
         audit = AuditLog(primary.storage)
         report = healing.heal(at, copies, names, evidence, audit, actor=actor, now=now, observe=observe)
         _lock_healed(settings, primary.storage, at.name, report, now=now, observe=observe)

@@ -99,13 +99,25 @@ class Evidence:
             self._rows[key] = {stored.name: stored for stored in found}
         return self._rows[key]
 
+    def size_bytes(self, name: str) -> int | None:
+        """How large an object of a set should be; None where nothing tells."""
+        match = _OF_A_SET.fullmatch(name)
+        if match is None or match[3].startswith("manifest"):
+            return None
+        stored = self._stored(name, match)
+        return None if stored is None else stored.stored_bytes
+
     def _sha256(self, name: str, match: re.Match[str]) -> str:
-        source, label = match[1], BackupLabel.parse(match[2])
         if match[3].startswith("manifest"):
-            return self._manifest_sha256(source, label)
+            return self._manifest_sha256(match[1], BackupLabel.parse(match[2]))
+        stored = self._stored(name, match)
+        return "" if stored is None else stored.stored_sha256
+
+    def _stored(self, name: str, match: re.Match[str]) -> StoredObject | None:
+        source, label = match[1], BackupLabel.parse(match[2])
         for known in self._rows.values():
             if name in known:
-                return known[name].stored_sha256
+                return known[name]
         # What lies under the name of a set that was let go, or of an attempt, is listed by sets that came after it.
         for candidate in (label, *self._later(source, label)):
             try:
@@ -113,8 +125,8 @@ class Evidence:
             except Damaged:
                 continue
             if stored is not None:
-                return stored.stored_sha256
-        return ""
+                return stored
+        return None
 
     def _later(self, source: str, label: BackupLabel) -> Iterator[BackupLabel]:
         for storage in self._storages:

@@ -75,12 +75,13 @@ def unneeded_wal(
         kept: the sets that stay, in the order in which they stopped.
         holds: those in force.
         names: the segments of which anything is stored, of all timelines.
-        waiting: sets that nothing is restored from, but whose own WAL stays.
+        waiting: sets whose manifest is missing. Nothing is restored from them; but it may be brought back, and then
+            they lead on to what comes after them.
     """
     if not kept:
         return
     begins = now - window
-    oldest = min(leads_into_window(kept, begins), key=lambda head: (head.timeline, head.start_lsn))
+    oldest = min([*leads_into_window(kept, begins), *waiting], key=lambda head: (head.timeline, head.start_lsn))
     first = Segment.containing(oldest.start_lsn, oldest.timeline, oldest.segment_bytes)
     needed = Needed([*kept, *waiting], holds)
     run: list[str] = []

@@ -28,10 +28,13 @@ from seawall.model import (
     Head,
     Health,
     LockMode,
+    Proof,
     SealingMode,
 )
 from seawall.nearest import Copy
+from seawall.proofs import Budget
 from seawall.repository import Repository, Sealing, documents
+from seawall.repository.layout import SourceLayout
 from seawall.settings import Locking, RepositorySettings, Settings, SourceSettings, load
 from seawall.storage import open_storage
 from seawall.storage.immutability import lockable
@@ -305,6 +308,61 @@ def test_what_heals_a_locked_object_lies_beside_it_and_is_locked_at_once_as_long
     assert vault.retention(gone).until == kept.until
     with pytest.raises(ObjectLocked):
         storage.delete(f"repairs/{name}")
+
+
+def test_what_was_repaired_beside_counts_as_sound_for_every_later_proof_and_copy(
+    site: Site, tmp_path: Path, ring: KeyRing
+) -> None:
+    now = datetime.now(UTC)
+    place = RepositorySettings(url=f"memory:repaired-{tmp_path.name}", lock=Locking.AUTO)
+    file = site(vault=place)
+    with file.open("a", encoding="utf-8") as settings_file:
+        settings_file.write('[sources.shop]\nmirrors = ["vault"]\n[sealing]\nmode = "none"\n')
+    settings = load(file, {})
+    repository = Repository.open(LocalStorage(tmp_path / "repository"))
+    first = taken(repository, ring, now)
+    vault = lockable(open_storage(place))
+    assert isinstance(vault, MemoryStorage)
+    with Catalog.open(settings.catalog.url) as catalog:
+
+        def copied(**more: bool) -> upkeep.Mirrored:
+            return upkeep.mirror_source(
+                settings, repository, "shop", ring, catalog, now=now, observe=Observer(), **more
+            )
+
+        def proved() -> upkeep.Proved:
+            return upkeep.prove(
+                settings, "shop", ring, catalog, Budget(), location="vault", up_to=Proof.HASH_GOOD, actor="test",
+                now=now, observe=Observer(),
+            )  # fmt: skip
+
+        repository.source("shop").claim(first.cluster, now)
+        copied(begin=True)
+        for name in (
+            min(repository.source("shop").needed_objects(first.label)),
+            layout_of(repository).head(first.label),
+        ):
+            cut_short(vault, name)
+        assert {one.beside for one in proved().healed.healed} == {True}
+        # They lie there damaged until their locks end; that is no news in the next night, nor for the next copy.
+        for _ in range(2):
+            again = proved()
+            assert again.good, again.report.findings
+            assert again.healed.healed == ()
+            assert copied().reports["vault"].left == {}
+        assert alerts(catalog) == {}
+
+
+def cut_short(vault: MemoryStorage, name: str) -> None:
+    """Damage past the lock, as a bad disk does."""
+    kept, content = vault._retained.pop(name), b"".join(vault.get(name))
+    vault.delete(name)
+    vault.put(name, [content[:-1]])
+    vault._retained[name] = kept
+
+
+def layout_of(repository: Repository) -> SourceLayout:
+    return repository.source("shop").layout
 
 
 def test_locations_that_lock_nothing_are_told_as_such_and_are_no_failure(site: Site) -> None:

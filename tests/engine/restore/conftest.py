@@ -8,10 +8,14 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from seawall import mirror, upkeep
+from seawall.catalog import Catalog
 from seawall.codec import ExtentSource, run_bytes
+from seawall.events import Observer
 from seawall.keys import KeyRing
 from seawall.model import (
     BackupKind,
@@ -25,7 +29,11 @@ from seawall.model import (
     SealingMode,
     Tablespace,
 )
+from seawall.proofs import Budget
 from seawall.repository import Repository, Sealing
+from seawall.repository.evidence import Evidence
+from seawall.settings import PRIMARY, Settings, load
+from seawall.storage.local import LocalStorage
 from seawall.storage.memory import MemoryStorage
 from seawall.wal import Lsn, Segment
 
@@ -211,3 +219,103 @@ def noon() -> datetime:
 def wal_of() -> Callable[[Segment, int], bytes]:
     """Makes the beginning of a segment of any cluster."""
     return wal_bytes
+
+
+# -- with copies in other locations
+
+
+@dataclass
+class Place:
+    """A repository in a directory with two backups, its settings, catalog, and room for locations."""
+
+    site: Site
+    root: Path
+    first: Head
+    second: Head
+
+    @property
+    def file(self) -> Path:
+        return self.root / "seawall.toml"
+
+    @property
+    def settings(self) -> Settings:
+        return load(self.file, {})
+
+    def catalog(self) -> Catalog:
+        return Catalog.open(self.settings.catalog.url)
+
+    def repository(self, name: str = PRIMARY) -> Repository:
+        return Repository.open(LocalStorage(self.root / name))
+
+    def mirrored(self, catalog: Catalog | None, **more: Any) -> upkeep.Mirrored:
+        return upkeep.mirror_source(
+            self.settings, self.repository(), "shop", self.site.ring, catalog,
+            **{"now": self.site.at(60), **more}, observe=Observer(),
+        )  # fmt: skip
+
+    def proved(self, catalog: Catalog, location: str, budget: Budget | None = None, **more: Any) -> upkeep.Proved:
+        return upkeep.prove(
+            self.settings, "shop", self.site.ring, catalog, budget or Budget(), location=location, actor="test",
+            **{"now": self.site.at(120), **more}, observe=Observer(),
+        )  # fmt: skip
+
+    def objects(self, location: str = PRIMARY) -> list[Path]:
+        return sorted(path for path in (self.root / location / "sources").rglob("*") if path.is_file())
+
+    def flip(self, path: Path) -> None:
+        """One bit in the middle of a file of any location."""
+        file = self.root / path
+        data = bytearray(file.read_bytes())
+        data[len(data) // 2] ^= 1
+        file.chmod(0o644)
+        file.write_bytes(bytes(data))
+
+
+@pytest.fixture
+def place(fresh_site: Callable[[], Any], tmp_path: Path) -> Place:
+    site = fresh_site()
+    site.wal(1, 3)
+    first = site.backup(0, 1, 3.5)
+    site.wal(4, 8)
+    second = site.backup(10, 5, 7.5)
+    site.area.claim(second.cluster, site.at(10))
+    for name in (PRIMARY, "offsite", "vault"):
+        (tmp_path / name).mkdir()
+        mirror.begin(site.repository, LocalStorage(tmp_path / name))
+    here = LocalStorage(tmp_path / PRIMARY)
+    evidence = Evidence([site.storage], site.ring)
+    plan = mirror.survey(site.repository, "shop", here, evidence)
+    mirror.run(plan, site.storage, here, evidence, observe=Observer())
+    (tmp_path / "seawall.toml").write_text(
+        f"""
+[repository]
+url = "{tmp_path}/{PRIMARY}"
+[sealing]
+mode = "none"
+keyring = "{site.ring.home if hasattr(site.ring, "home") else tmp_path / "keyring"}"
+[catalog]
+url = "sqlite:///{tmp_path}/catalog.db"
+[server]
+work_directory = "{tmp_path}/work"
+
+# copies
+[locations.offsite]
+url = "{tmp_path}/offsite"
+
+[[locations.offsite.limits]]
+bytes_per_second = 900_000_000
+
+[locations.vault]
+role = "secondary-offsite"
+url = "{tmp_path}/vault"
+
+[sources.shop]
+mirrors = ["offsite", "vault"]
+copies = 2
+copy_within_hours = 1
+""",
+        encoding="utf-8",
+    )
+    with Catalog.open(f"sqlite:///{tmp_path}/catalog.db", create=True):
+        pass
+    return Place(site, tmp_path, first, second)

@@ -6,7 +6,6 @@ import json
 import shutil
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 from threading import Barrier
@@ -20,115 +19,19 @@ from seawall.catalog import Catalog
 from seawall.cli import run
 from seawall.errors import LeaseHeld, LeaseLost
 from seawall.events import Advanced, Event, Noticed, Observer
-from seawall.model import BackupLabel, Head, Proof
+from seawall.model import BackupLabel, Proof
 from seawall.proofs import Budget
 from seawall.repository import Repository, SourceArea
 from seawall.repository.area import new_hold_id
 from seawall.repository.evidence import Evidence
 from seawall.repository.lease import CLEANUP, MIRROR
-from seawall.settings import PRIMARY, Settings, load
+from seawall.settings import PRIMARY
 from seawall.storage.local import LocalStorage
 from seawall.storage.memory import MemoryStorage
 
 
-@dataclass
-class Place:
-    """A repository in a directory with two backups, its settings, catalog, and room for locations."""
-
-    site: Any
-    root: Path
-    first: Head
-    second: Head
-
-    @property
-    def file(self) -> Path:
-        return self.root / "seawall.toml"
-
-    @property
-    def settings(self) -> Settings:
-        return load(self.file, {})
-
-    def catalog(self) -> Catalog:
-        return Catalog.open(self.settings.catalog.url)
-
-    def repository(self, name: str = PRIMARY) -> Repository:
-        return Repository.open(LocalStorage(self.root / name))
-
-    def mirrored(self, catalog: Catalog | None, **more: Any) -> upkeep.Mirrored:
-        return upkeep.mirror_source(
-            self.settings, self.repository(), "shop", self.site.ring, catalog,
-            **{"now": self.site.at(60), **more}, observe=Observer(),
-        )  # fmt: skip
-
-    def proved(self, catalog: Catalog, location: str, budget: Budget | None = None, **more: Any) -> upkeep.Proved:
-        return upkeep.prove(
-            self.settings, "shop", self.site.ring, catalog, budget or Budget(), location=location, actor="test",
-            **{"now": self.site.at(120), **more}, observe=Observer(),
-        )  # fmt: skip
-
-    def objects(self, location: str = PRIMARY) -> list[Path]:
-        return sorted(path for path in (self.root / location / "sources").rglob("*") if path.is_file())
-
-
-def flip(path: Path) -> None:
-    data = bytearray(path.read_bytes())
-    data[len(data) // 2] ^= 1
-    path.chmod(0o644)
-    path.write_bytes(bytes(data))
-
-
 @pytest.fixture
-def place(fresh_site: Callable[[], Any], tmp_path: Path) -> Place:
-    site = fresh_site()
-    site.wal(1, 3)
-    first = site.backup(0, 1, 3.5)
-    site.wal(4, 8)
-    second = site.backup(10, 5, 7.5)
-    site.area.claim(second.cluster, site.at(10))
-    for name in (PRIMARY, "offsite", "vault"):
-        (tmp_path / name).mkdir()
-        mirror.begin(site.repository, LocalStorage(tmp_path / name))
-    here = LocalStorage(tmp_path / PRIMARY)
-    evidence = Evidence([site.storage], site.ring)
-    plan = mirror.survey(site.repository, "shop", here, evidence)
-    mirror.run(plan, site.storage, here, evidence, observe=Observer())
-    (tmp_path / "seawall.toml").write_text(
-        f"""
-[repository]
-url = "{tmp_path}/{PRIMARY}"
-[sealing]
-mode = "none"
-keyring = "{site.ring.home if hasattr(site.ring, "home") else tmp_path / "keyring"}"
-[catalog]
-url = "sqlite:///{tmp_path}/catalog.db"
-[server]
-work_directory = "{tmp_path}/work"
-
-# copies
-[locations.offsite]
-url = "{tmp_path}/offsite"
-
-[[locations.offsite.limits]]
-bytes_per_second = 900_000_000
-
-[locations.vault]
-role = "secondary-offsite"
-url = "{tmp_path}/vault"
-
-[sources.shop]
-mirrors = ["offsite", "vault"]
-copies = 2
-copy_within_hours = 1
-""",
-        encoding="utf-8",
-    )
-    with Catalog.open(f"sqlite:///{tmp_path}/catalog.db", create=True):
-        pass
-    return Place(site, tmp_path, first, second)
-
-
-@pytest.fixture
-def seawall(place: Place, capsys: pytest.CaptureFixture[str]) -> Callable[..., dict[str, Any]]:
+def seawall(place: Any, capsys: pytest.CaptureFixture[str]) -> Callable[..., dict[str, Any]]:
     def runner(*arguments: str | Path) -> dict[str, Any]:
         code = run(["--config", str(place.file), "--json", *map(str, arguments)])
         value = json.loads(capsys.readouterr().out)
@@ -146,7 +49,7 @@ def open_alerts(catalog: Catalog) -> set[tuple[str, str]]:
 
 
 def test_primary_location_destroyed_restores_from_the_secondary_without_catalog(
-    place: Place, seawall: Callable[..., dict[str, Any]], tmp_path: Path, content: dict[str, bytes]
+    place: Any, seawall: Callable[..., dict[str, Any]], tmp_path: Path, content: dict[str, bytes]
 ) -> None:
     with place.catalog() as catalog:
         assert place.mirrored(catalog).failures == {}
@@ -162,7 +65,7 @@ def test_primary_location_destroyed_restores_from_the_secondary_without_catalog(
             assert (into / path).read_bytes() == data
 
 
-def test_one_bit_flipped_in_each_location_at_different_objects_is_healed_everywhere(place: Place) -> None:
+def test_one_bit_flipped_in_each_location_at_different_objects_is_healed_everywhere(place: Any) -> None:
     with place.catalog() as catalog:
         place.mirrored(catalog)
         sound = {path.relative_to(place.root / "vault"): path.read_bytes() for path in place.objects("vault")}
@@ -170,7 +73,7 @@ def test_one_bit_flipped_in_each_location_at_different_objects_is_healed_everywh
         segments = [path for path in sound if path.name.startswith("0000000100000000")]
         flipped = {PRIMARY: bundles[0], "offsite": bundles[1], "vault": segments[4]}
         for location, path in flipped.items():
-            flip(place.root / location / path)
+            place.flip(place.root / location / path)
         for location, path in flipped.items():
             result = place.proved(catalog, location)
             assert result.good
@@ -184,7 +87,7 @@ def test_one_bit_flipped_in_each_location_at_different_objects_is_healed_everywh
     assert {record.details["location"] for record in healed} == set(flipped)
 
 
-def test_a_location_down_for_the_whole_window_leaves_the_backup_and_catches_up_later(place: Place) -> None:
+def test_a_location_down_for_the_whole_window_leaves_the_backup_and_catches_up_later(place: Any) -> None:
     away = place.root / "away"
     (place.root / "vault").rename(away)
     with place.catalog() as catalog:
@@ -207,7 +110,7 @@ def test_a_location_down_for_the_whole_window_leaves_the_backup_and_catches_up_l
         assert verify.check(area, head.label, place.site.ring, now=place.site.at(60), observe=Observer()).good
 
 
-def test_a_hold_that_is_lost_in_a_location_is_missed_there_by_the_audit_and_brought_back(place: Place) -> None:
+def test_a_hold_that_is_lost_in_a_location_is_missed_there_by_the_audit_and_brought_back(place: Any) -> None:
     area, at = place.repository().source("shop"), place.site.at(30)
     hold_id = new_hold_id(at)
     details = {"id": hold_id, "reason": "lawsuit"}
@@ -231,7 +134,7 @@ def test_a_hold_that_is_lost_in_a_location_is_missed_there_by_the_audit_and_brou
 
 
 def test_a_repository_that_lost_both_its_names_is_told_by_the_catalog_and_repaired_once_that_is_confirmed(
-    place: Place, seawall: Callable[..., dict[str, Any]]
+    place: Any, seawall: Callable[..., dict[str, Any]]
 ) -> None:
     place.settings.file.write_text(place.file.read_text().partition("# copies")[0] + "[sources.shop]\n")  # type: ignore[union-attr]
     wanted = place.repository().id
@@ -249,7 +152,7 @@ def test_a_repository_that_lost_both_its_names_is_told_by_the_catalog_and_repair
 # -- several at once
 
 
-def test_two_runs_at_once_to_one_location_leave_it_whole_and_only_one_brings_anything(place: Place) -> None:
+def test_two_runs_at_once_to_one_location_leave_it_whole_and_only_one_brings_anything(place: Any) -> None:
     both = Barrier(2)
 
     def run(_number: int) -> upkeep.Mirrored:
@@ -267,7 +170,7 @@ def test_two_runs_at_once_to_one_location_leave_it_whole_and_only_one_brings_any
         assert verify.check(area, head.label, place.site.ring, now=place.site.at(60), observe=Observer()).good
 
 
-def test_a_run_that_meets_another_brings_nothing_and_only_when_that_goes_on_it_alarms(place: Place) -> None:
+def test_a_run_that_meets_another_brings_nothing_and_only_when_that_goes_on_it_alarms(place: Any) -> None:
     there = place.repository("offsite").source("shop")
     before = place.objects("offsite")
     with place.catalog() as catalog:
@@ -286,7 +189,7 @@ def test_a_run_that_meets_another_brings_nothing_and_only_when_that_goes_on_it_a
         assert blocked() == []
 
 
-def test_a_cleanup_waits_for_no_run_and_removes_nothing_beside_it(place: Place) -> None:
+def test_a_cleanup_waits_for_no_run_and_removes_nothing_beside_it(place: Any) -> None:
     place.mirrored(None)
     copy = place.repository("offsite")
     before = place.objects("offsite")
@@ -316,7 +219,7 @@ def test_a_run_that_was_paused_past_its_lease_lists_nothing_any_more(fresh_site:
     assert {stat.name for stat in there.list("sources/")} < {stat.name for stat in site.storage.list("sources/")}
 
 
-def test_nothing_is_written_where_another_repository_lies_not_even_a_lease(place: Place) -> None:
+def test_nothing_is_written_where_another_repository_lies_not_even_a_lease(place: Any) -> None:
     shutil.rmtree(place.root / "offsite")
     (place.root / "offsite").mkdir()
     Repository.create(LocalStorage(place.root / "offsite"), now=place.site.now)
@@ -326,7 +229,7 @@ def test_nothing_is_written_where_another_repository_lies_not_even_a_lease(place
 
 
 def test_an_empty_place_where_a_copy_should_be_is_not_filled_unless_told(
-    place: Place, seawall: Callable[..., dict[str, Any]]
+    place: Any, seawall: Callable[..., dict[str, Any]]
 ) -> None:
     for identity in (place.root / "vault").glob("seawall*.json"):
         identity.unlink()
@@ -337,7 +240,7 @@ def test_an_empty_place_where_a_copy_should_be_is_not_filled_unless_told(
     assert place.repository("vault").source("shop").labels() == (place.first.label, place.second.label)
 
 
-def test_too_few_copies_leave_a_backup_unprotected(place: Place) -> None:
+def test_too_few_copies_leave_a_backup_unprotected(place: Any) -> None:
     for name in ("offsite", "vault"):
         shutil.rmtree(place.root / name)
     with place.catalog() as catalog:
@@ -348,7 +251,7 @@ def test_too_few_copies_leave_a_backup_unprotected(place: Place) -> None:
     assert "offsite" in failure.message
 
 
-def test_copies_in_locations_that_a_run_leaves_alone_count_all_the_same(place: Place) -> None:
+def test_copies_in_locations_that_a_run_leaves_alone_count_all_the_same(place: Any) -> None:
     with place.catalog() as catalog:
         place.mirrored(catalog, only=["vault"])
         (_, second) = place.mirrored(catalog, only=["offsite"]).protection
@@ -361,7 +264,7 @@ def test_copies_in_locations_that_a_run_leaves_alone_count_all_the_same(place: P
 # -- proofs in the catalog
 
 
-def test_what_was_proved_is_remembered_for_each_location_and_renewed_from_the_oldest(place: Place) -> None:
+def test_what_was_proved_is_remembered_for_each_location_and_renewed_from_the_oldest(place: Any) -> None:
     with place.catalog() as catalog:
         place.mirrored(catalog)
         repository = place.repository().id
@@ -379,10 +282,10 @@ def test_what_was_proved_is_remembered_for_each_location_and_renewed_from_the_ol
         assert all(area.wal.known_lists().find(name) for name in known if "/wal/" in name)
 
 
-def test_damage_that_cannot_be_healed_is_an_alert_until_it_is(place: Place) -> None:
+def test_damage_that_cannot_be_healed_is_an_alert_until_it_is(place: Any) -> None:
     bundle = next(path for path in place.objects() if "/bundles/" in str(path))
     sound = bundle.read_bytes()
-    flip(bundle)
+    place.flip(bundle)
     with place.catalog() as catalog:
         result = place.proved(catalog, PRIMARY)
         assert not result.good
@@ -396,9 +299,7 @@ def test_damage_that_cannot_be_healed_is_an_alert_until_it_is(place: Place) -> N
 # -- the command line
 
 
-def test_mirror_and_verify_of_locations_on_the_command_line(
-    place: Place, seawall: Callable[..., dict[str, Any]]
-) -> None:
+def test_mirror_and_verify_of_locations_on_the_command_line(place: Any, seawall: Callable[..., dict[str, Any]]) -> None:
     # From before the first backup: retention lets it go, so no copy gets it, and a look ahead must not promise it.
     first = next(path for path in place.objects() if path.name == "000000010000000000000001")
     shutil.copy(first, first.with_name("000000010000000000000000"))
@@ -410,7 +311,7 @@ def test_mirror_and_verify_of_locations_on_the_command_line(
     assert done["code"] == 0
     assert [one["protected"] for one in done["sources"][0]["backups"]] == [True, True]
     assert all(one["objects"] == 0 for one in seawall("mirror", "--dry-run")["missing"])
-    flip(next(path for path in place.objects("offsite") if "/bundles/" in str(path)))
+    place.flip(next(path for path in place.objects("offsite") if "/bundles/" in str(path)))
     bad = seawall("verify", "shop", "--location", "offsite", "--up-to", "hash-good")
     assert (bad["code"], bad["locations"][0]["good"]) == (80, False)
     healed = seawall("verify", "shop", "--location", "all", "--heal", "--budget", "1h", "--up-to", "hash-good")
@@ -419,7 +320,7 @@ def test_mirror_and_verify_of_locations_on_the_command_line(
     assert len(healed["locations"][1]["healed"]) == 1
 
 
-def test_a_location_is_tried_before_it_is_saved(place: Place, seawall: Callable[..., dict[str, Any]]) -> None:
+def test_a_location_is_tried_before_it_is_saved(place: Any, seawall: Callable[..., dict[str, Any]]) -> None:
     before = place.file.read_text()
     other = place.root / "other"
     other.mkdir()
@@ -445,7 +346,7 @@ def test_a_location_is_tried_before_it_is_saved(place: Place, seawall: Callable[
 
 
 def test_a_location_that_a_source_mirrors_to_is_not_removed_and_the_others_sections_stay(
-    place: Place, seawall: Callable[..., dict[str, Any]]
+    place: Any, seawall: Callable[..., dict[str, Any]]
 ) -> None:
     assert seawall("location", "remove", "offsite")["code"] == 2
     text = place.file.read_text().replace('mirrors = ["offsite", "vault"]', 'mirrors = ["vault"]')
@@ -456,7 +357,7 @@ def test_a_location_that_a_source_mirrors_to_is_not_removed_and_the_others_secti
 
 
 def test_a_check_of_all_locations_names_the_one_that_is_down_and_the_alert_goes_when_it_is_back(
-    place: Place, seawall: Callable[..., dict[str, Any]]
+    place: Any, seawall: Callable[..., dict[str, Any]]
 ) -> None:
     (place.root / "vault").rename(place.root / "away")
     found = seawall("location", "check")
@@ -474,7 +375,7 @@ def test_a_check_of_all_locations_names_the_one_that_is_down_and_the_alert_goes_
     assert [one for one in seawall("location", "list")["locations"] if one["checked_at"] is None] == []
 
 
-def test_progress_of_a_mirror_is_heard_and_it_can_be_cancelled(place: Place) -> None:
+def test_progress_of_a_mirror_is_heard_and_it_can_be_cancelled(place: Any) -> None:
     heard: list[Event] = []
     observer = Observer(hear=heard.append)
     observer.cancel.set()

@@ -319,6 +319,15 @@ def test_a_set_that_lost_its_manifest_waits_for_the_window_and_counts_for_nothin
     assert labels(plan.expire) == {old.label}
 
 
+def test_wal_behind_a_set_that_lost_its_manifest_stays_because_that_may_come_back(make_head: MakeHead) -> None:
+    lost, newest = make_head(NOW - timedelta(days=3), segment=10), make_head(NOW - timedelta(days=1), segment=50)
+    names = [Segment(1, n).name for n in range(60)]
+    plan = retention.plan(
+        "shop", [newest], (), RetentionPolicy.of_days(7), now=NOW, wal_names=names, unfinished=[lost], at_rest=True
+    )
+    assert [(w.first, w.last) for w in plan.wal] == [(Segment(1, 0).name, Segment(1, 9).name)]
+
+
 def test_a_hold_may_cover_the_wal_behind_its_backup(make_head: MakeHead) -> None:
     old, newest = make_head(NOW - timedelta(days=90), segment=10), make_head(NOW - timedelta(days=40), segment=80)
     last = make_head(NOW - timedelta(days=1), segment=90)

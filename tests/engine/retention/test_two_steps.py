@@ -468,6 +468,33 @@ def test_a_marked_set_that_is_held_keeps_the_wal_that_makes_it_consistent(life: 
     life.prove()
 
 
+def test_wal_that_a_backup_leads_on_to_stays_when_its_manifest_came_back_after_the_mark(life: Life) -> None:
+    """Marked while the backup was not listed; healed since, and again the first that the window is restored from."""
+    first = life.backup(FULL)
+    assert first
+    between = [Segment(1, number) for number in range(life.segment, life.segment + 3)]
+    for segment in between:
+        life.area.wal.put_segment(segment.name, b"w", life.sealing)
+    life.segment += 3
+    life.now += timedelta(hours=2)
+    life.backup(FULL)
+    everything = life.names()
+    layout = life.area.layout
+    held_back = {name: b"".join(life.storage.get(name)) for name in life.names(layout.backup(first.label))}
+    for name in held_back:
+        life.storage.delete(name)
+    plan = life.expire(RetentionPolicy.of_days(7))
+    assert [(wal.first, wal.last) for wal in plan.wal] == [(Segment(1, 10).name, between[-1].name)]
+    life.now += timedelta(hours=3)
+    for name, data in held_back.items():
+        life.storage.put(name, [data])
+    life.now += timedelta(hours=25)
+    retention.collect(
+        life.repository, "shop", policy=RetentionPolicy.of_days(7), actor="ada", now=life.now, observe=silent()
+    )
+    assert everything <= life.names()
+
+
 def test_one_mark_that_cannot_be_read_does_not_keep_the_rest(life: Life) -> None:
     for _ in range(3):
         life.backup(FULL)
