@@ -9,7 +9,7 @@ on. So nothing is locked for longer than the policy keeps it, but for that short
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from datetime import datetime, timedelta
+from datetime import datetime, time, timedelta
 
 from seawall.model import BackupLabel, Head, Health
 from seawall.retention.decide import redundant, standing_sets
@@ -86,7 +86,10 @@ def _undated(ordered: Sequence[Head], policy: RetentionPolicy, now: datetime) ->
 def _months_after(local: datetime, months: int) -> datetime:
     """From when on `months_before` no longer reaches back to this moment."""
     later = months_before(local, -months)
-    return later if later.day == local.day else later + timedelta(days=local.day - later.day)
+    if later.day == local.day:
+        return later
+    # That month is too short for this day: what `months_before` reaches from the next one begins after it.
+    return datetime.combine(later.date() + timedelta(days=1), time(0), local.tzinfo)
 
 
 def _up(moment: datetime, step: timedelta) -> datetime:
