@@ -56,6 +56,7 @@ STEPS: Mapping[str, tuple[int, Callable[[Life], None]]] = {
     "wait": (8, _wait),
     "turn offsite": (2, lambda life: _turn(life, "offsite")),
     "turn vault": (2, lambda life: _turn(life, "vault")),
+    "turn primary": (2, lambda life: _turn(life, PRIMARY)),
     "lose": (1, Life.lose),
 }
 

@@ -34,7 +34,7 @@ from seawall.model import (
     SealingMode,
     TargetKind,
 )
-from seawall.nearest import Copy, as_read
+from seawall.nearest import Copy, Nearest, as_read
 from seawall.postgres.binaries import Account
 from seawall.proofs import Budget
 from seawall.repository import Repository, Sealing, SourceArea
@@ -195,15 +195,22 @@ class Life:
             wal.write_list()
 
     def mirror(self, *, begin: bool = False) -> None:
+        gone = self.grounds[PRIMARY].down
+        repository = Repository.open(self.copies()) if gone else self.repository()
         done = upkeep.mirror_source(
-            self.settings, self.repository(), SOURCE, self.ring, self.catalog,
-            begin=begin, now=self.now, observe=Observer(),
+            self.settings, repository, SOURCE, self.ring, self.catalog,
+            begin=begin, from_copies=gone, now=self.now, observe=Observer(),
         )  # fmt: skip
         for name, error in done.failures.items():
             if not self.grounds[name].down:
                 raise error
 
     def clean(self, name: str) -> None:
+        if self.grounds[PRIMARY].down and name != PRIMARY:
+            retention.clean_copy_alone(
+                self.settings, self.copies(), SOURCE, name, actor=_ACTOR, now=self.now, observe=Observer()
+            )
+            return
         repository = self.repository()
         if name != PRIMARY:
             retention.clean_copy(
@@ -285,7 +292,7 @@ class Life:
 
     def lose(self) -> None:
         """The primary is gone with all that lay there alone, and is filled again from the copies."""
-        if len(self.down) > 1:
+        if {name for name in DAYS if name != PRIMARY} <= set(self.down):
             return
         self.grounds[PRIMARY] = self._ground(PRIMARY)
         left = set().union(*(ground.names() for ground in self.grounds.values()))
@@ -296,13 +303,16 @@ class Life:
         self.fill()
 
     def fill(self) -> None:
-        copies = locations.others(self.settings, Observer(), self.ring)
-        if copies is None:
-            raise AssertionError("no copy is found")
         upkeep.mirror_source(
-            self.settings, Repository.open(copies), SOURCE, self.ring, self.catalog,
+            self.settings, Repository.open(self.copies()), SOURCE, self.ring, self.catalog,
             only=[PRIMARY], begin=True, from_copies=True, now=self.now, observe=Observer(),
         )  # fmt: skip
+
+    def copies(self) -> Nearest:
+        found = locations.others(self.settings, Observer(), self.ring)
+        if found is None:
+            raise StorageUnreachable("no copy answers")
+        return found
 
     # ---- what must hold
 

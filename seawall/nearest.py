@@ -85,7 +85,7 @@ class Nearest:
     def without(self, name: str) -> Nearest | None:
         """The copies in other locations than this one, None where there are none; they are closed with all of them."""
         rest = [copy for copy in self._copies if copy.name != name]
-        return Nearest(rest, Evidence([copy.storage for copy in rest]), self._observe) if rest else None
+        return Nearest(rest, Evidence(telling(rest)), self._observe) if rest else None
 
     @property
     def url(self) -> str:
