@@ -14,11 +14,11 @@ from datetime import datetime
 from enum import StrEnum
 
 from seawall import locations
-from seawall.errors import Cancelled, LockBroken, SeawallError
+from seawall.errors import Cancelled, LockBroken, SeawallError, StorageDenied
 from seawall.events import Observer
 from seawall.settings import LocationRole, LocationSettings, Settings
 from seawall.storage.base import Storage
-from seawall.storage.immutability import lockable, probe
+from seawall.storage.immutability import CANARIES, lockable, probe
 
 
 class LockState(StrEnum):
@@ -39,6 +39,7 @@ class LockReport:
         canary: the object that was attacked; empty if none was.
         until: until when that is locked.
         error: why nothing is known.
+        vanished: canaries of earlier probes lie there, but the location does not say any more that it locks.
     """
 
     name: str
@@ -49,6 +50,7 @@ class LockReport:
     canary: str = ""
     until: datetime | None = None
     error: SeawallError | None = None
+    vanished: bool = False
 
     @property
     def sentence(self) -> str:
@@ -74,7 +76,7 @@ def probe_location(location: LocationSettings, settings: Settings, *, now: datet
         with _opened(settings, location.name, observe) as storages:
             locks = lockable(storages[0])
             if locks is None or not locks.can_lock():
-                return LockReport(location.name, location.role, url, LockState.NONE)
+                return _unlocked(location, url, storages[0])
             found = probe(storages[0], now, storages[1:])
     except Cancelled:
         raise
@@ -82,6 +84,17 @@ def probe_location(location: LocationSettings, settings: Settings, *, now: datet
         return LockReport(location.name, location.role, url, LockState.UNKNOWN, error=error)
     state = LockState.HOLDS if found.holds else LockState.BROKEN
     return LockReport(location.name, location.role, url, state, found.breaches, found.canary, found.until)
+
+
+def _unlocked(location: LocationSettings, url: str, storage: Storage) -> LockReport:
+    """What is to be said of a location that does not say that it locks: it may have done so before."""
+    if next(iter(storage.list(CANARIES)), None) is None:
+        return LockReport(location.name, location.role, url, LockState.NONE)
+    error = StorageDenied(
+        f"{url} locked objects when it was probed before, and does not say so any more: nothing new is locked there",
+        hint="Give the account back the right to ask, or find out who turned locks off (docs/how-to/immutability.md).",
+    )
+    return LockReport(location.name, location.role, url, LockState.UNKNOWN, error=error, vanished=True)
 
 
 @contextmanager

@@ -341,17 +341,24 @@ def probe_locks(
     if catalog is not None:
         for report in reports:
             _record_lock(catalog, report, now)
+            if settings.location(report.name).storage.lock is Locking.OFF:
+                catalog.resolve_alerts("lock-gone", subject=report.name, now=now)
     return reports
 
 
 def _record_lock(catalog: Catalog, report: LockReport, now: datetime) -> None:
-    """A breach stays an alert until a later probe finds the lock held: silence is no proof of that."""
-    judge(catalog, "lock-unproved", report.name, report.sentence if report.error else "", now)
+    """A breach, or locks that went away, are alerts until a later probe finds the lock held: silence is no proof."""
+    unproved = report.error is not None and not report.vanished
+    judge(catalog, "lock-unproved", report.name, report.sentence if unproved else "", now)
     if report.state is LockState.BROKEN:
         text = f"location {report.name}: {report.sentence}"
         catalog.raise_alert("lock-broken", Severity.CRITICAL, text, subject=report.name, now=now)
+    elif report.vanished:
+        text = f"location {report.name}: {report.sentence}"
+        catalog.raise_alert("lock-gone", Severity.HIGH, text, subject=report.name, now=now)
     elif report.state is LockState.HOLDS:
-        catalog.resolve_alerts("lock-broken", subject=report.name, now=now)
+        for code in ("lock-broken", "lock-gone"):
+            catalog.resolve_alerts(code, subject=report.name, now=now)
 
 
 def record_health(catalog: Catalog, report: LocationReport, now: datetime) -> None:

@@ -125,7 +125,7 @@ class ProbeReport:
 def lockable(storage: Storage) -> Lockable | None:
     """What locks objects below the wrappers of a storage, or None where nothing does.
 
-    A lock is asked for seldom, so that it passes by retries and limits; the caller repeats its step.
+    It passes by the wrappers; the drivers themselves repeat requests that concern locks.
     """
     return next((layer for layer in layers(storage) if isinstance(layer, Lockable)), None)
 

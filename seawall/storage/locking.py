@@ -71,7 +71,7 @@ class LockingStorage(ObjectStorage):
     bucket: LockingBucket
 
     def can_lock(self) -> bool:
-        return self.bucket.can_lock()
+        return self._again("look at the place", self.bucket.can_lock)
 
     def put_locked(self, name: str, chunks: Iterable[Bytes], until: datetime) -> Stat:
         self._refuse_unlockable(name)
@@ -84,21 +84,21 @@ class LockingStorage(ObjectStorage):
         until, found = whole_seconds(until), self.retention(name).until
         if found is None or found < until:
             self._refuse_unlockable(name)
-            self.bucket.lock(checked_object_name(name), until)
+            self._again(f"lock {name}", lambda: self.bucket.lock(checked_object_name(name), until))
 
     def retention(self, name: str) -> Retention:
-        return self.bucket.retention(checked_object_name(name))
+        return self._again(f"look at {name}", lambda: self.bucket.retention(checked_object_name(name)))
 
     def hold(self, name: str, on: bool) -> None:
         self._refuse_unlockable(name)
-        self.bucket.hold(checked_object_name(name), on)
+        self._again(f"hold {name}", lambda: self.bucket.hold(checked_object_name(name), on))
 
     def tamper(self, name: str) -> tuple[str, ...]:
         attacks = self.bucket.attacks(checked_object_name(name))
         return tuple(breach for breach, attack in attacks if succeeds(attack))
 
     def _refuse_unlockable(self, name: str) -> None:
-        if not self.bucket.can_lock():
+        if not self.can_lock():
             raise StorageDenied(f"cannot lock {name}: {self.url} locks nothing", hint=self.bucket.lock_hint)
 
 

@@ -234,6 +234,9 @@ class Retrying(Wrapper):
     def free_bytes(self) -> int | None:
         return self._repeat("free_bytes", self.inner.free_bytes)
 
+    def sweep(self, older_than: timedelta) -> int:
+        return self._repeat("sweep", lambda: self.inner.sweep(older_than))
+
     def _tries(self, what: str) -> Tries:
         return Tries(self._policy, self._sleep, self._randomness, what)
 

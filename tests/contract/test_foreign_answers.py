@@ -1,4 +1,4 @@
-"""What answers in a cloud service's place, and proves nothing: above all, never that an object is absent."""
+"""What lies between a driver and its service: another that answers in its place, or one that asks to slow down."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from datetime import timedelta
+from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -58,9 +60,15 @@ class Answering(BaseHTTPRequestHandler):
     said: tuple[int, dict[str, str], str] | None
     behind: int
     swallows = ""
+    refuses = 0
+    with_status = 503
 
     def answer(self) -> None:
         body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        if self.refuses:
+            type(self).refuses -= 1
+            self._tell(self.with_status, {"Content-Length": "0"}, b"")
+            return
         if self.said is None:
             self._pass_on(body)
             return
@@ -204,3 +212,46 @@ def test_a_service_that_overwrites_whatever_it_was_told_is_refused_as_a_location
         found = locations.check(location, Settings(), Observer())
         assert "overwrote the probe" in found.problem
         assert list(open_driver(place.url, place).list("probes/")) == []
+
+
+@pytest.mark.servers
+@pytest.mark.parametrize("status", [429, 503])
+@pytest.mark.parametrize("kind", ["s3", "gs"])
+def test_a_service_that_asks_to_slow_down_is_obeyed_in_every_call_and_none_fails(
+    kind: str, status: int, servers: Servers
+) -> None:
+    """Locks as well, of which a pass over a large backup sets thousands, one after the other."""
+    pauses: list[float] = []
+    with impostor() as gateway:
+        gateway.passes_to(servers[kind].port)
+        gateway.handler.with_status = status
+        settings = replace(servers[kind].settings(lock=True, port=gateway.port), attempts=1)
+        storage = open_storage(settings, sleep=pauses.append)
+        locks = lockable(storage)
+        assert locks is not None
+        until = storage.now().replace(microsecond=0) + timedelta(days=1)
+        calls: dict[str, Callable[[], object]] = {
+            "ask whether it locks": locks.can_lock,
+            "put": lambda: storage.put("a", [b"0123456789"]),
+            **{
+                name: partial(CALLS[name], storage)
+                for name in ("stat", "read", "read a range", "list", "children", "now")
+            },
+            "sweep": lambda: storage.sweep(timedelta(days=1)),
+            "lock": lambda: locks.retain("a", until),
+            "look at the lock": lambda: locks.retention("a"),
+            "hold": lambda: locks.hold("a", True),
+            "lift": lambda: locks.hold("a", False),
+            "put a large one": lambda: storage.put("b", [bytes(17 << 20)]),
+            "put a locked one": lambda: locks.put_locked("c", [b"1"], until),
+            "delete": lambda: storage.delete("b"),
+        }
+        for name, call in calls.items():
+            pauses.clear()
+            gateway.handler.refuses = 2
+            call()
+            assert gateway.handler.refuses == (2 if (kind, name) == ("gs", "sweep") else 0), name
+            assert len(pauses) == 2 - gateway.handler.refuses, name
+        gateway.handler.refuses = 0
+        assert locks.retention("a").until == until
+        storage.close()

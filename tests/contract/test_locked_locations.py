@@ -63,6 +63,7 @@ work_directory = "{tmp_path}/work"
 """
         for name, place in places.items():
             text += f'[locations.{name}]\nurl = "{place.url}"\nlock_mode = "{place.lock_mode.value}"\nattempts = 1\n'
+            text += f'lock = "{place.lock.value}"\n'
             for key in ("endpoint", "region", "credentials_file", "deleting_credentials_file"):
                 text += f'{key} = "{getattr(place, key)}"\n' if getattr(place, key) else ""
         file = tmp_path / "seawall.toml"
@@ -160,6 +161,31 @@ def test_a_location_that_does_not_answer_leaves_a_breach_an_alert(s3: S3Server, 
         for place in (weak, replace(weak, endpoint=f"http://127.0.0.1:{free_port()}")):
             probed(load(site(weak=place), {}), catalog)
             assert ("lock-broken", "weak") in alerts(catalog)
+
+
+@pytest.mark.servers
+def test_locks_that_went_away_are_an_alert_until_they_hold_again_or_are_wanted_no_more(
+    s3: S3Server, site: Site
+) -> None:
+    """Whoever takes away the right to ask, or moves a copy into a bucket without locks, ends them without a breach."""
+    locked, plain = s3.settings(lock=True), s3.settings()
+    with Catalog.open(load(site(vault=locked), {}).catalog.url) as catalog:
+        assert probed(load(site(vault=locked), {}), catalog)["vault"] is LockState.HOLDS
+        # What an earlier probe left is there, and the place does not say that it locks.
+        open_storage(plain).put("probes/canary-20261128T054500-0a1b2c3d", [b"canary"])
+        assert probed(load(site(vault=plain), {}), catalog)["vault"] is LockState.UNKNOWN
+        assert alerts(catalog)[("lock-gone", "vault")] is Severity.HIGH
+        assert ("lock-unproved", "vault") not in alerts(catalog)
+        # That the canary went meanwhile proves nothing.
+        open_storage(plain).delete("probes/canary-20261128T054500-0a1b2c3d")
+        assert probed(load(site(vault=plain), {}), catalog)["vault"] is LockState.NONE
+        assert ("lock-gone", "vault") in alerts(catalog)
+        probed(load(site(vault=locked), {}), catalog)
+        assert ("lock-gone", "vault") not in alerts(catalog)
+        open_storage(plain).put("probes/canary-20261129T054500-0a1b2c3d", [b"canary"])
+        probed(load(site(vault=plain), {}), catalog)
+        probed(load(site(vault=replace(plain, lock=Locking.OFF)), {}), catalog)
+        assert ("lock-gone", "vault") not in alerts(catalog)
 
 
 @pytest.mark.servers
