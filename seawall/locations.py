@@ -30,6 +30,7 @@ from seawall.repository import Repository
 from seawall.repository.evidence import Evidence
 from seawall.settings import PRIMARY, LocationRole, LocationSettings, RepositorySettings, Settings
 from seawall.storage import open_storage
+from seawall.storage.access import service_of
 from seawall.storage.base import Capabilities, Storage, read
 from seawall.storage.local import folder_of
 from seawall.storage.wrappers import cancellable_sleep
@@ -226,9 +227,7 @@ def _whereabouts(place: RepositorySettings) -> tuple[str, tuple[str, ...]]:
     scheme, _, rest = place.url.partition("?")[0].partition("://")
     host, _, below = rest.partition("/")
     server = host.rpartition("@")[2] if scheme == "sftp" else host
-    return f"{place.url if not rest else scheme} {place.endpoint.rstrip('/')} {server}", tuple(
-        filter(None, below.split("/"))
-    )
+    return f"{place.url if not rest else scheme} {service_of(place)} {server}", tuple(filter(None, below.split("/")))
 
 
 def refuse_overlap(settings: Settings, name: str) -> None:

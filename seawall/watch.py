@@ -37,7 +37,8 @@ from seawall.model import Head, LockMode
 from seawall.repository import Repository
 from seawall.retention import policy_of
 from seawall.retention.keeping import longest
-from seawall.settings import PRIMARY, LocationRole, Locking, Settings, SourceSettings
+from seawall.settings import PRIMARY, LocationRole, Locking, RepositorySettings, Settings, SourceSettings
+from seawall.storage.access import service_of
 from seawall.storage.base import Stat, Storage
 from seawall.storage.local import folder_of
 from seawall.usage import Usage, measure
@@ -293,7 +294,7 @@ def role_findings(settings: Settings, name: str) -> list[LocationFinding]:
             continue
         if same := locations.overlap(location.storage, settings.location(other).storage):
             found.append(LocationFinding("critical", "role", f"it and {other} are {same}: a copy there is none"))
-        elif why := shared(location.storage.url, settings.location(other).storage.url):
+        elif why := shared(location.storage, settings.location(other).storage):
             text = f"its role is {location.role.value}, but it and {other} are {why}: what destroys one destroys both"
             found.append(LocationFinding("medium", "role", text))
     return found
@@ -304,13 +305,14 @@ _ALONE = LocationFinding(
 )
 
 
-def shared(url: str, other: str) -> str:
+def shared(place: RepositorySettings, other: RepositorySettings) -> str:
     """What two places have in common that can be lost at once; empty for nothing that can be seen from here."""
-    here, there = folder_of(url), folder_of(other)
+    here, there = folder_of(place.url), folder_of(other.url)
     if here is not None and there is not None:
         return "on the same file system" if _device(here) == _device(there) else ""
-    first, second = (one.partition("://")[0::2] for one in (url, other))
+    first, second = (one.url.partition("://")[0::2] for one in (place, other))
     same = first[0] == second[0] and first[1].partition("/")[0] == second[1].partition("/")[0]
+    same = same and service_of(place) == service_of(other)
     if not same or first[0] not in ("s3", "azure", "gs", "sftp"):
         return ""
     return "on the same server" if first[0] == "sftp" else "in the same bucket"

@@ -13,9 +13,11 @@ import secrets
 import socket
 import subprocess
 import sys
+import threading
 import time
 import urllib.request
 from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any, Protocol
 from urllib.parse import quote
@@ -225,6 +227,40 @@ def gcs_server(place: Path) -> Iterator[GcsServer]:
     command = [sys.executable, "-m", "tools.gcs_server", str(port)]
     with process(command, port, place):
         yield GcsServer(port)
+
+
+class _Tokens(BaseHTTPRequestHandler):
+    """Gives a token to whoever asks, as Google does to a service account; the emulator asks for none."""
+
+    def do_POST(self) -> None:
+        self.rfile.read(int(self.headers["Content-Length"]))
+        said = json.dumps({"access_token": "of-the-tests", "expires_in": 3600, "token_type": "Bearer"}).encode()
+        self.send_response(200)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(said)))
+        self.end_headers()
+        self.wfile.write(said)
+
+    def log_message(self, format: str, *args: object) -> None:
+        """A test's output is for failures."""
+
+
+@contextlib.contextmanager
+def google_account() -> Iterator[dict[str, str]]:
+    """The JSON key of a service account whose tokens come from this process."""
+    from cryptography.hazmat.primitives import serialization  # noqa: PLC0415 - only where it is wanted
+    from cryptography.hazmat.primitives.asymmetric import rsa  # noqa: PLC0415 - see the line above
+
+    pem = rsa.generate_private_key(65537, 2048).private_bytes(
+        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    )
+    with ThreadingHTTPServer(("127.0.0.1", 0), _Tokens) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield {
+            "type": "service_account", "project_id": "tests", "private_key_id": "1", "private_key": pem.decode(),
+            "client_email": "a@example.com", "token_uri": f"http://127.0.0.1:{server.server_port}/token",
+        }  # fmt: skip
+        server.shutdown()
 
 
 SERVERS = {"s3": s3_server, "azure": azure_server, "gs": gcs_server, "sftp": sftp_server}

@@ -79,6 +79,21 @@ def secured_endpoint(settings: RepositorySettings) -> str:
     return settings.endpoint.rstrip("/")
 
 
+def service_of(settings: RepositorySettings) -> str:
+    """The address of the service that a place is in, as far as settings say; names of buckets are each service's own.
+
+    An account of Azure's may be named by its connection string alone.
+    """
+    if settings.endpoint or not settings.url.startswith("azure:"):
+        return settings.endpoint.rstrip("/").lower()
+    try:
+        text = credentials(settings) or ""
+    except SettingsError:
+        return ""
+    said = dict(part.strip().partition("=")[::2] for part in text.split(";"))
+    return (said.get("BlobEndpoint") or said.get("AccountName") or "").rstrip("/").lower()
+
+
 def is_loopback(host: str) -> bool:
     """Whether a host name is this machine's own address, by its text and without asking a name server."""
     if host == "localhost":

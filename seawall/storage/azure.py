@@ -90,9 +90,21 @@ _BY_CODE: dict[str, type[SeawallError]] = {
     "OperationTimedOut": StorageUnreachable,
     "AccountIsDisabled": StorageDenied,
     "ContainerQuotaDownloadBytes": StorageFull,
-    "ContainerNotFound": NotARepository,
     "ContainerBeingDeleted": NotARepository,
 }
+
+_NO_CONTAINER = "Create the container, or correct the URL."
+
+# What is wrong with credentials (the same, and "Authorize requests to Azure Storage").
+_WHO = (
+    "Check the key or signature in credentials_file, its role, the date on which it ends, and this host's clock.",
+    {"AuthenticationFailed", "AuthorizationFailure", "InvalidAuthenticationInfo", "NoAuthenticationInformation"},
+)
+_WHAT = (
+    "These credentials lack a right: docs/how-to/azure.md lists what each account needs.",
+    {"AuthorizationPermissionMismatch", "AuthorizationResourceTypeMismatch", "InsufficientAccountPermissions"},
+)
+_HINTS = {code: hint for hint, codes in (_WHO, _WHAT) for code in codes}
 
 
 def open_url(url: str, settings: RepositorySettings, sleep: Sleep = time.sleep) -> AzureStorage:
@@ -117,6 +129,8 @@ def client(settings: RepositorySettings) -> BlobServiceClient:
         "connection_timeout": _CONNECT_SECONDS,
         "read_timeout": _READ_SECONDS,
         "connection_verify": certificates(settings),
+        # Nowhere else than the settings say: a redirection might even lead to a place without TLS.
+        "permit_redirects": False,
         "max_single_put_size": 2 * PART_BYTES,
         "max_single_get_size": PART_BYTES,
     }
@@ -392,6 +406,8 @@ def _explained(error: HttpResponseError, what: str) -> SeawallError:
     request = headers.get("x-ms-request-id", "")
     said = (error.reason or error.message or "").partition("\n")[0]
     message = f"{what}: {code} {said}".rstrip() + (f" (request {request})" if request else "")
+    if code == "ContainerNotFound":
+        return NotARepository(f"{what}: there is no such container", hint=_NO_CONTAINER)
     if code in _BY_CODE:
         return _BY_CODE[code](message)
     status = error.status_code or 0
@@ -399,8 +415,8 @@ def _explained(error: HttpResponseError, what: str) -> SeawallError:
         # The service names what is missing, in a header, also where the answer has no body.
         return foreign(what, "Azure", f"{status} {said}")
     if isinstance(error, ClientAuthenticationError):
-        return StorageDenied(message, hint="Check credentials_file, its role and its date of expiry.")
-    return explained(status, message)
+        return StorageDenied(message, hint=_HINTS.get(code, _WHO[0]))
+    return explained(status, message, hint=_HINTS.get(code))
 
 
 def _code(error: HttpResponseError) -> str:
@@ -417,7 +433,11 @@ def _from_connection_string(text: str, options: dict[str, Any]) -> BlobServiceCl
         made = BlobServiceClient.from_connection_string(text.strip(), **options)
     except ValueError as error:
         # The error's own text may repeat the key.
-        raise SettingsError("credentials_file holds no connection string of an Azure storage account") from error
+        raise SettingsError(
+            "credentials_file holds no connection string of an Azure storage account",
+            hint="Neither a key nor a signature alone is one, but BlobEndpoint=https://ACCOUNT.blob.core.windows.net;"
+            "SharedAccessSignature=... is (docs/how-to/azure.md).",
+        ) from error
     parts = split(made.primary_endpoint)
     if parts.scheme != "https" and not is_loopback(parts.hostname or ""):
         raise SettingsError(

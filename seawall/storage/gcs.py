@@ -329,12 +329,21 @@ class GcsBucket:
         what = f"cannot {action} {name or 'objects'} in {self.url}"
         try:
             answer: requests.Response = self._http.request(
-                method, url, timeout=_TIMEOUT_SECONDS, allow_redirects=False, **request
+                method,
+                url,
+                timeout=_TIMEOUT_SECONDS,
+                allow_redirects=False,
+                # Said once more: a REQUESTS_CA_BUNDLE in the environment would overrule the session's own.
+                verify=self._http.verify,
+                **request,
             )
         except google.auth.exceptions.TransportError as error:
             raise StorageUnreachable(f"{what}: {error}") from error
         except google.auth.exceptions.GoogleAuthError as error:
-            raise StorageDenied(f"{what}: {error}", hint="Check credentials_file.") from error
+            raise StorageDenied(
+                f"{what}: {error}",
+                hint="Check credentials_file, whether its key is still valid, and this host's clock.",
+            ) from error
         except (requests.RequestException, OSError) as error:
             hint = "Name the certificate of your own authority with ca_file." if "CERTIFICATE" in str(error) else None
             raise StorageUnreachable(f"{what}: {error}", hint=hint) from error

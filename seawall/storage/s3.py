@@ -16,7 +16,7 @@ import contextlib
 import hashlib
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -105,7 +105,7 @@ def client(settings: RepositorySettings) -> Any:
         response_checksum_validation="when_required",
     )
     try:
-        return session.client(
+        made = session.client(
             "s3",
             endpoint_url=endpoint or None,
             region_name=settings.region or session.region_name or "us-east-1",
@@ -114,6 +114,9 @@ def client(settings: RepositorySettings) -> Any:
         )
     except (botocore.exceptions.BotoCoreError, ValueError) as error:
         raise SettingsError(f"[repository] does not describe an S3 service: {error}") from error
+    # AWS_ENDPOINT_URL and the AWS tools' own files name an endpoint too.
+    secured_endpoint(replace(settings, endpoint=made.meta.endpoint_url))
+    return made
 
 
 class S3Bucket:

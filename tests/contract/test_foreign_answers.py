@@ -60,11 +60,13 @@ class Answering(BaseHTTPRequestHandler):
     said: tuple[int, dict[str, str], str] | None
     behind: int
     swallows = ""
+    asked = 0
     refuses = 0
     with_status = 503
 
     def answer(self) -> None:
         body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        type(self).asked += 1
         if self.refuses:
             type(self).refuses -= 1
             self._tell(self.with_status, {"Content-Length": "0"}, b"")
@@ -162,6 +164,21 @@ def test_what_another_server_says_is_an_outage_and_never_success_or_absence(
         if (kind, answer) != ("s3", "nothing"):  # so speaks a service that has no such configuration
             with pytest.raises(StorageUnreachable):
                 locks.can_lock()
+        storage.close()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_nobody_is_sent_elsewhere_where_tls_may_end(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with impostor() as there, impostor() as elsewhere:
+        said = (301, {"Location": f"http://127.0.0.1:{elsewhere.port}/"}, "")
+        monkeypatch.setitem(ANSWERS, "moved", said)
+        there.says("moved")
+        settings = at(kind, there.port, tmp_path)
+        storage = open_driver(settings.url, settings)
+        for call in CALLS.values():
+            with pytest.raises(StorageUnreachable):
+                call(storage)
+        assert elsewhere.handler.asked == 0
         storage.close()
 
 

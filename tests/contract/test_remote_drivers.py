@@ -19,11 +19,12 @@ from pathlib import Path
 from typing import Any
 
 import asyncssh
+import certifi
 import googleapiclient
 import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec, rsa
+from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
 from seawall.errors import (
@@ -40,7 +41,7 @@ from seawall.settings import RepositorySettings
 from seawall.storage import gcs, open_driver, open_storage
 from seawall.storage.base import read
 from seawall.storage.parts import PART_BYTES
-from tools.storage_servers import Servers
+from tools.storage_servers import Servers, google_account
 
 HTTP = ("s3", "azure", "gs")
 AWS = "[default]\naws_access_key_id = a\naws_secret_access_key = hunter2\n"
@@ -145,8 +146,12 @@ def tls(port: int, place: Path) -> Iterator[tuple[int, Path]]:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(pem, secret)
     with socket.create_server(("127.0.0.1", 0)) as listener:
-        threading.Thread(target=_terminate, args=(listener, context, port), daemon=True).start()
+        thread = threading.Thread(target=_terminate, args=(listener, context, port), daemon=True)
+        thread.start()
         yield listener.getsockname()[1], pem
+        # Or it would accept, with its own certificate, what the next one listens for under the same descriptor.
+        listener.shutdown(socket.SHUT_RDWR)
+        thread.join()
 
 
 def _terminate(listener: socket.socket, context: ssl.SSLContext, port: int) -> None:
@@ -181,34 +186,40 @@ def _copy(source: socket.socket, target: socket.socket) -> None:
 
 
 @pytest.mark.servers
-@pytest.mark.parametrize("kind", ["s3", "gs"])
+@pytest.mark.parametrize("kind", HTTP)
 def test_a_certificate_is_checked_and_an_authority_of_ones_own_is_named(
-    kind: str, servers: Servers, tmp_path: Path
+    kind: str, servers: Servers, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     server = servers[kind]
-    with tls(server.port, tmp_path) as (port, authority):
+    # What the environment names for other programs is no authority of this location.
+    for name in ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "AWS_CA_BUNDLE"):
+        monkeypatch.setenv(name, certifi.where())
+    with tls(server.port, tmp_path) as (port, authority), google_account() as account:
         settings = replace(server.settings(), endpoint=f"https://127.0.0.1:{port}", attempts=1)
         if kind == "gs":
-            settings = replace(settings, credentials_file=service_account(tmp_path, port))
+            settings = replace(settings, credentials_file=closed(tmp_path / "account.json", json.dumps(account)))
+        if kind == "azure":
+            assert settings.credentials_file is not None
+            text = settings.credentials_file.read_text().replace(f"http://127.0.0.1:{server.port}", settings.endpoint)
+            settings = replace(settings, credentials_file=closed(tmp_path / "azure", text))
         with pytest.raises(StorageUnreachable) as caught:
             open_storage(settings).stat("a")
-        assert "ca_file" in caught.value.hint or "CERTIFICATE" in caught.value.message
-        if kind == "s3":
-            trusted = open_storage(replace(settings, ca_file=authority))
-            trusted.put("a", [b"over TLS"])
-            assert read(trusted, "a") == b"over TLS"
+        assert "ca_file" in caught.value.hint
+        trusted = open_storage(replace(settings, ca_file=authority))
+        trusted.put("a", [b"over TLS"])
+        assert read(trusted, "a") == b"over TLS"
+        trusted.close()
 
 
-def service_account(place: Path, port: int) -> Path:
-    key = rsa.generate_private_key(65537, 2048)
-    pem = key.private_bytes(
-        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-    ).decode()
-    about = {
-        "type": "service_account", "private_key_id": "1", "private_key": pem, "client_email": "a@example.com",
-        "token_uri": f"https://127.0.0.1:{port}/token",
-    }  # fmt: skip
-    return closed(place / "account.json", json.dumps(about))
+def test_an_endpoint_that_the_vendors_own_places_name_is_none_without_tls_either(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    settings = RepositorySettings(region="eu-central-1", credentials_file=closed(tmp_path / "aws", AWS))
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://storage.example.com")
+    with pytest.raises(SettingsError, match="without TLS"):
+        open_driver("s3://box/p", settings)
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "https://storage.example.com")
+    open_driver("s3://box/p", settings).close()
 
 
 def test_the_scope_that_google_is_asked_for_reaches_every_request_of_the_driver() -> None:
@@ -246,8 +257,9 @@ def test_azure_denies_another_accounts_key(servers: Servers, tmp_path: Path) -> 
     settings = servers["azure"].settings()
     assert settings.credentials_file is not None
     text = settings.credentials_file.read_text().replace("AccountKey=E", "AccountKey=F")
-    with pytest.raises(StorageDenied, match=r"AuthorizationFailure|AuthenticationFailed"):
+    with pytest.raises(StorageDenied, match=r"AuthorizationFailure|AuthenticationFailed") as caught:
         open_storage(replace(settings, credentials_file=closed(tmp_path / "other", text))).stat("a")
+    assert "key or signature in credentials_file" in caught.value.hint
 
 
 # ---- what they say

@@ -37,6 +37,7 @@ from seawall.watch import (
     shared,
     trend_of,
 )
+from tools.storage_servers import secret_file
 
 pytestmark = pytest.mark.slow  # each begins with a new catalog
 NOW = datetime(2026, 6, 1, tzinfo=UTC)
@@ -194,7 +195,7 @@ def test_a_copy_elsewhere_that_is_not_elsewhere_is_a_finding(site: tuple[Setting
     ],
 )
 def test_what_two_places_share_is_seen_in_their_urls(first: str, second: str, same: str) -> None:
-    assert shared(first, second) == same
+    assert shared(RepositorySettings(url=first), RepositorySettings(url=second)) == same
 
 
 @pytest.mark.parametrize(
@@ -219,6 +220,19 @@ def test_what_two_places_share_is_seen_in_their_urls(first: str, second: str, sa
 def test_two_locations_in_one_place_are_seen_in_their_urls(first: str, second: str, why: str) -> None:
     one, other = RepositorySettings(url=first), RepositorySettings(url=second)
     assert overlap(one, other) == overlap(other, one) == why
+
+
+def test_one_name_in_two_services_or_accounts_is_two_places(tmp_path: Path) -> None:
+    def account(name: str) -> RepositorySettings:
+        file = secret_file(tmp_path / name, f"DefaultEndpointsProtocol=https;AccountName={name};AccountKey=aHVudGVy")
+        return RepositorySettings(url="azure://backups/shop", credentials_file=file)
+
+    here, there = account("acme"), account("acmeoffsite")
+    assert overlap(here, there) == shared(here, there) == ""
+    assert overlap(here, account("acme")) == "the same place"
+    own = [RepositorySettings(url="s3://backups/shop", endpoint=f"https://{host}.example.com") for host in ("a", "b")]
+    assert overlap(*own) == shared(*own) == ""
+    assert shared(own[0], replace(own[0], url="s3://backups/other")) == "in the same bucket"
 
 
 def test_nothing_is_copied_to_and_nothing_cleaned_up_in_a_location_that_is_another_one_as_well(

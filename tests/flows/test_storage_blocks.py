@@ -3,18 +3,12 @@
 from __future__ import annotations
 
 import json
-import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
 
 import pytest
 from azure.storage.blob import AccountSasPermissions, ResourceTypes, generate_account_sas
-from cryptography.hazmat.primitives import serialization
-from cryptography.hazmat.primitives.asymmetric import rsa
 from prefect.blocks.core import Block
 from prefect_aws import AwsCredentials
 from prefect_azure import AzureBlobStorageCredentials
@@ -33,48 +27,15 @@ from seawall.repository import Repository
 from seawall.settings import PRIMARY, RepositorySettings, load
 from seawall.storage import open_storage
 from seawall.storage.base import read
+from tools.storage_servers import google_account
 
 pytestmark = [pytest.mark.prefect, pytest.mark.servers, pytest.mark.slow]
 
 
-class Tokens(BaseHTTPRequestHandler):
-    """Gives a token to whoever asks, as Google's accounts do to a service account."""
-
-    def do_POST(self) -> None:
-        self.rfile.read(int(self.headers["Content-Length"]))
-        said = json.dumps({"access_token": "of-the-tests", "expires_in": 3600, "token_type": "Bearer"}).encode()
-        self.send_response(200)
-        self.send_header("Content-Type", "application/json")
-        self.send_header("Content-Length", str(len(said)))
-        self.end_headers()
-        self.wfile.write(said)
-
-    def log_message(self, format: str, *args: Any) -> None:
-        """A test's output is for failures."""
-
-
 @pytest.fixture(scope="module")
 def account() -> Iterator[dict[str, str]]:
-    """A service account whose tokens come from this host."""
-    with _tokens() as port:
-        key = rsa.generate_private_key(65537, 2048)
-        pem = key.private_bytes(
-            serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-        )
-        yield {
-            "type": "service_account", "project_id": "tests", "private_key_id": "1", "private_key": pem.decode(),
-            "client_email": "a@example.com", "token_uri": f"http://127.0.0.1:{port}/token",
-        }  # fmt: skip
-
-
-@contextmanager
-def _tokens() -> Iterator[int]:
-    with ThreadingHTTPServer(("127.0.0.1", 0), Tokens) as server:
-        thread = threading.Thread(target=server.serve_forever, daemon=True)
-        thread.start()
-        yield server.server_port
-        server.shutdown()
-        thread.join()
+    with google_account() as made:
+        yield made
 
 
 def text_of(place: RepositorySettings) -> str:
