@@ -158,6 +158,8 @@ def _step(life: Life, tally: Tally) -> None:
 
 def _tidy(life: Life, name: str) -> None:
     """What an administrator does after a step that was killed, where the next one does not do it."""
+    if name in ("full", "incremental"):
+        life.learn()
     if name == "lose":
         life.fill()
     if name == "hold":

@@ -111,6 +111,7 @@ class Life:
     steps: list[str] = field(default_factory=list)
     damaged_since: datetime | None = None
     killing: KillPoint | None = None
+    begun: Taken | None = None
 
     def __post_init__(self) -> None:
         self.grounds = {name: self._ground(name) for name in DAYS}
@@ -160,10 +161,21 @@ class Life:
         prior = self.backups[-1] if self.backups and not full else None
         start = self.segment
         self.archive(2)
-        taken = sample.back_up(
-            self.sealing, area, self.now, start, self.randomness, prior=None if prior is None else prior.taken
-        )
-        self._learn(taken)
+        self.begun = None
+        sample.back_up(
+            self.sealing, area, self.now, start, self.randomness, about=self._begin_to_commit,
+            prior=None if prior is None else prior.taken,
+        )  # fmt: skip
+        self.learn()
+
+    def _begin_to_commit(self, taken: Taken) -> None:
+        self.begun = taken
+
+    def learn(self) -> None:
+        """Know the newest backup if it was committed, also where its writer was killed right after that."""
+        taken, self.begun = self.begun, None
+        if taken is not None and taken.label in SourceArea(self.grounds[PRIMARY], SOURCE).labels():
+            self._learn(taken)
 
     def _learn(self, taken: Taken) -> None:
         ground, layout, label = self.grounds[PRIMARY], self.layout, taken.label

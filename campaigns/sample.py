@@ -12,7 +12,7 @@ import random
 import secrets
 import struct
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -179,12 +179,14 @@ def back_up(
     randomness: random.Random,
     *,
     prior: Taken | None = None,
+    about: Callable[[Taken], None] = lambda _taken: None,
 ) -> Taken:
     """One backup set written as the engine does, but of files that exist only here.
 
     Args:
         start: number of the segment that it begins in; it ends in the next one.
         prior: what an incremental builds on; None for a full backup.
+        about: hears of it right before it is committed.
     """
     content = _files(randomness) if prior is None else _later(prior.content, randomness)
     if prior is None:
@@ -198,6 +200,7 @@ def back_up(
             files = [_with_kept(entry, content[entry.path], prior) for entry in files]
             needed = {extent.object for entry in files for extent in entry.extents}
             objects += [known for known in prior.objects if known.name in needed]
+        about(Taken(label, content, files, objects))
         mapped = [_blocks(entry.path, content[entry.path]) for entry in sorted(files, key=_path)]
         files += [FileEntry(path, "directory", 0o700) for path in ("base", "base/1", "global", "pg_tblspc")]
         files.append(FileEntry("pg_tblspc/16400", "link", 0o777, link="/old/place"))
