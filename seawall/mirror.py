@@ -23,13 +23,15 @@ import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 
+from seawall.audit import PREFIX as AUDIT
 from seawall.capacity import Room
 from seawall.errors import (
     ClusterMismatch,
     Damaged,
+    FormatTooNew,
     KeyMissing,
     NotARepository,
     ObjectExists,
@@ -41,7 +43,7 @@ from seawall.errors import (
 from seawall.events import Advanced, Began, Ended, Noticed, Observer
 from seawall.locations import refuse_other
 from seawall.model import BackupLabel, Head
-from seawall.repository import Lease, Repository, identity
+from seawall.repository import Lease, Repository, documents, identity
 from seawall.repository.evidence import Evidence
 from seawall.repository.identity import Identity
 from seawall.repository.layout import IDENTITY, REPAIRS, SourceLayout, is_tail
@@ -92,6 +94,8 @@ class MirrorPlan:
         other_size: objects that lie there with another size than here; nothing is done about them.
         needs: what each set needs, by its label: all that must lie there before it is listed.
         absent: what sets need and neither place shows.
+        other_audit: how the audit there is another one than here; empty where it is the same as far as it goes. Such an
+            audit is left as it is: it may be what tells that somebody wrote the one here anew.
     """
 
     source: str
@@ -101,6 +105,7 @@ class MirrorPlan:
     other_size: tuple[str, ...] = ()
     needs: Mapping[str, AbstractSet[str]] = field(default_factory=dict)
     absent: tuple[str, ...] = ()
+    other_audit: str = ""
 
     @property
     def total_bytes(self) -> int:
@@ -266,7 +271,8 @@ def survey(
         if segment in unwanted_wal and segment not in needed:
             here.pop(name, None)
     there = sizes(destination, root)
-    return plan(source, sets, here, there, _shared(repository.storage, destination))
+    other_audit, shared = _shared(repository.storage, destination)
+    return replace(plan(source, sets, here, there, shared), other_audit=other_audit)
 
 
 def sizes(storage: Storage, root: str) -> dict[str, int]:
@@ -295,12 +301,28 @@ def refuse_other_repository(repository: Repository, destination: Storage) -> Non
     refuse_other(repository, other)
 
 
-def _shared(origin: Storage, destination: Storage) -> tuple[str, ...]:
-    """Identity and script, then the audit, as far as they are missing there."""
-    there = {*_at_root(destination), *(stat.name for stat in destination.list("audit/"))}
+def _shared(origin: Storage, destination: Storage) -> tuple[str, tuple[str, ...]]:
+    """What is wrong with the audit there; and identity and script, then the audit, as far as they are missing there."""
+    # There first: what another run brings meanwhile is no record that is missing here.
+    theirs, ours = ([stat.name for stat in storage.list(AUDIT)] for storage in (destination, origin))
+    other = _other_audit(origin, destination, ours, theirs)
+    there = {*_at_root(destination), *theirs}
     # The identity comes first: what begins to be a copy must be known as one.
     here = sorted(_at_root(origin), key=lambda name: name != IDENTITY)
-    return tuple(name for name in (*here, *(stat.name for stat in origin.list("audit/"))) if name not in there)
+    return other, tuple(name for name in (*here, *(() if other else ours)) if name not in there)
+
+
+def _other_audit(origin: Storage, destination: Storage, ours: Sequence[str], theirs: Sequence[str]) -> str:
+    """How the audit there went on otherwise than here. Each record names the one before it, so one comparison tells."""
+    if not ours or not theirs or not origin.capabilities.consistent_list:
+        return ""
+    if theirs[-1] > ours[-1]:
+        return f"it has records up to {theirs[-1]}, and {origin.url} only up to {ours[-1]}"
+    # A record that is damaged tells nothing, and is found as such.
+    with contextlib.suppress(Damaged, FormatTooNew, ObjectMissing):
+        if documents.get(origin, theirs[-1]) != documents.get(destination, theirs[-1]):
+            return f"{theirs[-1]} is another record there than in {origin.url}"
+    return ""
 
 
 def _at_root(storage: Storage) -> list[str]:
@@ -389,6 +411,8 @@ class _Mirroring:
                 self.destination.delete(name)
         for name in self.chosen.other_size:
             self.left[name] = "it lies there with another size; `seawall verify --location` says which copy is sound"
+        if self.chosen.other_audit:
+            self.left[AUDIT] = self.chosen.other_audit
         for name in self.chosen.absent:
             self.left[name] = "a backup needs it, and neither location shows it"
         took = time.monotonic() - begin

@@ -17,6 +17,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from seawall import healing, locations, locks, losses, mirror, proofs, retention
+from seawall.audit import PREFIX as AUDIT
 from seawall.audit import AuditLog
 from seawall.capacity import Room, room_in
 from seawall.catalog.views import ObjectProof, Severity
@@ -268,8 +269,9 @@ def _mirror_to(
             repository, source, storage, evidence, unwanted=useless.sets, unwanted_wal=useless.segments
         )
         if not forgets:
-            # In the primary, a tail that no copy has yet is the newest WAL, and not one that was superseded.
-            chosen = replace(chosen, forget=())
+            # In the primary, a tail that no copy has yet is the newest WAL, and not one that was superseded; and its
+            # audit is longer than theirs.
+            chosen = replace(chosen, forget=(), other_audit="")
         copied = locker.copied if isinstance(locker, Locker) else mirror.nobody_is_told
         early = _tried(locker.catch_up) if isinstance(locker, Locker) else LockReport()
         origin = as_read(Copy(PRIMARY, repository.storage), ring, observe)
@@ -347,6 +349,9 @@ def _record_mirrored(
             continue
         wrong = error.message if error else "; ".join(report.left.values()) if report and report.left else ""
         judge(catalog, "mirror-failed", subject, wrong, now)
+        other = report.left.get(AUDIT, "") if report else ""
+        if report is not None:
+            judge(catalog, "audit-forked", subject, other, now, severity=Severity.CRITICAL)
         late = [str(one.label) for one in result.protection if name in one.late]
         hours = settings.source(result.source).copy_within_hours if result.source in settings.sources else 0
         text = f"{len(late)} backups of {result.source} are not in {name} after {hours} hours: {', '.join(late[:5])}"

@@ -146,5 +146,28 @@ def test_an_object_of_another_size_is_healed_also_where_no_backup_lists_it(copie
     assert copied.first.label in Repository.open(LocalStorage(vault)).source("shop").labels()
 
 
+@pytest.mark.parametrize("cut", [True, False], ids=["cut", "written anew"])
+def test_an_audit_that_was_cut_or_written_anew_is_told_by_the_copies_which_keep_theirs(copied: Any, cut: bool) -> None:
+    primary, vault = (LocalStorage(copied.root / name) for name in (PRIMARY, "vault"))
+    for number in range(3):
+        AuditLog(primary).append("ada", "hold", f"shop {number}", {}, now=copied.site.at(90))
+    with copied.catalog() as catalog:
+        assert copied.mirrored(catalog).reports["vault"].left == {}
+        known = {stat.name: b"".join(vault.get(stat.name)) for stat in vault.list("audit/")}
+        for name in sorted(known)[1:]:
+            primary.delete(name)
+        for number in range(0 if cut else 5):
+            AuditLog(primary).append("eve", "hold", f"shop {number}", {}, now=copied.site.at(95))
+        told = copied.mirrored(catalog)
+        assert set(told.reports["vault"].left) == {"audit/"}
+        assert {("audit-forked", "shop vault"), ("audit-forked", "shop offsite")} <= alerts(catalog)
+        assert {stat.name: b"".join(vault.get(stat.name)) for stat in vault.list("audit/")} == known
+        for name in known:
+            vault.delete(name)
+        copied.mirrored(catalog)
+        assert ("audit-forked", "shop vault") not in alerts(catalog)
+    assert [stat.name for stat in vault.list("audit/")] == [stat.name for stat in primary.list("audit/")]
+
+
 def alerts(catalog: Catalog) -> set[tuple[str, str]]:
     return {(alert.alert_type, alert.subject) for alert in catalog.alerts()}
