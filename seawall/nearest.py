@@ -34,6 +34,7 @@ from seawall.errors import (
 )
 from seawall.events import Noticed, Observer
 from seawall.keys import KeyRing
+from seawall.repository import Repository, SourceArea
 from seawall.repository.evidence import Evidence
 from seawall.repository.layout import REPAIRS
 from seawall.settings import PRIMARY
@@ -303,6 +304,14 @@ def as_read(copy: Copy, ring: KeyRing | None, observe: Observer) -> Storage:
     if next(iter(copy.storage.list(REPAIRS)), None) is None:
         return copy.storage
     return Nearest([copy], Evidence(telling([copy]), ring), observe)
+
+
+def source_as_read(repository: Repository, source: str, ring: KeyRing | None, observe: Observer) -> SourceArea:
+    """A source as a restore reads it, from the primary with what repaired it, or from the copies that stand in."""
+    storage = repository.storage
+    if isinstance(storage, Nearest):
+        return repository.source(source)
+    return SourceArea(as_read(Copy(PRIMARY, storage), ring, observe), source)
 
 
 def telling(copies: Iterable[Copy]) -> list[Storage]:

@@ -18,6 +18,7 @@ from seawall.errors import BackupMissing, Partial, SeawallError, VerificationFai
 from seawall.events import Observer
 from seawall.keys import KeyRing
 from seawall.model import BackupLabel, Proof, Verdict
+from seawall.nearest import source_as_read
 from seawall.repository import Repository
 from seawall.settings import PRIMARY, Settings
 from tasks.execution import Surroundings, execute
@@ -61,7 +62,7 @@ def check(
             reading = _reading(settings, around.observe, ring, around.catalog, copies=copies)
             repository, gone = stack.enter_context(reading)
             verdict = verify.check(
-                repository.source(source),
+                source_as_read(repository, source, ring, around.observe),
                 label,
                 ring,
                 up_to=level,

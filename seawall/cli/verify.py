@@ -22,7 +22,6 @@ from seawall.settings import PRIMARY
 
 if TYPE_CHECKING:
     from seawall.catalog import Logbook
-    from seawall.repository import SourceArea
     from seawall.upkeep import Proved
 
 _LEVELS = (Proof.PRESENT, Proof.HASH_GOOD, Proof.DECRYPTABLE, Proof.WAL_CONTINUOUS)
@@ -157,9 +156,10 @@ def prove(context: Context, source: str, label: BackupLabel, up_to: Proof) -> tu
     from seawall.catalog.facts import verdict_facts, verdict_sentence
     from seawall.catalog.recording import Result, VerificationRecord
     from seawall.cli.recorded import recorded
+    from seawall.nearest import source_as_read
 
     repository = context.reading.repository
-    area = _readable(context, source)
+    area = source_as_read(repository, source, context.ring, context.observer)
     asked = context.settings.sources[source].workers if source in context.settings.sources else 2
     workers = processors.wanted(asked)
 
@@ -178,17 +178,6 @@ def prove(context: Context, source: str, label: BackupLabel, up_to: Proof) -> tu
         record.result = Result(verdict_facts(verdict))
         record.failure = None if verdict.good else VerificationFailed(verdict_sentence(source, verdict))
     return verdict, record.value()["record"]
-
-
-def _readable(context: Context, source: str) -> SourceArea:
-    """The source as a restore reads it: what is damaged and locked in the primary is taken from what repaired it."""
-    from seawall.nearest import Copy, as_read
-    from seawall.repository import SourceArea
-
-    found = context.reading
-    if found.gone is not None:
-        return found.repository.source(source)
-    return SourceArea(as_read(Copy(PRIMARY, found.repository.storage), context.ring, context.observer), source)
 
 
 def verdict_values(verdicts: list[Verdict]) -> list[dict[str, Any]]:

@@ -24,6 +24,7 @@ from seawall.proofs import Budget
 from seawall.repository import Repository, SourceArea
 from seawall.repository.area import new_hold_id
 from seawall.repository.evidence import Evidence
+from seawall.repository.layout import REPAIRS
 from seawall.repository.lease import CLEANUP, MIRROR
 from seawall.settings import PRIMARY
 from seawall.storage.local import LocalStorage
@@ -318,6 +319,17 @@ def test_mirror_and_verify_of_locations_on_the_command_line(place: Any, seawall:
     assert healed["code"] == 0
     assert [one["location"] for one in healed["locations"]] == [PRIMARY, "offsite", "vault"]
     assert len(healed["locations"][1]["healed"]) == 1
+
+
+def test_a_backup_of_which_an_object_was_repaired_beside_is_verified_by_that(
+    place: Any, seawall: Callable[..., dict[str, Any]]
+) -> None:
+    bundle = next(path for path in place.objects() if "/bundles/" in str(path) and str(place.second.label) in str(path))
+    name, sound = bundle.relative_to(place.root / PRIMARY), bundle.read_bytes()
+    place.flip(bundle)
+    assert seawall("verify", "shop")["error"]["code"] == "verification-failed"
+    LocalStorage(place.root / PRIMARY).put(f"{REPAIRS}{name}", [sound])
+    assert seawall("verify", "shop")["code"] == 0
 
 
 def test_a_location_is_tried_before_it_is_saved(place: Any, seawall: Callable[..., dict[str, Any]]) -> None:
