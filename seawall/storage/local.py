@@ -52,7 +52,11 @@ _FOLDER_RACES = 16
 _READING = ("read", "look at")
 
 _FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
-_DENIED = frozenset({errno.EACCES, errno.EPERM, errno.EROFS})
+_DENIED = frozenset({errno.EACCES, errno.EPERM, errno.EROFS, errno.ELOOP})
+_HINTS = {
+    errno.ELOOP: "Symbolic links below a repository's folder are not followed.",
+    errno.EROFS: "It is mounted for reading only, perhaps since the kernel found an error: see `findmnt` and `dmesg`.",
+}
 _UNREACHABLE = frozenset(
     {errno.ESTALE, errno.ENOTCONN, errno.EHOSTDOWN, errno.EHOSTUNREACH, errno.ETIMEDOUT}
     | {errno.ENETDOWN, errno.ENETUNREACH, errno.ENODEV, errno.ENXIO, errno.ESHUTDOWN}
@@ -344,10 +348,8 @@ class LocalStorage:
             return ObjectMissing(message)
         if error.errno in _FULL:
             return StorageFull(message)
-        if error.errno == errno.ELOOP:
-            return StorageDenied(message, hint="Symbolic links below a repository's folder are not followed.")
         if error.errno in _DENIED:
-            return StorageDenied(message)
+            return StorageDenied(message, hint=_HINTS.get(error.errno))
         if error.errno in _UNREACHABLE:
             return StorageUnreachable(message)
         return StorageError(message)

@@ -65,6 +65,8 @@ _OPTIONS = {
 _HOST_KEY = "Host key verification failed"
 _DENIED = ("Permission denied", "Too many authentication failures", "Unable to negotiate", _HOST_KEY)
 
+_ADVICE = ("Add correct host key", "It is also possible", "Offending")
+
 _NO_PROGRAM = "Install OpenSSH's client: Debian's package is openssh-client."
 
 
@@ -190,7 +192,9 @@ def ending(said: str) -> Ending:
         return Ending(lines[-1] if lines else "the connection was lost")
     if any(_HOST_KEY in line for line in lines):
         hint = "The server's key is not in known_hosts_file, or another one is: find out why before you trust it."
-        return Ending("; ".join(line for line in lines if "host key" in line.lower()), denied=True, hint=hint)
+        # Not its advice to put the new key into the file: that is for whoever found out why.
+        said = (line for line in lines if "host key" in line.lower() and not line.startswith(_ADVICE))
+        return Ending("; ".join(said), denied=True, hint=hint)
     return Ending(denied, denied=True, hint="Put the public key of credentials_file into the server's authorized_keys.")
 
 

@@ -332,6 +332,22 @@ def test_a_host_without_openssh_is_told_what_to_install(tmp_path: Path, monkeypa
         assert "openssh-client" in caught.value.hint
 
 
+def test_a_host_key_that_changed_is_told_without_the_advice_to_believe_it() -> None:
+    said = (
+        "@@@@@@@@@\r\n@    WARNING: REMOTE HOST IDENTIFICATION HAS CHANGED!     @\r\n@@@@@@@@@\r\n"
+        "Someone could be eavesdropping on you right now (man-in-the-middle attack)!\r\n"
+        "It is also possible that a host key has just been changed.\r\n"
+        "Add correct host key in /etc/seawall/known_hosts to get rid of this message.\r\n"
+        "Host key for [127.0.0.1]:22 has changed and you have requested strict checking.\r\n"
+        "Host key verification failed.\r\n"
+    )
+    found = ending(said)
+    assert found.denied
+    assert found.words.startswith("Host key for [127.0.0.1]:22 has changed")
+    assert "Add correct" not in found.words
+    assert "find out why" in (found.hint or "")
+
+
 @pytest.mark.parametrize(
     ("said", "denied", "words"),
     [

@@ -266,6 +266,7 @@ def test_the_kernels_errors_are_translated(
         LocalStorage(tmp_path).put("a/one", [b"1"])
     assert type(caught.value) is error
     assert os.strerror(number) in caught.value.message
+    assert ("mounted for reading only" in caught.value.hint) is (number == errno.EROFS)
     assert files(tmp_path) == []
 
 
