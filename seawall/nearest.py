@@ -83,6 +83,14 @@ class Nearest:
         """Of the locations, the nearest first."""
         return tuple(copy.name for copy in self._copies)
 
+    def damaged(self) -> dict[str, tuple[str, ...]]:
+        """The objects that were found damaged so far, by location."""
+        found: dict[str, tuple[str, ...]] = {}
+        for (place, name), error in sorted(self.found_wrong.items()):
+            if isinstance(error, _DAMAGE):
+                found[place] = (*found.get(place, ()), name)
+        return found
+
     def without(self, name: str) -> Nearest | None:
         """The copies in other locations than this one, None where there are none; they are closed with all of them."""
         rest = [copy for copy in self._copies if copy.name != name]

@@ -16,6 +16,7 @@ from seawall.catalog.facts import Facts, report_facts
 from seawall.catalog.recording import RecoveryRecord, Result
 from seawall.errors import TargetUnreachable, UsageError
 from seawall.events import silent
+from seawall.mending import mend
 from seawall.model import BackupLabel, RecoveryTarget, TargetAction, TargetKind
 from seawall.postgres.binaries import Account, Binaries, find
 from seawall.restore import RestorePlan
@@ -111,6 +112,7 @@ def run(settings: Settings, planned: RestorePlan, destination: Destination) -> F
                 start=destination.start,
                 socket_path=settings.agent_socket(planned.source),
             )
+            mend(settings, repository.storage, ring, actor=around.actor, now=around.now, observe=around.observe)
         return Result(report_facts(report))
 
     return execute(_record(settings, planned), verb, settings=settings, title="restore", subject=planned.source)

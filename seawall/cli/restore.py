@@ -16,6 +16,7 @@ from seawall.wal import Lsn
 if TYPE_CHECKING:
     from seawall.catalog import Logbook
     from seawall.catalog.recording import RecoveryRecord
+    from seawall.events import Observer
     from seawall.postgres.recovery import Reached
     from seawall.restore import RestorePlan, RestoreReport
 
@@ -38,6 +39,9 @@ def arguments(parser: argparse.ArgumentParser, _verb: str) -> None:
     parser.add_argument("--no-start", action="store_true", help="lay files down only; you start and recover")
     parser.add_argument("--workers", type=int, default=2, metavar="N", help="parallel writers (default: 2)")
     parser.add_argument("--bin-directory", type=Path, help="where postgres of the right version lies")
+    parser.add_argument(
+        "--no-heal", action="store_true", help="leave what is found damaged in a location as it is, read past it only"
+    )
     parser.add_argument("--dry-run", action="store_true", help="show the plan and stop")
 
 
@@ -134,8 +138,19 @@ def run(options: argparse.Namespace, context: Context) -> None:
             socket_path=context.agent_socket(options.source),
         )
         record.result = Result(report_facts(report))
-    value = {"plan": plan_value(plan), "report": report_value(report), **record.value()}
+        mended = {} if options.no_heal else _mended(context, record.observe)
+    value = {"plan": plan_value(plan), "report": report_value(report), "healed": mended, **record.value()}
     context.console.result(value, report_lines(report))
+
+
+def _mended(context: Context, observe: Observer) -> dict[str, list[str]]:
+    """What was damaged and is whole again, by location; the notices tell it to people."""
+    from seawall.mending import mend
+
+    done = mend(
+        context.settings, context.copies.storage, context.ring, actor=context.actor, now=context.now(), observe=observe
+    )
+    return {location: [one.name for one in report.healed] for location, report in done.items()}
 
 
 def _row(catalog: Logbook, context: Context, plan: RestorePlan) -> RecoveryRecord:

@@ -193,8 +193,8 @@ def ending(said: str) -> Ending:
     if any(_HOST_KEY in line for line in lines):
         hint = "The server's key is not in known_hosts_file, or another one is: find out why before you trust it."
         # Not its advice to put the new key into the file: that is for whoever found out why.
-        said = (line for line in lines if "host key" in line.lower() and not line.startswith(_ADVICE))
-        return Ending("; ".join(said), denied=True, hint=hint)
+        facts = [line for line in lines if "host key" in line.lower() and not line.startswith(_ADVICE)]
+        return Ending("; ".join(facts), denied=True, hint=hint)
     return Ending(denied, denied=True, hint="Put the public key of credentials_file into the server's authorized_keys.")
 
 
