@@ -27,6 +27,7 @@ from seawall.settings import PRIMARY
 from seawall.storage.faulty import Killed, KillPoint
 
 _ROUNDS = 3
+_RARELY = timedelta(days=4)
 
 
 def _wait(life: Life, at_most: timedelta = timedelta(hours=40)) -> None:
@@ -129,6 +130,11 @@ def _step(life: Life, tally: Tally) -> None:
     if life.damaged_since is not None and life.now - life.damaged_since >= HEALED_WITHIN - timedelta(hours=1):
         life.steps.append("heal")
         life.heal()
+    if life.now - life.backups[-1].head.stopped_at > _RARELY:
+        # Retention takes a longer rest for a clock that jumped, and lets nothing go for a week.
+        life.steps.append("heal and a full")
+        life.heal()
+        life.back_up(full=True)
     weights = [weight for weight, _ in STEPS.values()]
     (name,) = life.randomness.choices(list(STEPS), weights)
     life.steps.append(name)

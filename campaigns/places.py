@@ -249,9 +249,9 @@ class Life:
         """Everything answers, and is proved and healed everywhere, until nothing is found any more."""
         for ground in self.grounds.values():
             ground.down = False
-        # What is missing in a copy, the next mirror brings.
-        self.mirror()
         for _ in range(2):
+            # What is missing in a copy, the next mirror brings.
+            self.mirror()
             proved = [self.prove(name) for name in DAYS]
         if failure := upkeep.proof_failure(proved):
             raise failure
@@ -265,7 +265,9 @@ class Life:
             audit.append(_ACTOR, "release-hold", f"{SOURCE} {placed.id}", {}, now=self.now)
             area.release_hold(placed.id, owner=_ACTOR, now=self.now)
             return
-        label, hold_id = self.randomness.choice(area.labels()), new_hold_id(self.now)
+        if not (labels := area.labels()):
+            return
+        label, hold_id = self.randomness.choice(labels), new_hold_id(self.now)
         audit.append(_ACTOR, "hold", f"{SOURCE} {label}", {"id": hold_id, "reason": "campaign"}, now=self.now)
         area.place_hold(label, reason="campaign", owner=_ACTOR, now=self.now, hold_id=hold_id)
 
@@ -307,9 +309,8 @@ class Life:
         if {name for name in DAYS if name != PRIMARY} <= set(self.down):
             return
         self.grounds[PRIMARY] = self._ground(PRIMARY)
-        left = set().union(*(ground.names() for ground in self.grounds.values()))
-        self.backups = [one for one in self.backups if one.needs <= left]
-        self.sealed = {name: content for name, content in self.sealed.items() if name in left}
+        self.sealed = {name: content for name, content in self.sealed.items() if self._is_somewhere(name)}
+        self.backups = [one for one in self.backups if one.needs <= self.sealed.keys()]
         if not self.backups:
             raise AssertionError("the life was to go on")
         self.fill()
@@ -342,11 +343,12 @@ class Life:
         kept = {one.label: one for place in DAYS for one in self.must(place)}
         for one in kept.values():
             for name in sorted(one.needs):
-                if not self.true_places(name) and not self._is_repaired(name):
+                if not self._is_somewhere(name):
                     yield f"{one.label} lost {name} everywhere"
 
-    def _is_repaired(self, name: str) -> bool:
-        return any(ground.bytes_of(f"{REPAIRS}{name}") == self.sealed[name] for ground in self.grounds.values())
+    def _is_somewhere(self, name: str) -> bool:
+        beside = (ground.bytes_of(f"{REPAIRS}{name}") for ground in self.grounds.values())
+        return bool(self.true_places(name)) or self.sealed[name] in beside
 
     def amiss(self) -> Iterator[str]:
         """What is wrong at the end, when all is healed, copied and cleaned."""
