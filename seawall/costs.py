@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 
 from seawall.capacity import Trend
 from seawall.prices import PriceTable
+from seawall.storage.parts import PART_BYTES
 from seawall.usage import Usage
 
 _DAYS_OF_MONTH = 365.2425 / 12
@@ -50,12 +51,17 @@ def monthly(usage: Usage, prices: PriceTable) -> Cost:
         retrieval += size * share * price.retrieve_gb
     return Cost(
         storage,
-        usage.recent_objects / 1000 * prices.writes_per_1000,
-        usage.objects * share / 1000 * prices.reads_per_1000,
+        _requests(usage.recent_objects, usage.recent_bytes) / 1000 * prices.writes_per_1000,
+        _requests(usage.objects, usage.used_bytes) * share / 1000 * prices.reads_per_1000,
         retrieval,
         usage.used_bytes / prices.bytes_per_gb * share * prices.egress_gb,
         tuple(sorted(kind for kind in usage.by_class if kind and kind not in prices.classes)),
     )
+
+
+def _requests(objects: int, size_bytes: int) -> float:
+    """How many requests carry so many objects: one for each, and one for each part of a larger one."""
+    return objects + size_bytes / PART_BYTES
 
 
 def projected(usage: Usage, prices: PriceTable, trend: Trend | None, months: int) -> Cost:

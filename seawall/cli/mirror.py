@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Mapping
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from seawall.cli.console import size, span
 from seawall.cli.context import Context
 from seawall.cli.reading import Reading, without_primary
-from seawall.errors import UsageError
+from seawall.errors import Cancelled, Partial, SeawallError, UsageError
 from seawall.settings import PRIMARY
 
 if TYPE_CHECKING:
     from seawall.locks import LockReport
+    from seawall.mirror import MirrorPlan
+    from seawall.repository import Repository
     from seawall.upkeep import Mirrored
 
 
@@ -96,33 +99,53 @@ def _origin(options: argparse.Namespace, context: Context) -> Reading:
 
 
 def _show(names: list[str], only: list[str], context: Context, source: Reading) -> int:
+    from seawall import upkeep
+
+    found, lines, failures = [], [], {}
+    for name in names:
+        for location in only or upkeep.policy_of(context.settings, name).locations:
+            try:
+                plan = _missing(name, location, context, source.repository)
+            except Cancelled:
+                raise
+            except SeawallError as error:
+                # The others are looked at all the same, as a copy would be made there.
+                failures[f"{name} to {location}"] = error
+                continue
+            count = len({one for group in plan.groups for one in group.names})
+            found.append({"source": name, "location": location, "objects": count, "stored_bytes": plan.total_bytes})
+            lines.append(f"{name} to {location}: {count} objects are missing, {size(plan.total_bytes)}")
+    lines += [line for what, error in failures.items() for line in _failed(what, error)]
+    told = {what: error.as_dict() for what, error in failures.items()}
+    value = {"missing": found, "failures": told, "dry_run": True} | source.value
+    failure = _not_all(failures) or source.failure
+    if failure is None:
+        context.console.result(value, lines)
+        return 0
+    context.console.failed(failure, value, lines)
+    return failure.exit_code
+
+
+def _missing(name: str, location: str, context: Context, here: Repository) -> MirrorPlan:
     from contextlib import closing
 
     from seawall import locations, mirror, upkeep
     from seawall.repository.evidence import Evidence
 
-    found, lines, here = [], [], source.repository
-    for name in names:
-        for location in only or upkeep.policy_of(context.settings, name).locations:
-            useless = upkeep.unwanted_in(context.settings, here, name, location, context.now())
-            with closing(locations.opened(context.settings, location, context.observer)) as storage:
-                plan = mirror.survey(
-                    here,
-                    name,
-                    storage,
-                    Evidence([here.storage]),
-                    unwanted=useless.sets,
-                    unwanted_wal=useless.segments,
-                )
-            count = len({one for group in plan.groups for one in group.names})
-            found.append({"source": name, "location": location, "objects": count, "stored_bytes": plan.total_bytes})
-            lines.append(f"{name} to {location}: {count} objects are missing, {size(plan.total_bytes)}")
-    value = {"missing": found, "dry_run": True} | source.value
-    if source.failure is None:
-        context.console.result(value, lines)
-        return 0
-    context.console.failed(source.failure, value, lines)
-    return source.failure.exit_code
+    useless = upkeep.unwanted_in(context.settings, here, name, location, context.now())
+    with closing(locations.opened(context.settings, location, context.observer)) as storage:
+        return mirror.survey(
+            here, name, storage, Evidence([here.storage]), unwanted=useless.sets, unwanted_wal=useless.segments
+        )
+
+
+def _not_all(failures: Mapping[str, SeawallError]) -> Partial | None:
+    if not failures:
+        return None
+    said = "; ".join(f"{what}: {error.message}" for what, error in failures.items())
+    return Partial(
+        f"not every location could be looked at: {said}", hint="`seawall location check` says what is wrong."
+    )
 
 
 def value_of(result: Mirrored) -> dict[str, Any]:
@@ -153,6 +176,10 @@ def value_of(result: Mirrored) -> dict[str, Any]:
     }
 
 
+def _failed(what: str, error: SeawallError) -> list[str]:
+    return [f"{what}: {error.message}", *([f"  hint: {error.hint}"] if error.hint else [])]
+
+
 def _lock_line(source: str, name: str, report: LockReport) -> str:
     if report.problem:
         return f"{source} in {name} is not wholly locked: {report.problem}"
@@ -169,7 +196,7 @@ def lines_of(result: Mirrored) -> list[str]:
         + (f"; {len(report.left)} left" if report.left else "")
         for name, report in result.reports.items()
     ]
-    lines += [f"{result.source} to {name}: {error.message}" for name, error in result.failures.items()]
+    lines += [line for name, error in result.failures.items() for line in _failed(f"{result.source} to {name}", error)]
     lines += [line for name, report in result.locks.items() if (line := _lock_line(result.source, name, report))]
     lines += [
         f"  {one.label} is not protected: it is in {', '.join(one.locations)} alone" for one in result.unprotected

@@ -182,6 +182,22 @@ def test_the_probe_raises_the_alarm_where_the_same_credentials_may_lift_the_lock
 
 
 @pytest.mark.servers
+def test_a_version_that_is_gone_after_an_attack_is_a_breach(s3: S3Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As by a service that takes the request to lock, and keeps one version only."""
+    settings = s3.settings(lock=True)
+    storage: Any = open_driver(settings.url, settings)
+    head = storage.bucket.head
+
+    def forgetful(name: str, **which: str) -> dict[str, Any]:
+        if which:
+            raise ObjectMissing(f"there is no such version of {name}")
+        return dict(head(name))
+
+    monkeypatch.setattr(storage.bucket, "head", forgetful)
+    assert "could be overwritten" in probe(storage, datetime.now(UTC)).breaches
+
+
+@pytest.mark.servers
 def test_a_version_that_stays_below_what_an_attack_left_is_no_breach(servers: Servers) -> None:
     transport = azure_locks.Locking(versions=True)
     storage = azure_locks.storage(servers["azure"].settings(), transport)

@@ -41,12 +41,13 @@ def usages(draw: st.DrawFn) -> Usage:
 
 
 def test_a_month_is_what_the_table_says_it_is() -> None:
-    usage = Usage(NOW, 10_000, 300 * GIB, 2_000, 0, {"": 100 * GIB, "COLD": 200 * GIB})
+    usage = Usage(NOW, 10_000, 300 * GIB, 2_000, 10 * GIB, {"": 100 * GIB, "COLD": 200 * GIB})
     cost = monthly(usage, TABLE)
     assert cost.storage == pytest.approx({"": 2.0, "COLD": 0.8})
-    assert (cost.writes, cost.reads) == (pytest.approx(0.01), pytest.approx(0.002))
+    # 2,000 objects and 1,280 parts of 8 MiB were written; half of 10,000 objects and 38,400 parts are read.
+    assert (cost.writes, cost.reads) == (pytest.approx(3.28 * 0.005), pytest.approx(24.2 * 0.0004))
     assert (cost.retrieval, cost.egress) == (pytest.approx(3.0), pytest.approx(13.5))
-    assert cost.total == pytest.approx(19.312)
+    assert cost.total == pytest.approx(2.8 + 0.0164 + 0.00968 + 3.0 + 13.5)
 
 
 @given(usages(), tables())

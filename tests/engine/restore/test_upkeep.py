@@ -312,6 +312,13 @@ def test_mirror_and_verify_of_locations_on_the_command_line(place: Any, seawall:
     assert done["code"] == 0
     assert [one["protected"] for one in done["sources"][0]["backups"]] == [True, True]
     assert all(one["objects"] == 0 for one in seawall("mirror", "--dry-run")["missing"])
+    (place.root / "offsite").rename(place.root / "unmounted")
+    looked = seawall("mirror", "--dry-run")
+    assert looked["code"] == 81
+    assert [one["location"] for one in looked["missing"]] == ["vault"]
+    assert looked["error"]["message"].startswith("not every location could be looked at: shop to offsite: ")
+    assert looked["failures"]["shop to offsite"]["code"] == "not-a-repository"
+    (place.root / "unmounted").rename(place.root / "offsite")
     place.flip(next(path for path in place.objects("offsite") if "/bundles/" in str(path)))
     bad = seawall("verify", "shop", "--location", "offsite", "--up-to", "hash-good")
     assert (bad["code"], bad["locations"][0]["good"]) == (80, False)
