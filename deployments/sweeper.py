@@ -38,6 +38,7 @@ from prefect.states import Cancelled, Crashed
 from deployments.processes import end_marked
 from deployments.worker import host_of
 from seawall.catalog import Catalog, RunStatus
+from seawall.catalog.recording import alert_unreported
 from seawall.errors import CatalogError, SeawallError
 
 logger = logging.getLogger(__name__)
@@ -220,7 +221,9 @@ class Sweeper:
         end_marked(FLOW_RUN_VARIABLE, str(flow_run_id), scratch=self._scratch, seconds=5)
         status = RunStatus.CANCELLED if is_stopped else RunStatus.FAILED
         error = SeawallError(f"the run ended without a report: {why}", hint="The worker's log may say more.")
-        self._catalog.end_run(flow_run_id, status=status, now=now, error=error)
+        ended = self._catalog.end_run(flow_run_id, status=status, now=now, error=error)
+        if not is_stopped:
+            alert_unreported(self._catalog, ended, why, now=now)
 
     def _end_what_prefect_closed(self, now: datetime) -> None:
         """End what is open of runs whose process died: Prefect hears that of the worker, the catalog of nobody."""
@@ -233,9 +236,12 @@ class Sweeper:
                 self._end_rows(flow_run_id, "its process is gone", now, is_stopped=is_stopped)
 
     def _give_up_on_lapsed(self, now: datetime) -> None:
-        for record_id in self._catalog.reconcile_killed(now):
+        killed, lapsed = self._catalog.reconcile_killed(now), self._catalog.reconcile(now)
+        alert_unreported(self._catalog, killed, "its process is gone", now=now)
+        alert_unreported(self._catalog, lapsed, "its lease ran out", now=now)
+        for record_id in killed:
             logger.warning("%s was begun by hand and counts as failed: its process is gone", record_id)
-        for record_id in self._catalog.reconcile(now):
+        for record_id in lapsed:
             flow_run_id = self._catalog.flow_run_of(record_id)
             logger.warning("the lease of %s ran out; it counts as failed", record_id)
             if flow_run_id is not None:

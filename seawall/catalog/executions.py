@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from datetime import datetime
 from uuid import UUID
 
@@ -37,6 +37,15 @@ class ExecutionRecords(Records):
         query = query.order_by(col(BackupExecutionRow.execution_start).desc(), col(BackupExecutionRow.id))
         with self._reading() as session:
             return tuple(view(Execution, row) for row in session.exec(query.limit(limit).offset(offset)))
+
+    def executions_of(self, ids: Iterable[UUID]) -> tuple[Execution, ...]:
+        """Those of these ids that are executions."""
+        wanted = list(ids)
+        if not wanted:
+            return ()
+        with self._reading() as session:
+            query = select(BackupExecutionRow).where(col(BackupExecutionRow.id).in_(wanted))
+            return tuple(view(Execution, row) for row in session.exec(query))
 
     def newest_success(self, job_id: UUID) -> Execution | None:
         """The job's completed execution that began last."""

@@ -16,6 +16,7 @@ from uuid import UUID
 from seawall.anomaly import judged
 from seawall.catalog.facts import Facts, plan_facts
 from seawall.catalog.logbook import Logbook
+from seawall.catalog.logbook.alerts import at_work
 from seawall.catalog.views import (
     BackupFile,
     BackupOutcome,
@@ -34,6 +35,7 @@ from seawall.process import identity
 from seawall.settings import Settings
 
 if TYPE_CHECKING:
+    from seawall.catalog.store import Catalog
     from seawall.repository import Repository
     from seawall.restore import RestorePlan
 
@@ -364,6 +366,28 @@ def location_of(catalog: Logbook, repository: Repository, *, now: datetime) -> s
         name = f"{name}-{repository.id[:8]}"
     catalog.ensure_storage_location(name, LocationType.of(url), connection_config={"url": url}, now=now)
     return name
+
+
+def alert_unreported(catalog: Catalog, ended: Iterable[UUID], why: str, *, now: datetime) -> tuple[UUID, ...]:
+    """Open `backup-failed` for backups that ended without a report: whoever was to raise it is gone.
+
+    A later backup of the source resolves it, and so does this one if it was only slow and reports success.
+
+    Args:
+        ended: ids of executions, verifications and recoveries; only executions of backup jobs are told of.
+        why: how that is known, such as `its lease ran out`.
+
+    Returns:
+        The alerts that were raised, again or for the first time.
+    """
+    raised = []
+    for execution in catalog.executions_of(ended):
+        job = catalog.job(execution.job_id)
+        if job.job_type in KINDS and (source := str(job.backup_targets.get("source", ""))):
+            text = f"the backup of {source} ended without a report: {why}"
+            with at_work(job.id):
+                raised.append(catalog.raise_alert("backup-failed", Severity.HIGH, text, subject=source, now=now))
+    return tuple(raised)
 
 
 def raise_alerts(

@@ -11,8 +11,15 @@ from uuid import UUID, uuid4
 
 import pytest
 
-from seawall.catalog import Catalog, RunStatus, VerificationType
-from seawall.catalog.recording import ExecutionRecord, Lease, VerificationRecord
+from seawall.catalog import Catalog, JobType, RunStatus, VerificationType
+from seawall.catalog.recording import (
+    End,
+    ExecutionRecord,
+    Lease,
+    VerificationRecord,
+    alert_unreported,
+    raise_alerts,
+)
 from seawall.errors import SeawallError, UsageError
 from tests.catalog.test_executions import record
 
@@ -109,3 +116,22 @@ def test_what_a_killed_flow_run_had_at_work_waits_for_the_keeper_and_ends_as_a_w
     assert catalog.runs_of_killed() == catalog.end_run(run, status=RunStatus.FAILED, now=now) == ()
     with pytest.raises(UsageError):
         catalog.end_run(run, status=RunStatus.COMPLETED, now=now)
+
+
+def test_a_backup_that_ended_without_a_report_is_an_alert_until_one_of_its_source_succeeds(
+    catalog: Catalog, new_job: Callable[..., UUID], now: datetime
+) -> None:
+    job, site = new_job(catalog), {"backup_targets": {}, "destination_config": {}}
+    other = catalog.ensure_job("retention-cleanup", JobType.RETENTION, **site, now=now)
+    source = str(catalog.job(job).backup_targets["source"])
+    for one in (job, other):
+        catalog.begin_execution(one, now=now, lease=LEASE)
+    late = now + 2 * LEASE
+    lapsed = catalog.reconcile(late)
+    assert len(lapsed) == 2
+    assert len(alert_unreported(catalog, [*lapsed, uuid4()], "its lease ran out", now=late)) == 1
+    (alert,) = catalog.alerts()
+    assert (alert.alert_type, alert.subject, alert.alert_data["job"]) == ("backup-failed", source, str(job))
+    assert alert.message == f"the backup of {source} ended without a report: its lease ran out"
+    raise_alerts(catalog, "backup", source, End(RunStatus.COMPLETED), (), now=late)
+    assert catalog.alerts() == ()

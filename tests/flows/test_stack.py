@@ -389,6 +389,8 @@ def test_a_worker_killed_with_its_run_leaves_a_failed_execution_and_no_process(p
     try:
         assert prefect_stack.ended(run).state.type.value == "CRASHED"
         assert prefect_stack.execution(job).status is RunStatus.FAILED
+        # The job is one of backups, and nobody is left who could say that this one failed.
+        wait_for(lambda: prefect_stack.catalog.has_open_alert("backup-failed", subject="elsewhere"))
         wait_for(lambda: not alive(begun["child"]))
     finally:
         worker.kill()
