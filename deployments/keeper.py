@@ -112,7 +112,7 @@ class Keeper:
 
     def judge_others(self) -> None:
         """Miss the keepers of other hosts."""
-        for wrong in keepers.judge_all(self._settings, self._catalog, datetime.now(UTC)).values():
+        for wrong in keepers.judge_all(self._settings, self._catalog, datetime.now(UTC), watched=True).values():
             logger.warning("%s", wrong)
 
     def leave(self) -> None:

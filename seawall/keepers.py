@@ -11,7 +11,7 @@ import socket
 from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 
-from seawall.catalog import Logbook
+from seawall.catalog import Alert, Logbook, Severity
 from seawall.settings import Settings
 from seawall.watch import judge
 
@@ -40,10 +40,15 @@ def trouble(host: str, silence: timedelta | None, now: datetime) -> str:
     )
 
 
-def judge_all(settings: Settings, catalog: Logbook, now: datetime) -> Mapping[str, str]:
+def judge_all(settings: Settings, catalog: Logbook, now: datetime, *, watched: bool = False) -> Mapping[str, str]:
     """Open or resolve the alert `keeper-silent` of each host; what is wrong, by host.
 
-    Only what changed is written, so that it may be asked often.
+    Only what changed is written, so that it may be asked often. Who looks but once cannot tell a keeper that is gone
+    from one that is just starting, as all are after a power cut, nor from one that the catalog did not answer. So what
+    is seen once is an alert of low severity, which only remembers; seen again after `LIMIT`, it becomes a high one.
+
+    Args:
+        watched: whoever looks has been looking on for so long that those who are just starting were heard of.
 
     Raises:
         CatalogError: the catalog does not answer.
@@ -54,9 +59,16 @@ def judge_all(settings: Settings, catalog: Logbook, now: datetime) -> Mapping[st
         silences[here] = own
     found = {host: trouble(host, silence, now) for host, silence in silences.items()}
     for host, wrong in found.items():
-        if bool(wrong) != catalog.has_open_alert(SILENT, subject=host):
-            judge(catalog, SILENT, host, wrong, now)
+        known = catalog.open_alert(SILENT, subject=host)
+        severity = _severity(known, now, watched=watched)
+        if bool(wrong) != (known is not None) or (wrong and known is not None and severity.rank > known.severity.rank):
+            judge(catalog, SILENT, host, wrong, now, severity=severity)
     return {host: wrong for host, wrong in found.items() if wrong}
+
+
+def _severity(known: Alert | None, now: datetime, *, watched: bool) -> Severity:
+    seen_before = known is not None and now - known.created_at >= LIMIT
+    return Severity.HIGH if watched or seen_before else Severity.LOW
 
 
 def end(catalog: Logbook, host: str, now: datetime) -> None:

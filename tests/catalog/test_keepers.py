@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from seawall import keepers
-from seawall.catalog import Catalog
+from seawall.catalog import Catalog, Severity
 from seawall.errors import RecordMissing, UsageError
 from seawall.settings import Settings, parse
 
@@ -92,3 +92,29 @@ def test_on_its_own_host_a_keeper_is_believed_by_its_file_and_without_one_by_the
     settings.keeper_beat.parent.mkdir(parents=True)
     settings.keeper_beat.touch()
     assert keepers.judge_all(settings, catalog, datetime.now(UTC)) == {}
+
+
+def test_a_silence_that_was_seen_once_only_remembers_and_becomes_grave_when_it_lasts(
+    catalog: Catalog, settings: Settings, execute: Callable[[str], None]
+) -> None:
+    now = datetime.now(UTC)
+
+    def severity() -> Severity:
+        found = catalog.open_alert(keepers.SILENT, subject="far")
+        assert found is not None
+        return found.severity
+
+    catalog.beat("far")
+    execute(OLD)
+    for minutes in (0, 4):
+        keepers.judge_all(settings, catalog, now + timedelta(minutes=minutes))
+        assert severity() is Severity.LOW, "it may just be starting"
+    keepers.judge_all(settings, catalog, now + timedelta(minutes=6))
+    assert severity() is Severity.HIGH
+    keepers.judge_all(settings, catalog, now + timedelta(minutes=7))
+    assert severity() is Severity.HIGH
+    keepers.end(catalog, "far", now)
+    catalog.beat("far")
+    execute(OLD)
+    keepers.judge_all(settings, catalog, now, watched=True)
+    assert severity() is Severity.HIGH, "a keeper that has been looking on need not wait"

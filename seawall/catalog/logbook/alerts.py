@@ -83,8 +83,12 @@ class AlertEntries(Entries):
 
     def has_open_alert(self, alert_type: str, *, subject: str = "") -> bool:
         """Whether an alert of that type and subject is open."""
+        return self.open_alert(alert_type, subject=subject) is not None
+
+    def open_alert(self, alert_type: str, *, subject: str = "") -> Alert | None:
+        """The open alert of that type and subject."""
         with self._reads() as rows:
-            return _open(rows, alert_type, subject, lock=False) is not None
+            return _open(rows, alert_type, subject, lock=False)
 
 
 def _with_job(data: Document) -> Document:
