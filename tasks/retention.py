@@ -14,6 +14,7 @@ from prefect.cache_policies import NO_CACHE
 from seawall import locations, retention
 from seawall.audit import carry
 from seawall.catalog import anchors
+from seawall.catalog.doubts import doubted
 from seawall.catalog.facts import Facts, retention_facts
 from seawall.catalog.recording import ExecutionRecord, Result, record_collected
 from seawall.errors import Cancelled, Partial, RetentionRefused, SeawallError
@@ -79,16 +80,20 @@ class _Cleaning:
         if not self.dry_run:
             # Of the time when this was a copy itself, and the primary of then was gone.
             carry(repository.storage, repository.storage, now=now)
+        area = repository.source(source)
+        unsound = doubted(around.catalog, area, repository.id, PRIMARY)
         plan = retention.plan_for(
-            repository.source(source),
+            area,
             policy,
             now=now,
             awaited=lambda heads: retention.awaited(self.settings, source, heads, now=now, observe=observe),
+            unsound=unsound,
         )
         marked = 0 if self.dry_run else retention.expire(repository, plan, actor=around.actor, now=now)
         collected = retention.collect(
-            repository, source, actor=around.actor, now=now, observe=observe, dry_run=self.dry_run, policy=policy
-        )
+            repository, source, actor=around.actor, now=now, observe=observe, dry_run=self.dry_run, policy=policy,
+            unsound=unsound,
+        )  # fmt: skip
         if not self.dry_run:
             record_collected(around.catalog, repository, source, collected.sets, actor=around.actor, now=around.now)
         copies = self._copies(partial(retention.clean_copy, self.settings, repository))
@@ -119,12 +124,13 @@ class _Cleaning:
     def _copies(self, clean: Callable[..., Cleaned]) -> dict[str, Facts]:
         """Clean the copies in every other location; one that is down is told, and keeps no other from being cleaned."""
         found: dict[str, Facts] = {}
-        around = self.around
+        around, doubts = self.around, partial(doubted, self.around.catalog)
         for name in self.settings.source(self.source).mirrors:
             try:
                 done = clean(
-                    self.source, name, actor=around.actor, now=around.now, observe=around.observe, dry_run=self.dry_run
-                )
+                    self.source, name, actor=around.actor, now=around.now, observe=around.observe,
+                    dry_run=self.dry_run, doubts=doubts,
+                )  # fmt: skip
                 found[name] = retention_facts(done.plan, done.collected, done.marked)
             except Cancelled:
                 raise

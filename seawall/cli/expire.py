@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Mapping
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from seawall import retention, traces
 from seawall.cli import simulation
 from seawall.cli.console import size
 from seawall.cli.context import Context
-from seawall.errors import SettingsError, UsageError
-from seawall.events import Observer
+from seawall.errors import CatalogError, CatalogMissing, SettingsError, UsageError
+from seawall.events import Noticed, Observer
 from seawall.model import BackupLabel
+from seawall.repository import SourceArea
 from seawall.retention import Collected, RetentionPlan, RetentionPolicy
 from seawall.settings import PRIMARY, SourceSettings
 
@@ -89,6 +92,7 @@ def _expire(context: Context, name: str, options: argparse.Namespace) -> dict[st
         area,
         policy,
         now=now,
+        unsound=_doubts(context, area, context.repository.id, PRIMARY),
         at_rest=options.at_rest,
         awaited=lambda heads: retention.awaited(context.settings, name, heads, now=now, observe=context.observer),
     )
@@ -109,7 +113,24 @@ def _collect(
         observe=observe,
         dry_run=dry_run,
         policy=policy,
+        unsound=_doubts(context, context.repository.source(name), context.repository.id, PRIMARY),
     )
+
+
+def _doubts(context: Context, area: SourceArea, repository_id: str, location: str) -> Mapping[BackupLabel, str]:
+    """The sets that were found wrong when they were read back; a catalog that cannot be asked knows of none."""
+    from seawall.catalog import Logbook
+    from seawall.catalog.doubts import doubted
+
+    try:
+        with Logbook.open(context.settings.catalog.url) as catalog:
+            return doubted(catalog, area, repository_id, location)
+    except CatalogMissing:
+        return {}
+    except CatalogError as error:
+        text = f"nobody knows what verifications of {area.name} found: {error.message}"
+        context.observer.hear(Noticed("medium", "catalog-silent", text))
+        return {}
 
 
 def _expire_copy(context: Context, name: str, options: argparse.Namespace) -> dict[str, Any]:
@@ -122,6 +143,7 @@ def _expire_copy(context: Context, name: str, options: argparse.Namespace) -> di
         now=context.now(),
         observe=context.observer,
         dry_run=options.dry_run,
+        doubts=partial(_doubts, context),
     )
     return _outcome(name, done.plan, done.collected, marked=done.marked, dry_run=options.dry_run)
 

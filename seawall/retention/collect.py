@@ -62,6 +62,7 @@ def collect(
     audit: AuditLog | None = None,
     origin: SourceArea | None = None,
     policy: RetentionPolicy | None = None,
+    unsound: Mapping[BackupLabel, str] | None = None,
     alone: bool = False,
 ) -> Collected:
     """Remove what was marked at least `grace` ago, and sets never committed that are as old.
@@ -72,7 +73,7 @@ def collect(
         audit: where it is recorded, that of the primary location when this is another one; else the repository's own.
         origin: the same source in the primary location when this is another one. What its sets refer to stays here:
             a mirror may be bringing them at this moment. Its holds are in force here too.
-        policy: by which what was marked is judged again; see `second_look.look_again`.
+        policy, unsound: by which what was marked is judged again; see `second_look.look_again`.
         alone: the primary location does not answer, and `origin` is the other locations that do; None for none.
 
     Raises:
@@ -87,7 +88,7 @@ def collect(
     area = repository.source(source)
 
     def look() -> SecondLook:
-        return look_again(area, holds_on(area, origin, now), policy, now=now)
+        return look_again(area, holds_on(area, origin, now), policy, now=now, unsound=unsound)
 
     if dry_run:
         return _Collection(area, _Dry(), origin, look, alone=alone, now=now, observe=observe, grace=grace).run()

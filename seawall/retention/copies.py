@@ -10,7 +10,7 @@ see `collect`. The next cleanup with the primary carries the records into its au
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
@@ -98,6 +98,10 @@ def unwanted(area: SourceArea, policy: RetentionPolicy, *, now: datetime) -> Unw
     return Unwanted(frozenset(decision.label for decision in made.expire), frozenset(useless))
 
 
+# Of a source, in the repository of an id, in a location: the sets that were found wrong, and why (`catalog.doubts`).
+Doubts = Callable[[SourceArea, str, str], Mapping[BackupLabel, str]]
+
+
 @dataclass(frozen=True, slots=True)
 class Cleaned:
     """What retention decided and did in one location; `marked` counts new marks."""
@@ -117,10 +121,14 @@ def clean_copy(
     now: datetime,
     observe: Observer,
     dry_run: bool = False,
+    doubts: Doubts | None = None,
 ) -> Cleaned:
     """Both steps of retention for a source's copies in another location, recorded in the primary's audit.
 
     What was recorded in the location while the primary did not answer is carried into that audit first.
+
+    Args:
+        doubts: which sets there were found wrong when they were read back.
 
     Raises:
         NotARepository, ClusterMismatch: no copy of the primary lies there.
@@ -133,7 +141,7 @@ def clean_copy(
         locations.refuse_other(primary, copy)
         if not dry_run:
             carry(copy.storage, primary.storage, now=now)
-        cleaning = _Cleaning(settings, source, location, AuditLog(primary.storage), primary.source(source))
+        cleaning = _Cleaning(settings, source, location, AuditLog(primary.storage), primary.source(source), doubts)
         return cleaning.run(copy, actor=actor, now=now, observe=observe, dry_run=dry_run)
 
 
@@ -147,6 +155,7 @@ def clean_copy_alone(
     now: datetime,
     observe: Observer,
     dry_run: bool = False,
+    doubts: Doubts | None = None,
 ) -> Cleaned:
     """As `clean_copy`, while the primary does not answer: recorded in the location itself.
 
@@ -154,6 +163,7 @@ def clean_copy_alone(
 
     Args:
         others: the locations that answer and hold one repository (`locations.others`).
+        doubts: which sets there were found wrong when they were read back.
 
     Raises:
         NotARepository: the location is none of them.
@@ -167,7 +177,7 @@ def clean_copy_alone(
     further = others.without(location)
     origin = None if further is None else Repository.open(further).source(source)
     with _copy(settings, location, observe) as copy:
-        cleaning = _Cleaning(settings, source, location, AuditApart(copy.storage), origin, alone=True)
+        cleaning = _Cleaning(settings, source, location, AuditApart(copy.storage), origin, doubts, alone=True)
         return cleaning.run(copy, actor=actor, now=now, observe=observe, dry_run=dry_run)
 
 
@@ -188,14 +198,17 @@ class _Cleaning:
     location: str
     audit: AuditLog
     origin: SourceArea | None
+    doubts: Doubts | None = None
     alone: bool = False
 
     def run(self, copy: Repository, *, actor: str, now: datetime, observe: Observer, dry_run: bool) -> Cleaned:
         policy = policy_for(self.settings, self.source, self.location)
-        made = plan_for(copy.source(self.source), policy, now=now, origin=self.origin)
+        area = copy.source(self.source)
+        unsound = self.doubts(area, copy.id, self.location) if self.doubts else {}
+        made = plan_for(area, policy, now=now, origin=self.origin, unsound=unsound)
         marked = 0 if dry_run else expire(copy, made, actor=actor, now=now, audit=self.audit, origin=self.origin)
         collected = collect(
             copy, self.source, actor=actor, now=now, observe=observe, dry_run=dry_run, audit=self.audit,
-            origin=self.origin, policy=policy, alone=self.alone,
+            origin=self.origin, policy=policy, unsound=unsound, alone=self.alone,
         )  # fmt: skip
         return Cleaned(made, marked, collected)

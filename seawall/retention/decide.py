@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from itertools import pairwise
 
@@ -36,7 +36,7 @@ class Decision:
 class RetentionPlan:
     """What a policy keeps and lets go at a moment, with reasons; sets in the order in which they began.
 
-    Every moment of `window` up to `made_at` stays restorable.
+    Every moment of `window` up to `made_at` stays restorable. What is `unsound` counted as no good set.
     """
 
     source: str
@@ -45,6 +45,7 @@ class RetentionPlan:
     expire: tuple[Decision, ...]
     wal: tuple[WalRange, ...] = ()
     window: timedelta = timedelta(0)
+    unsound: frozenset[BackupLabel] = frozenset()
 
     @property
     def freed_bytes(self) -> int:
@@ -63,6 +64,7 @@ def plan(
     unreadable: Mapping[BackupLabel, str] | None = None,
     unfinished: Sequence[Head] = (),
     awaited: Mapping[BackupLabel, Sequence[str]] | None = None,
+    unsound: Mapping[BackupLabel, str] | None = None,
     at_rest: bool = False,
 ) -> RetentionPlan:
     """Decide about every set of a source.
@@ -76,19 +78,23 @@ def plan(
         unreadable: committed sets whose heads cannot be read, and why: they stay, and so does all WAL.
         unfinished: sets that have everything but the manifest. They count for nothing, and stay while the window does.
         awaited: sets that other locations shall hold and do not yet, with their names (`copies.awaited`): they stay.
+        unsound: sets that were found wrong when they were read back, and why: they count as no good ones.
         at_rest: the source takes no new backups any more, and what it has may grow old.
 
     Raises:
         ClockWentBackwards: a set stopped after `now`; no age can be trusted.
         RetentionRefused: the plan would let go what must stay, or sets stopped coming, up to now or a week ago.
     """
-    ordered = sorted(heads, key=lambda head: head.stopped_at)
-    unreadable = unreadable or {}
+    unreadable, unsound = unreadable or {}, unsound or {}
+    ordered = [_judged(head, unsound) for head in sorted(heads, key=lambda head: head.stopped_at)]
     _refuse_future(ordered, now)
     standing = standing_sets(ordered, policy, now)
     reasons = reasons_to_keep(ordered, holds, policy, now, standing)
     for label, names in (awaited or {}).items():
         reasons[label].append(f"{' and '.join(names)} shall hold it and does not yet")
+    for label, why in unsound.items():
+        if reasons.get(label):
+            reasons[label].append(f"it counts as no good one: {why}")
     kept = [head for head in ordered if reasons[head.label]]
     keep = [Decision(head.label, tuple(reasons[head.label]), head.stored_bytes) for head in kept]
     keep += [Decision(label, (f"its head cannot be read: {why}",), 0) for label, why in unreadable.items()]
@@ -99,12 +105,16 @@ def plan(
     gone += [_unfinished(head, policy) for head in unfinished if head not in waiting]
     # An unreadable head may say anything of the WAL that its set needs.
     wal = () if unreadable else tuple(unneeded_wal(kept, holds, policy.window, now, wal_names, waiting=waiting))
-    made = RetentionPlan(source, now, _in_time(keep), _in_time(gone), wal, policy.window)
+    made = RetentionPlan(source, now, _in_time(keep), _in_time(gone), wal, policy.window, frozenset(unsound))
     refuse_unsafe(made, ordered, holds)
     # WAL from before the only set is of no use, whatever the time.
     if (made.expire or (made.wal and len(ordered) > 1)) and not at_rest:
         _refuse_jump(ordered, now)
     return made
+
+
+def _judged(head: Head, unsound: Mapping[BackupLabel, str]) -> Head:
+    return replace(head, health=Health.DEGRADED) if head.label in unsound else head
 
 
 def _in_time(decisions: Iterable[Decision]) -> tuple[Decision, ...]:
@@ -274,7 +284,7 @@ def refuse_unsafe(made: RetentionPlan, heads: Sequence[Head], holds: Sequence[Ho
     held = [hold for hold in holds if hold.label in gone]
     if held:
         raise RetentionRefused(f"{held[0].label} is held by {held[0].owner}: {held[0].reason}")
-    good = [head for head in heads if head.health is Health.GOOD]
+    good = [head for head in heads if head.health is Health.GOOD and head.label not in made.unsound]
     fulls = [head for head in good if head.kind is BackupKind.FULL]
     if fulls and max(fulls, key=lambda head: head.stopped_at).label in gone:
         raise RetentionRefused(f"the plan lets go of the last good full backup of {made.source}")

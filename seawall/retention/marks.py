@@ -28,12 +28,14 @@ def plan_for(
     at_rest: bool = False,
     awaited: Callable[[Sequence[Head]], Mapping[BackupLabel, Sequence[str]]] | None = None,
     origin: SourceArea | None = None,
+    unsound: Mapping[BackupLabel, str] | None = None,
 ) -> RetentionPlan:
     """What a policy means for a source as it lies in the storage now; reads only. See `decide.plan`.
 
     Args:
         awaited: which of the listed sets other locations still wait for (`copies.awaited`).
         origin: the source in the primary location when this is another one; holds there are in force here too.
+        unsound: sets that were found wrong here when they were read back, and why (`catalog.doubts`).
 
     Raises:
         ClockWentBackwards, RetentionRefused: nothing should be let go.
@@ -49,6 +51,7 @@ def plan_for(
         unreadable={label: error.message for label, error in unreadable.items()},
         unfinished=area.unfinished(),
         awaited=awaited(heads) if awaited else None,
+        unsound=unsound,
         at_rest=at_rest,
     )
 

@@ -1,8 +1,8 @@
 """What is not removed though it was marked: asked once more of all that is there when the grace is over.
 
-Between a mark and a removal lies a day or more. Meanwhile the backup that was to stand instead may have been lost, a
-hold may have come, or the policy may have been mended after a slip. So the policy decides again, over the marked sets
-too: they are what can still be brought back. Reads only.
+Between a mark and a removal lies a day or more. Meanwhile the backup that was to stand instead may have been lost or
+found damaged, a hold may have come, or the policy may have been mended after a slip. So the policy decides again, over
+the marked sets too: they are what can still be brought back. Reads only.
 
 Not asked again: which copies other locations lack. They had them, or did not want them, when the mark was made.
 """
@@ -32,11 +32,19 @@ class SecondLook:
         return self.free_wal is None or any(wal.first <= segment <= wal.last for wal in self.free_wal)
 
 
-def look_again(area: SourceArea, holds: Sequence[Hold], policy: RetentionPolicy | None, *, now: datetime) -> SecondLook:
+def look_again(
+    area: SourceArea,
+    holds: Sequence[Hold],
+    policy: RetentionPolicy | None,
+    *,
+    now: datetime,
+    unsound: Mapping[BackupLabel, str] | None = None,
+) -> SecondLook:
     """Decide once more about all that is committed, marked or not.
 
     Args:
         policy: of this location; without one only the last good backups, full and of any kind, are kept back.
+        unsound: sets that were found wrong here when they were read back, and why.
 
     Raises:
         ClockWentBackwards: a set stopped after `now`.
@@ -52,6 +60,7 @@ def look_again(area: SourceArea, holds: Sequence[Hold], policy: RetentionPolicy 
         now=now,
         wal_names=area.wal.segments(),
         unfinished=area.unfinished(),
+        unsound=unsound,
         at_rest=True,
     )
     return SecondLook({decision.label: "; ".join(decision.reasons) for decision in made.keep}, made.wal)

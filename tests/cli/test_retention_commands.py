@@ -10,6 +10,8 @@ from typing import Any
 
 import pytest
 
+from seawall.catalog import Catalog
+from seawall.catalog.views import ObjectProof
 from seawall.keys import KeyRing
 from seawall.model import BackupKind, BackupLabel, ClusterIdentity, Compression, CopyMode, Head, SealingMode
 from seawall.repository import Repository, Sealing, SourceArea, documents
@@ -157,6 +159,29 @@ def test_what_was_marked_by_a_slip_is_not_removed_by_a_cleanup_whose_policy_keep
     assert stayed <= {str(label) for label in area.labels(with_expired=True)}
     (again,) = seawall(*what, "--days", "1").json["sources"]
     assert set(again["collected"]) == stayed, "who means it says it again"
+
+
+@pytest.mark.parametrize("location", ["primary", "offsite"])
+def test_a_backup_that_was_found_damaged_in_a_location_counts_as_no_good_one_there(
+    past: tuple[Path, SourceArea, list[BackupLabel]], seawall: Run, tmp_path: Path, location: str
+) -> None:
+    config, area, labels = past
+    text = config.read_text().replace("[sources.shop]\n", '[sources.shop]\nmirrors = ["offsite"]\n')
+    config.write_text(f'{text}\n[locations.offsite]\nurl = "{tmp_path / "offsite"}"\n')
+    shutil.copytree(Path(area.storage.url.removeprefix("file://")), tmp_path / "offsite")
+    what = ("expire", "shop", "--location", location, "--dry-run", "--config", config, "--json")
+
+    def reasons() -> dict[str, list[str]]:
+        return {item["label"]: item["reasons"] for item in seawall(*what).json["sources"][0]["keep"]}
+
+    newest = str(labels[-1])
+    assert not any("no good one" in why for why in reasons()[newest])
+    repository, name = Repository.open(area.storage), next(iter(area.needed_objects(labels[-1])))
+    with Catalog.open(load(config).catalog.url, create=True) as catalog:
+        catalog.record_proofs(repository.id, location, [ObjectProof(name, None, NOW, "its SHA-256 differs")])
+    told = reasons()
+    assert f"it counts as no good one: {name}: its SHA-256 differs" in told[newest]
+    assert "one of the last good full backups" in told[str(labels[-2])]
 
 
 def test_a_running_backup_keeps_a_cleanup_waiting_for_another_time(

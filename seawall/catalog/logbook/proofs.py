@@ -7,6 +7,7 @@ from uuid import UUID, uuid4
 
 from seawall.catalog.checks import aware
 from seawall.catalog.documents import as_document
+from seawall.catalog.logbook.files import repository_uuid
 from seawall.catalog.logbook.leases import BY_HAND, checked_lease, ended, give_up_killed, has_ended, worked_by
 from seawall.catalog.logbook.rows import Entries, Transaction, inserted
 from seawall.catalog.views import (
@@ -18,7 +19,7 @@ from seawall.catalog.views import (
     Verification,
     VerificationType,
 )
-from seawall.errors import RecordMissing, SeawallError
+from seawall.errors import RecordMissing, SeawallError, VerificationFailed
 
 
 class ProofEntries(Entries):
@@ -88,6 +89,39 @@ class ProofEntries(Entries):
             rows.update(Verification, verification_id, **ended(row, status, now, results, error))
             if status is RunStatus.COMPLETED and reads_back:
                 _mark_verified(rows, row.backup_file_id, now)
+
+    def failed_verifications(self, repository_id: UUID | str, source: str) -> dict[str, str]:
+        """Why the newest verification of a set found it wrong, by label; one that could not read says nothing."""
+        of_source = (
+            "backup_file_id IN (SELECT id FROM backup_files WHERE repository_id = :repository AND source = :source)"
+        )
+        key = repository_uuid(repository_id)
+        with self._reads() as rows:
+            files = rows.all(
+                BackupFile, "WHERE repository_id = :repository AND source = :source", repository=key, source=source
+            )
+            found = rows.all(
+                Verification, f"WHERE {of_source} ORDER BY verification_start", repository=key, source=source
+            )
+        labels = {file.id: file.label for file in files}
+        wrong: dict[str, str] = {}
+        for row in found:
+            label = labels[row.backup_file_id]
+            if row.status is RunStatus.COMPLETED:
+                wrong.pop(label, None)
+            elif row.status is RunStatus.FAILED and _found_it_wrong(row):
+                wrong[label] = row.error_message or "its verification failed"
+        return wrong
+
+    def wrong_objects(self, repository_id: UUID | str, location: str, prefix: str) -> dict[str, str]:
+        """The objects below a prefix that were found wrong in a location when they were last read, and why."""
+        query = (
+            "SELECT name, problem FROM object_proofs "
+            "WHERE repository_id = :repository AND location = :location AND problem IS NOT NULL"
+        )
+        with self._reads() as rows:
+            found = rows.execute(query, repository=repository_uuid(repository_id), location=location)
+        return {str(name): str(problem) for name, problem in found if str(name).startswith(prefix)}
 
     def begin_recovery(
         self,
@@ -159,6 +193,11 @@ class ProofEntries(Entries):
             row = rows.found(Recovery, recovery_id, "recovery", lock=True)
             if not has_ended(row, status, f"recovery {recovery_id}"):
                 rows.update(Recovery, recovery_id, **ended(row, status, now, details, error))
+
+
+def _found_it_wrong(row: Verification) -> bool:
+    error = row.verification_results.get("error")
+    return isinstance(error, dict) and error.get("code") == VerificationFailed.code
 
 
 def _mark_verified(rows: Transaction, file_id: UUID, now: datetime) -> None:

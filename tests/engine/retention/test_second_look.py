@@ -211,3 +211,39 @@ class TestInterruptions:
         assert last.details["freed_bytes"] == str(done.freed_bytes)
         collected(life, ONE_DAY)
         assert told().count("collected") == 1, "a cleanup that removes nothing says nothing"
+
+
+class TestWhatWasReadBack:
+    WRONG = "bundles/1: its SHA-256 differs"
+
+    def test_a_backup_that_was_found_damaged_does_not_stand_for_its_slot_or_for_the_last_good_one(
+        self, life: Life
+    ) -> None:
+        old = life.backup(FULL)
+        life.now += timedelta(days=3)
+        good = life.backup(FULL)
+        life.now += timedelta(hours=5)
+        bad = life.backup(FULL)
+        life.now += timedelta(days=2)
+        assert old and good and bad
+        rules = RetentionPolicy(timedelta(days=1), daily=timedelta(days=10))
+        kept = retention.plan_for(life.area, rules, now=life.now, at_rest=True)
+        assert good.label in {decision.label for decision in kept.expire}, "as long as the later one is sound"
+        plan = retention.plan_for(life.area, rules, now=life.now, at_rest=True, unsound={bad.label: self.WRONG})
+        reasons = {decision.label: decision.reasons for decision in plan.keep}
+        assert "one of the last good full backups" in reasons[good.label]
+        assert any(why.startswith("daily") for why in reasons[good.label])
+        assert f"it counts as no good one: {self.WRONG}" in reasons[bad.label], "the newest of all stays too"
+        assert retention.expire(life.repository, plan, actor="ada", now=life.now) >= 0
+
+    def test_what_was_marked_stays_when_what_stands_instead_is_found_damaged_within_the_day(self, life: Life) -> None:
+        marked = three(life)
+        life.expire(ONE_DAY)
+        life.now += timedelta(hours=25)
+        unsound = {head.label: self.WRONG for head in life.heads[1:]}
+        done = retention.collect(
+            life.repository, "shop", actor="ada", now=life.now, observe=silent(), policy=ONE_DAY, unsound=unsound
+        )
+        assert "one of the last good full backups" in done.left[str(marked.label)]
+        assert marked.label in life.area.labels(with_expired=True)
+        assert str(marked.label) in collected(life, ONE_DAY).sets
