@@ -9,6 +9,7 @@ from statistics import fmean
 
 from seawall.cli.console import size
 from seawall.cli.context import Context
+from seawall.errors import UsageError
 from seawall.model import BackupKind, Head
 from seawall.repository import SourceArea
 from seawall.retention.policy import RetentionPolicy
@@ -16,6 +17,7 @@ from seawall.retention.simulate import Schedule, Simulation, simulate
 
 # So many of the newest backups of a kind say how large the next one is.
 _RECENT = 10
+_MOST_HOURS = 8784
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -45,6 +47,8 @@ def show(options: argparse.Namespace, context: Context, source: str, policy: Ret
 
 def schedule_of(options: argparse.Namespace, area: SourceArea, now: datetime) -> Schedule:
     """What was asked for, with sizes as the repository has them; a kind that it has none of counts as nothing."""
+    if max(options.full_hours, options.incremental_hours) > _MOST_HOURS:
+        raise UsageError(f"--full-hours and --incremental-hours are at most {_MOST_HOURS}, a year")
     heads, _ = area.readable_heads()
     spans = [now - head.stopped_at for head in heads[:1]]
     days = max((span / timedelta(days=1) for span in spans), default=0.0)

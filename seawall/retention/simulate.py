@@ -27,6 +27,7 @@ from seawall.wal import Lsn
 
 _DAY = timedelta(days=1)
 _LONGEST_YEARS = 100
+_MOST_GROWTH = 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +39,10 @@ class Schedule:
             multiple of an hour that divides a day, or of a day.
         full_bytes, incremental_bytes: as stored.
         wal_bytes_per_day: as stored.
-        growth_per_year: by which factor all of these grow in a year; 1 is not at all.
+        growth_per_year: by which factor all of these grow in a year, at most 10; 1 is not at all.
+
+    Raises:
+        UsageError: no full backups, incrementals that do not fit between them, or another growth.
     """
 
     full_every: timedelta = _DAY
@@ -47,6 +51,21 @@ class Schedule:
     incremental_bytes: int = 0
     wal_bytes_per_day: int = 0
     growth_per_year: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.full_every <= timedelta(0):
+            raise UsageError("a schedule without full backups protects nothing")
+        step = self.incremental_every
+        if step < timedelta(0) or step > self.full_every or (step and self.full_every % step):
+            raise UsageError(
+                f"incrementals every {step} do not fit between full backups every {self.full_every}",
+                hint="Take a part of the time between full backups, such as 24 of 168 hours; 0 for none.",
+            )
+        if not 0 < self.growth_per_year <= _MOST_GROWTH:
+            raise UsageError(
+                f"a growth to {self.growth_per_year:g} times as much in a year cannot be simulated",
+                hint=f"More than 0 and at most {_MOST_GROWTH} times: -99 to {100 * (_MOST_GROWTH - 1)} percent.",
+            )
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,12 +99,10 @@ def simulate(policy: RetentionPolicy, schedule: Schedule, *, years: int, start: 
         start: when the first full backup stops; aware. Days are 24 hours from here.
 
     Raises:
-        UsageError: no or too many years, or a schedule without full backups.
+        UsageError: no or too many years.
     """
     if not 1 <= years <= _LONGEST_YEARS:
         raise UsageError(f"{years} years cannot be simulated; 1 to {_LONGEST_YEARS} can")
-    if schedule.full_every <= timedelta(0):
-        raise UsageError("a schedule without full backups protects nothing")
     stored: list[Head] = []
     ends, peak, peak_at = [], 0, start
     taken = _backups(schedule, start)

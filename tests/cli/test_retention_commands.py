@@ -101,7 +101,9 @@ def test_a_simulation_shows_each_year_and_changes_nothing(
     assert [year["backups"] for year in found["years"]] == [year["fulls"] for year in found["years"]]
     assert all(year["stored_bytes"] >= year["backups"] * 1_000_000 for year in found["years"])
     assert found["peak_bytes"] >= max(year["stored_bytes"] for year in found["years"])
-    assert seawall("expire", "shop", "--simulate", "0", "--config", config, "--json").code == 2
+    wrong = (("--full-hours", "0"), ("--incremental-hours", "-1"), ("--full-hours", "9" * 15), ("--growth", "-200"))
+    for more in (("--simulate", "0"), *(("--simulate", "2", *two) for two in wrong)):
+        assert seawall("expire", "shop", *more, "--config", config, "--json").code == 2
 
 
 def test_a_hold_keeps_its_backup_and_with_through_now_the_wal_behind_it(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
+from typing import Any
 from zoneinfo import ZoneInfo
 
 import pytest
@@ -10,12 +11,18 @@ import pytest
 from seawall.errors import UsageError
 from seawall.model import BackupKind, BackupLabel
 from seawall.retention import RetentionPolicy
-from seawall.retention.policy import months_before
 from seawall.retention.simulate import Schedule, simulate
 
 START = datetime(2026, 1, 1, 2, tzinfo=UTC)
 WEEK = timedelta(days=7)
 BYTES = 1 << 30
+
+
+def years_before(local: datetime, years: int) -> datetime:
+    """The same day so many years earlier; the 28th for a 29 February that there is not."""
+    if (local.month, local.day) == (2, 29) and (local.year - years) % 4:
+        local = local.replace(day=28)
+    return local.replace(year=local.year - years)
 
 
 def expected(stops: list[datetime], now: datetime, policy: RetentionPolicy) -> set[BackupLabel]:
@@ -27,8 +34,8 @@ def expected(stops: list[datetime], now: datetime, policy: RetentionPolicy) -> s
     last_of_day = {stop.astimezone(zone).date(): stop for stop in past}
     local = now.astimezone(zone)
     kept = {stop for stop in last_of_day.values() if stop >= now - policy.daily}
-    kept |= {stop for stop in last_of_week.values() if stop >= months_before(local, policy.weekly_months)}
-    kept |= {stop for stop in last_of_month.values() if stop >= months_before(local, 12 * policy.monthly_years)}
+    kept |= {stop for stop in last_of_week.values() if stop >= years_before(local, policy.weekly_months // 12)}
+    kept |= {stop for stop in last_of_month.values() if stop >= years_before(local, policy.monthly_years)}
     return {BackupLabel(stop) for stop in (*kept, *[s for s in past if s < now - policy.window][-1:])}
 
 
@@ -87,3 +94,21 @@ def test_what_cannot_be_simulated_is_refused(years: int) -> None:
         simulate(RetentionPolicy.of_days(1), Schedule(), years=years, start=START)
     with pytest.raises(UsageError, match="without full backups"):
         simulate(RetentionPolicy.of_days(1), Schedule(timedelta(0)), years=1, start=START)
+
+
+@pytest.mark.parametrize(
+    "schedule",
+    [
+        {"full_every": timedelta(hours=-5)},
+        {"incremental_every": timedelta(hours=-1)},
+        {"incremental_every": timedelta(hours=48)},
+        {"full_every": timedelta(hours=36), "incremental_every": timedelta(hours=24)},
+        {"growth_per_year": 0.0},
+        {"growth_per_year": -1.0},
+        {"growth_per_year": float("nan")},
+        {"growth_per_year": 1e308},
+    ],
+)
+def test_a_schedule_that_makes_no_sense_is_refused_and_not_played_for_ever(schedule: dict[str, Any]) -> None:
+    with pytest.raises(UsageError):
+        Schedule(**schedule)
