@@ -7,6 +7,7 @@ that nobody else can read, or from the vendor's own places, and never from a URL
 from __future__ import annotations
 
 import ipaddress
+import ssl
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import SplitResult, urlsplit
@@ -108,12 +109,20 @@ def certificates(settings: RepositorySettings) -> str | bool:
     """What an HTTP client checks certificates with: a file of one's own, or the usual authorities.
 
     Raises:
-        SettingsError: the file cannot be read.
+        SettingsError: the file cannot be read, or holds no certificates.
     """
     if settings.ca_file is None:
         return True
     if not settings.ca_file.is_file():
         raise SettingsError(f"ca_file {settings.ca_file} is not there")
+    try:
+        # Said now: a client would call a file that holds none an outage, and try again.
+        ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(settings.ca_file)
+    except OSError as error:
+        raise SettingsError(
+            f"ca_file {settings.ca_file} holds no certificates that can be read: {error.strerror or error}",
+            hint="Write those of your authority into it, in PEM: -----BEGIN CERTIFICATE----- and what follows.",
+        ) from error
     return str(settings.ca_file)
 
 

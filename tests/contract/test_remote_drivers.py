@@ -115,6 +115,15 @@ def test_a_credentials_file_that_others_can_read_is_refused(tmp_path: Path) -> N
         open_driver("s3://box/p", RepositorySettings(credentials_file=tmp_path / "nowhere"))
 
 
+@pytest.mark.parametrize("kind", HTTP)
+def test_a_file_of_certificates_that_holds_none_is_a_mistake_and_no_outage(kind: str, tmp_path: Path) -> None:
+    for text in ("", "hunter2", "-----BEGIN CERTIFICATE-----\nhunter2\n-----END CERTIFICATE-----\n"):
+        settings = replace(place(kind, "http://127.0.0.1:1", tmp_path), ca_file=closed(tmp_path / "ca.pem", text))
+        with pytest.raises(SettingsError, match="holds no certificates") as caught:
+            open_driver(settings.url, settings)
+        assert "hunter2" not in caught.value.message + caught.value.hint
+
+
 def test_settings_of_a_remote_storage_mean_nothing_to_a_local_one(tmp_path: Path) -> None:
     with pytest.raises(SettingsError, match="endpoint"):
         open_driver(str(tmp_path), RepositorySettings(endpoint="https://host"))
