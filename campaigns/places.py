@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import random
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -369,7 +369,7 @@ class Life:
                     yield from self._misread(repository, one)
                 except SeawallError as error:
                     yield f"{one.label} does not come back: {error.message}"
-        yield from self._left_over(ground, {name for one in must for name in one.needs})
+        yield from self._left_over(ground, must)
         yield from self._gaps(ground, place)
         AuditLog(ground).verify()
         mine = self.grounds[PRIMARY]
@@ -391,21 +391,17 @@ class Life:
         for left in self.into.glob("restored*"):
             shutil.rmtree(left)
 
-    def _left_over(self, ground: Ground, needed: set[str]) -> Iterator[str]:
-        """Objects of backups that nothing needs and no lock keeps."""
-        owners, marks = {name.split("/")[3] for name in needed}, ground.names(self.layout.expired)
-        unfinished = {str(head.label) for head in SourceArea(ground, SOURCE).unfinished()}
-        backups = self.layout.backups
+    def _left_over(self, ground: Ground, must: Sequence[Known]) -> Iterator[str]:
+        """Objects of backups that nothing needs, no mark can bring back and no lock keeps."""
+        marks, backups = ground.names(self.layout.expired), self.layout.backups
+        marked = [one for one in self.backups if self.layout.expiry(one.label) in marks]
+        needed = {name for one in (*must, *marked) for name in one.needs}
+        staying = {one.label for one in (*must, *marked)}
+        staying |= {head.label for head in SourceArea(ground, SOURCE).unfinished()}
         for name in sorted(ground.names(backups) | ground.names(f"{REPAIRS}{backups}")):
-            own = name.removeprefix(REPAIRS)
-            is_document = "/bundles/" not in own and own.split("/")[3] in owners
-            kept = ground.retention(name).until
-            is_marked = self.layout.expiry(BackupLabel.parse(own.split("/")[3])) in marks
-            if (
-                own not in needed
-                and not (is_document or is_marked or own.split("/")[3] in unfinished)
-                and (kept is None or kept <= self.now)
-            ):
+            own, kept = name.removeprefix(REPAIRS), ground.retention(name).until
+            label = BackupLabel.parse(own.split("/")[3])
+            if own not in needed and label not in staying and (kept is None or kept <= self.now):
                 yield f"{name} is left over"
 
     def _gaps(self, ground: Ground, place: str) -> Iterator[str]:
