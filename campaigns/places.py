@@ -306,7 +306,8 @@ class Life:
 
     def lose(self) -> None:
         """The primary is gone with all that lay there alone, and is filled again from the copies."""
-        if {name for name in DAYS if name != PRIMARY} <= set(self.down):
+        # Not while the only sound copy of a damaged object may be here, nor while no copy answers.
+        if self.damaged_since is not None or {name for name in DAYS if name != PRIMARY} <= set(self.down):
             return
         self.grounds[PRIMARY] = self._ground(PRIMARY)
         self.sealed = {name: content for name, content in self.sealed.items() if self._is_somewhere(name)}
