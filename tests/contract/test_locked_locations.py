@@ -109,6 +109,13 @@ def taken(repository: Repository, ring: KeyRing, now: datetime) -> Head:
         return writer.commit(head, objects=[stored], specials={}, files=[], held=held)
 
 
+def mirroring(file: Path) -> Settings:
+    """The settings, with a source that has copies in the vault."""
+    with file.open("a", encoding="utf-8") as settings_file:
+        settings_file.write('[sources.shop]\nmirrors = ["vault"]\n[sealing]\nmode = "none"\n')
+    return load(file, {})
+
+
 def probed(settings: Settings, catalog: Catalog) -> dict[str, LockState]:
     reports = watch.probe_locks(settings, catalog, now=datetime.now(UTC), observe=Observer())
     return {report.name: report.state for report in reports}
@@ -209,10 +216,7 @@ def test_copies_in_a_bucket_are_locked_by_the_service_and_a_cleanup_there_skips_
     s3: S3Server, site: Site, tmp_path: Path, ring: KeyRing
 ) -> None:
     place = s3.settings(lock=True)
-    file = site(vault=place)
-    with file.open("a", encoding="utf-8") as settings_file:
-        settings_file.write('[sources.shop]\nmirrors = ["vault"]\n[sealing]\nmode = "none"\n')
-    settings, now = load(file, {}), datetime.now(UTC)
+    settings, now = mirroring(site(vault=place)), datetime.now(UTC)
     repository = Repository.open(LocalStorage(tmp_path / "repository"))
     # The newest good backup would stay without any lock.
     head, newest = taken(repository, ring, now - timedelta(hours=1)), taken(repository, ring, now)
@@ -307,10 +311,7 @@ def test_what_heals_a_locked_object_lies_beside_it_and_is_locked_at_once_as_long
     site: Site, tmp_path: Path, ring: KeyRing
 ) -> None:
     now, place = datetime.now(UTC), RepositorySettings(url="memory:heal-tests")
-    file = site(vault=place)
-    with file.open("a", encoding="utf-8") as settings_file:
-        settings_file.write('[sources.shop]\nmirrors = ["vault"]\n[sealing]\nmode = "none"\n')
-    settings = load(file, {})
+    settings = mirroring(site(vault=place))
     repository = Repository.open(LocalStorage(tmp_path / "repository"))
     head = taken(repository, ring, now)
     upkeep.mirror_source(settings, repository, "shop", ring, None, begin=True, now=now, observe=Observer())
@@ -341,10 +342,7 @@ def test_what_was_repaired_beside_counts_as_sound_for_every_later_proof_and_copy
 ) -> None:
     now = datetime.now(UTC)
     place = RepositorySettings(url=f"memory:repaired-{tmp_path.name}", lock=Locking.AUTO)
-    file = site(vault=place)
-    with file.open("a", encoding="utf-8") as settings_file:
-        settings_file.write('[sources.shop]\nmirrors = ["vault"]\n[sealing]\nmode = "none"\n')
-    settings = load(file, {})
+    settings = mirroring(site(vault=place))
     repository = Repository.open(LocalStorage(tmp_path / "repository"))
     first = taken(repository, ring, now)
     vault = lockable(open_storage(place))
