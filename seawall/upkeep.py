@@ -154,7 +154,8 @@ def mirror_source(
                     locked[name] = report
                 held[name] = frozenset(SourceArea(storage, source).labels())
                 if name == PRIMARY:
-                    filled(repository.storage, storage, reports[name], catalog, actor=actor or _holder(), now=now)
+                    who, copies = actor or _holder(), repository.storage
+                    filled(copies, storage, reports[name], catalog, actor=who, now=now, observe=observe)
         except Cancelled:
             raise
         except SeawallError as error:

@@ -11,7 +11,7 @@ import pytest
 
 from seawall import locations
 from seawall.audit import AuditLog
-from seawall.catalog import Catalog
+from seawall.catalog import Catalog, anchors
 from seawall.errors import Cancelled
 from seawall.events import Event, Noticed, Observer
 from seawall.keys import KeyRing
@@ -277,3 +277,26 @@ def test_who_cancels_while_locations_are_opened_is_heard(site: Path, monkeypatch
     for reading in (locations.nearest, locations.others):
         with pytest.raises(Cancelled):
             reading(load(site), Observer())
+
+
+def test_audit_that_was_lost_with_the_primary_is_recorded_in_the_catalog_which_goes_on_from_the_new_end(
+    seawall: Run, site: Path
+) -> None:
+    old = AuditLog(open_storage(load(site).repository))
+    old.append("ada", "hold", "shop", {}, now=NOW)
+    assert seawall("mirror", "--config", site, "--json").code == 0
+    # One more, which comes to no copy; the catalog sees it.
+    lost = old.append("ada", "release-hold", "shop", {}, now=NOW)
+    with Catalog.open(load(site).catalog.url, create=True) as catalog:
+        anchors.compared(catalog, Repository.open(open_storage(load(site).repository)), now=NOW)
+        shutil.rmtree(site.parent / "repository")
+        (site.parent / "repository").mkdir()
+        done = seawall("mirror", "--location", "primary", "--begin", "--config", site, "--json")
+        assert done.code == 0, done.out
+        entry = next(one for one in catalog.audit_entries() if one.action == "primary.fill")
+        assert entry.details["audit_ended"] == f"{lost.number} {lost.digest}"
+        assert entry.details["audit_goes_on_after"].startswith("1 ")
+        # Else this said that somebody had cut the audit, today and ever after.
+        assert anchors.compared(catalog, Repository.open(open_storage(load(site).repository)), now=NOW).number == 2
+        old.append("ada", "hold", "shop", {}, now=NOW)
+        assert anchors.compared(catalog, Repository.open(open_storage(load(site).repository)), now=NOW).number == 3

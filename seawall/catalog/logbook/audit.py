@@ -65,6 +65,20 @@ class AuditEntries(Entries):
                 now=aware(now),
             )
 
+    def replace_repository_anchor(
+        self, repository_id: UUID | str, sequence: int, digest: str, *, now: datetime
+    ) -> None:
+        """Let another end take the place of one that is lost; the caller has recorded in the audit what was lost."""
+        with self._writes() as rows:
+            rows.execute(
+                "UPDATE audit_anchors SET sequence = :sequence, hash = :hash, seen_at = :now"
+                " WHERE repository_id = :key",
+                key=UUID(str(repository_id)),
+                sequence=sequence,
+                hash=digest,
+                now=aware(now),
+            )
+
     def repository_anchor(self, repository_id: UUID | str) -> AuditAnchor | None:
         """Where the audit of a repository ended when this catalog last looked; None if it never did."""
         query = "SELECT sequence, hash FROM audit_anchors WHERE repository_id = :key"
