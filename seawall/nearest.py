@@ -305,13 +305,28 @@ class Nearest:
 
 
 def as_read(copy: Copy, ring: KeyRing | None, observe: Observer) -> Storage:
-    """One location as it is read: what is damaged and locked there is taken from what repaired it.
-
-    It is the location's own storage where nothing was repaired beside; else only the audit can be written through it.
-    """
-    if next(iter(copy.storage.list(REPAIRS)), None) is None:
+    """One location as it is read: what is damaged and locked there is taken from what repaired it."""
+    repaired = frozenset(stat.name.removeprefix(REPAIRS) for stat in copy.storage.list(REPAIRS))
+    if not repaired:
         return copy.storage
-    return Nearest([copy], Evidence(telling([copy]), ring), observe)
+    return _Mended(copy.storage, Nearest([copy], Evidence(telling([copy]), ring), observe), repaired)
+
+
+class _Mended(Wrapper):
+    """A location in which the objects that were repaired are proved before they are given; the others are read once."""
+
+    def __init__(self, inner: Storage, proved: Nearest, repaired: frozenset[str]) -> None:
+        super().__init__(inner)
+        self._proved, self._repaired = proved, repaired
+
+    def _at(self, name: str) -> Storage:
+        return self._proved if name in self._repaired else self.inner
+
+    def get(self, name: str, offset: int = 0, length: int | None = None) -> Iterator[bytes]:
+        return self._at(name).get(name, offset, length)
+
+    def stat(self, name: str) -> Stat:
+        return self._at(name).stat(name)
 
 
 def source_as_read(repository: Repository, source: str, ring: KeyRing | None, observe: Observer) -> SourceArea:
