@@ -38,7 +38,7 @@ from seawall.keys import KeyRing
 from seawall.locks import Locker, LockReport
 from seawall.mirror import MirrorPolicy, MirrorReport, Protection
 from seawall.model import BackupLabel, Finding, Proof
-from seawall.nearest import Copy, as_read, telling
+from seawall.nearest import Copy, as_read, source_as_read, telling
 from seawall.proofs import Budget, ProofReport
 from seawall.repository import Repository, SourceArea
 from seawall.repository.evidence import Evidence
@@ -275,7 +275,7 @@ def _mirror_to(
             chosen = replace(chosen, forget=(), other_audit="")
         copied = locker.copied if isinstance(locker, Locker) else mirror.nobody_is_told
         early = _tried(locker.catch_up) if isinstance(locker, Locker) else LockReport()
-        origin = as_read(Copy(PRIMARY, repository.storage), ring, observe)
+        origin = source_as_read(repository, source, ring, observe).storage
         report = mirror.run(chosen, origin, storage, evidence, observe=observe, held=held, copied=copied, room=room)
         if not isinstance(locker, Locker):
             return report, locker
